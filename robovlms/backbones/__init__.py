@@ -1,0 +1,1 @@
+"""Vision-language models behind one contract (`base.py`), one file per family."""

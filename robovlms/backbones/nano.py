@@ -1,0 +1,159 @@
+"""A few-million-parameter VLM of our own that learns from scratch on a CPU: for the quickstart, CI and teaching.
+
+A convolutional stem turns each view into a 4 x 4 grid of tokens, a small causal transformer reads [views | text | queries].
+Its tokenizer needs no file: words are hashed into a fixed vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robovlms.backbones.base import PrefixBackbone
+from robovlms.config import ModelSize, NanoBackboneConfig
+from robovlms.registry import BACKBONES
+from robovlms.types import ImageSpec
+
+VOCAB_SIZE = 2048
+GRID = 4  # image tokens per side
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Float[Tensor, "n s d"], allowed: Bool[Tensor, "1 1 s s"]) -> Float[Tensor, "n s d"]:
+        q, k, v = rearrange(self.qkv(self.norm1(x)), "n s (three g e) -> three n g s e", three=3, g=self.num_heads)
+        x = x + self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed), "n g s e -> n s (g e)"))
+        return x + self.mlp(self.norm2(x))
+
+
+class Stem(nn.Module):
+    """Strided convolutions from pixels to a 4 x 4 grid of tokens. The first stride is 4: early maps cost the most."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(3, 32, 8, stride=4, padding=2), nn.GroupNorm(8, 32), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GroupNorm(8, 64), nn.ReLU(),
+            nn.Conv2d(64, dim, 3, stride=2, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(GRID),
+        )  # fmt: skip
+        self.position = nn.Parameter(torch.randn(GRID * GRID, dim) * 0.02)
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
+        grid = self.conv(images.contiguous(memory_format=torch.channels_last))
+        return self.project(rearrange(grid, "n d h x -> n (h x) d")) + self.position
+
+
+@BACKBONES.register("nano")
+class Nano(PrefixBackbone):
+    """Learns from scratch in minutes on a CPU."""
+
+    num_head_tokens = 0
+
+    def __init__(self, config: NanoBackboneConfig) -> None:
+        super().__init__()
+        if config.image_size % 16:
+            raise ValueError(f"backbone.image_size={config.image_size} must be a multiple of 16.")
+        if config.hidden_dim % (8 * config.num_heads) or config.hidden_dim % 8:
+            raise ValueError(f"backbone.hidden_dim={config.hidden_dim} must be a multiple of 8 * backbone.num_heads.")
+        self.config, self.prompt, self.hidden_dim = config, config.prompt, config.hidden_dim
+        self.image_spec = ImageSpec(size=config.image_size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        self.gradient_checkpointing = config.gradient_checkpointing
+        self.stem = Stem(config.hidden_dim)
+        self.embedding = nn.Embedding(VOCAB_SIZE, config.hidden_dim)
+        nn.init.normal_(self.embedding.weight, std=0.5)
+        self.blocks = nn.ModuleList(Block(config.hidden_dim, config.num_heads) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim)
+
+    @classmethod
+    def from_config(cls, config: NanoBackboneConfig) -> Nano:
+        """Build with random weights, or read a folder written by `save_pretrained`."""
+        if config.size is ModelSize.tiny:
+            backbone = cls.tiny()
+        else:
+            backbone = cls(config)
+            if config.checkpoint and not config.random_init:
+                backbone._load(Path(config.checkpoint))
+        backbone.freeze(config)
+        return backbone
+
+    @classmethod
+    def tiny(cls) -> Nano:
+        """Build two layers of width 32 on 32 px."""
+        sizes = {"image_size": 32, "hidden_dim": 32, "num_layers": 2, "num_heads": 2}
+        return cls(NanoBackboneConfig(name="nano", **sizes))
+
+    def tokenize(self, prompts: list[str]) -> list[list[int]]:
+        """Hash lower-case words and punctuation marks into the vocabulary; id 0 starts every text."""
+        words = [re.findall(r"[a-z0-9]+|[^\sa-z0-9]", prompt.lower()) for prompt in prompts]
+        return [[0, *(1 + zlib.crc32(word.encode()) % (VOCAB_SIZE - 1) for word in row)] for row in words]
+
+    def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
+        """Run the convolutional stem."""
+        return self.stem(images)
+
+    def embed_text(self, text_ids: Int64[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
+        """Look words up."""
+        return self.embedding(text_ids)
+
+    def decode(
+        self, embeds: Float[Tensor, "n s d"], mask: Bool[Tensor, "n s"], frame: Int64[Tensor, "n s"], is_query: Bool[Tensor, "n s"]
+    ) -> Float[Tensor, "n s d"]:
+        """Run the causal transformer with sinusoidal positions; padding comes last, so causality alone hides it."""
+        s = embeds.shape[1]
+        allowed = torch.ones(s, s, dtype=torch.bool, device=embeds.device).tril()[None, None]
+        x = embeds + sinusoids(s, self.hidden_dim, embeds)
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                x = torch.utils.checkpoint.checkpoint(block, x, allowed, use_reentrant=False)
+            else:
+                x = block(x, allowed)
+        return self.norm(x)
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Name what the freeze options stop."""
+        return {"vision": [self.stem], "text": [self.blocks, self.norm], "embeddings": [self.embedding]}
+
+    def save_pretrained(self, folder: Path, weights: bool = True) -> None:
+        """Write config.json and, on request, model.safetensors."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        keys = ("image_size", "hidden_dim", "num_layers", "num_heads")
+        sizes = {key: getattr(self.config, key) for key in keys}
+        (folder / "config.json").write_text(json.dumps({"model_type": "nano", **sizes}, indent=2) + "\n")
+        if weights:
+            save_file(self.state_dict(), folder / "model.safetensors")
+
+    def _load(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        if not (folder / "model.safetensors").is_file():
+            raise FileNotFoundError(
+                f"{folder / 'model.safetensors'} does not exist: backbone.checkpoint must be a folder written by "
+                "save_pretrained; backbone.checkpoint=null starts from random weights."
+            )
+        self.load_state_dict(load_file(folder / "model.safetensors"))
+
+
+def sinusoids(length: int, dim: int, like: Tensor) -> Float[Tensor, "s d"]:
+    """Give fixed sine and cosine positions. Source: arXiv:1706.03762."""
+    angles = torch.arange(length, device=like.device)[:, None] / 1000 ** (torch.arange(0, dim, 2, device=like.device) / dim)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)

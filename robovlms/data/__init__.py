@@ -1,0 +1,1 @@
+"""Robot datasets behind one contract (`base.py`), one file per on-disk format."""

@@ -1,0 +1,112 @@
+"""Which windows make up which step: a pure function of (seed, step), whatever the number of ranks and workers.
+
+The global order is cut into steps, ranks and micro-steps only at the end, so a run resumes at any step to the exact next
+sample, also with another number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+from torch.utils.data import Sampler
+
+
+class Draw(NamedTuple):
+    """One sample to read: which window, and its number in the run, which seeds its augmentation."""
+
+    index: int
+    number: int
+
+
+def permute(positions: Int64[np.ndarray, "n"], size: int, key: int) -> Int64[np.ndarray, "n"]:
+    """Give where a pseudo-random permutation of range(size) sends `positions`, in O(1) memory.
+
+    A six-round Feistel network permutes the next even power of two; numbers that land outside are sent on until they
+    land inside (cycle walking). Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002.
+    """
+    half = max(1, (size - 1).bit_length() + 1 >> 1)
+    low_bits, shift = np.uint64((1 << half) - 1), np.uint64(half)
+
+    def network(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
+        left, right = x >> shift, x & low_bits
+        for round_key in np.random.Generator(np.random.Philox(key=key)).integers(0, 2**63, 6, dtype=np.uint64):
+            left, right = right, left ^ (_mix(right ^ round_key) & low_bits)
+        return (left << shift) | right
+
+    x = network(positions.astype(np.uint64))
+    while len(outside := np.flatnonzero(x >= size)):
+        x[outside] = network(x[outside])
+    return x.astype(np.int64)
+
+
+def _mix(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
+    """Scramble 64 bits. Source: the finaliser of SplitMix64, Steele et al., OOPSLA 2014."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class StepSampler(Sampler[list[Draw]]):
+    """Yield this rank's micro-batches from `start_step` on, forever: `accumulation` of them make one step.
+
+    An epoch is floor(size / batch_size) steps without replacement; what is left over differs from epoch to epoch.
+
+    Raises:
+        ValueError: the data set has fewer windows than one batch.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        device_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        start_step: int = 0,
+    ) -> None:
+        if size < batch_size:
+            raise ValueError(
+                f"the data set has {size} windows, fewer than batch_size={batch_size}: set batch_size={max(1, size)} or less."
+            )
+        self.size, self.batch_size, self.device_batch_size = size, batch_size, device_batch_size
+        self.rank, self.world_size, self.seed, self.start_step = rank, world_size, seed, start_step
+        self.steps_per_epoch = size // batch_size
+        self.accumulation = accumulation_steps(batch_size, device_batch_size, world_size)
+
+    def step_draws(self, step: int) -> list[Draw]:
+        """Give the global batch of one step, in order."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        positions = np.arange(self.batch_size, dtype=np.int64)
+        indices = permute(step_in_epoch * self.batch_size + positions, self.size, key=self.seed << 32 | epoch)
+        numbers = step * self.batch_size + positions
+        return [Draw(*pair) for pair in zip(indices.tolist(), numbers.tolist(), strict=True)]
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        step, per_rank = self.start_step, self.batch_size // self.world_size
+        while True:
+            mine = self.step_draws(step)[self.rank * per_rank : (self.rank + 1) * per_rank]
+            for first in range(0, per_rank, self.device_batch_size):
+                yield mine[first : first + self.device_batch_size]
+            step += 1
+
+
+def accumulation_steps(batch_size: int, device_batch_size: int, world_size: int) -> int:
+    """Derive how many micro-steps make one optimizer step.
+
+    Raises:
+        ValueError: the global batch does not divide evenly; names the nearest that does.
+    """
+    per_micro_step = device_batch_size * world_size
+    if batch_size % per_micro_step:
+        fits = [n for n in range(1, batch_size // world_size + 1) if batch_size % (n * world_size) == 0]
+        advice = f"set device_batch_size to one of {fits}" if fits else "set batch_size to a multiple of the processes"
+        raise ValueError(
+            f"batch_size={batch_size} does not divide into device_batch_size={device_batch_size} x {world_size} processes: "
+            f"{advice}."
+        )
+    return batch_size // per_micro_step

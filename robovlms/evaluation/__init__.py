@@ -1,0 +1,1 @@
+"""Closed-loop rollouts, the statistics that make them comparable, and the report that shows them."""

@@ -1,0 +1,107 @@
+"""What is evaluated and what came out: the plan of an evaluation and the result of one episode."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from robovlms.config import EvaluationConfig
+from robovlms.sims.base import Task
+
+
+class EpisodeKey(NamedTuple):
+    """What tells the episodes of one plan apart."""
+
+    task: str
+    seed: int
+    instruction: str
+    opposite: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One rollout to make: the scene of `task` from `seed`, with the words the policy is told."""
+
+    task: Task
+    seed: int
+    instruction: str
+    opposite: bool = False  # told the instruction of `task.opposite`: reaching the task's own goal is a mistake
+    record: bool = False  # write a video
+
+    @property
+    def key(self) -> EpisodeKey:
+        """What a result is matched to its episode by."""
+        return EpisodeKey(self.task.name, self.seed, self.instruction, self.opposite)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """How one episode ended. `success`: the goal of `task` was reached, whatever the policy was told."""
+
+    task: str
+    seed: int
+    instruction: str
+    opposite: bool
+    success: bool
+    steps: int | None  # control steps taken; unknown where an error ended the episode
+    seconds: float  # wall clock
+    error: str | None = None  # traceback
+
+    @property
+    def key(self) -> EpisodeKey:
+        """What a result is matched to its episode by."""
+        return EpisodeKey(self.task, self.seed, self.instruction, self.opposite)
+
+    @property
+    def video_name(self) -> str:
+        """File name of the episode's video, if it was recorded."""
+        task = re.sub(r"[^\w.-]+", "-", self.task)
+        return f"{task}_{self.seed}{'_opposite' if self.opposite else ''}.mp4"
+
+
+def plan_episodes(tasks: Sequence[Task], config: EvaluationConfig) -> list[Episode]:
+    """List every episode, task by task: first told the task's own instruction, then the opposite one.
+
+    Episode i of either kind starts from `config.seed + i`, so that both kinds see the same scenes.
+
+    Raises:
+        ValueError: nothing to evaluate, or opposite instructions are asked for and there are none.
+    """
+    if not tasks or config.episodes_per_task < 1:
+        raise ValueError(
+            f"nothing to evaluate: {len(tasks)} tasks x evaluation.episodes_per_task={config.episodes_per_task}. "
+            "Set evaluation.episodes_per_task to at least 1 and leave sim.tasks empty for the whole suite."
+        )
+    if config.opposite_episodes_per_task and not any(task.opposite for task in tasks):
+        raise ValueError(
+            f"evaluation.opposite_episodes_per_task={config.opposite_episodes_per_task}, but none of the tasks "
+            f"{', '.join(task.name for task in tasks)} has an opposite: set it to 0."
+        )
+    instructions = {task.name: task.instruction for task in tasks}
+    plan = []
+    for task in tasks:
+        plan += _repeat(task, task.instruction, config, opposite=False)
+        if task.opposite and config.opposite_episodes_per_task:
+            if task.opposite not in instructions:
+                raise ValueError(
+                    f"evaluation.opposite_episodes_per_task={config.opposite_episodes_per_task} needs the instruction "
+                    f"of '{task.opposite}', the opposite of '{task.name}': add it to sim.tasks, or set the option to 0."
+                )
+            plan += _repeat(task, instructions[task.opposite], config, opposite=True)
+    return plan
+
+
+def _repeat(task: Task, instruction: str, config: EvaluationConfig, *, opposite: bool) -> list[Episode]:
+    count = config.opposite_episodes_per_task if opposite else config.episodes_per_task
+    return [
+        Episode(
+            task=task,
+            seed=config.seed + i,
+            instruction=instruction,
+            opposite=opposite,
+            record=i < config.videos_per_task,
+        )
+        for i in range(count)
+    ]

@@ -1,0 +1,1 @@
+"""Action heads behind one contract (`base.py`), one file per head."""

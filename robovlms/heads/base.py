@@ -1,0 +1,105 @@
+"""The action-head contract, and what the continuous heads share: arm and gripper decoders and their loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from robovlms.config import ArmLoss, HeadConfig
+from robovlms.types import Losses
+
+Read: TypeAlias = Callable[[Tensor], Tensor]
+"""Queries "b w q d" to features "b w q d": one call of the backbone."""
+
+
+class ActionHead(nn.Module, ABC):
+    """Says what to ask the backbone (`queries`), and turns its answer into a loss or into actions."""
+
+    @abstractmethod
+    def __init__(self, config: HeadConfig, *, feature_dim: int, action_dim: int, window_size: int, chunk_size: int) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def queries(self, b: int, w: int, actions: Float[Tensor, "b w k a"] | None = None) -> Float[Tensor, "b w q d"]:
+        """Give what the backbone reads at the end of every frame."""
+
+    @abstractmethod
+    def loss(self, features: Float[Tensor, "b w q d"], actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]) -> Losses:
+        """Compare with the taught chunks; every entry is a mean over the real steps, "loss" the weighted sum."""
+
+    @abstractmethod
+    def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
+        """Give the newest frame's chunk: arm in [-1, 1], gripper exactly -1 or +1. Calls `read` as often as it needs."""
+
+
+class ActionDecoder(nn.Sequential):
+    """in -> 1024 -> 512 -> 256 -> out with ReLU between. Source: RoboVLMs policy_head/base_policy.py, MLPTanhHead."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        sizes = [in_dim, 1024, 512, 256, out_dim]
+        layers: list[nn.Module] = []
+        for left, right in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(left, right), nn.ReLU()]
+        super().__init__(*layers[:-1])
+
+
+class RegressionHead(ActionHead):
+    """Heads that regress a chunk at every frame: tanh on the arm, a logit for the gripper.
+
+    One zero-initialised learned vector is repeated `num_queries` times per frame, as upstream does. Every position of the
+    window is supervised. A subclass says how features become one vector per frame.
+
+    Source: RoboVLMs policy_head/base_policy.py; loss = arm + 0.01 * gripper, arXiv:2412.14058.
+    """
+
+    def __init__(self, config: HeadConfig, *, feature_dim: int, action_dim: int, window_size: int, chunk_size: int) -> None:
+        super().__init__(config, feature_dim=feature_dim, action_dim=action_dim, window_size=window_size, chunk_size=chunk_size)
+        self.num_queries, self.chunk_size, self.arm_dim = config.num_queries, chunk_size, action_dim - 1
+        self.arm_loss, self.gripper_weight = config.loss, config.gripper_weight
+        self.query = nn.Parameter(torch.zeros(feature_dim))
+        out_dim = config.hidden_dim * config.num_queries
+        self.arm = ActionDecoder(out_dim, self.arm_dim * chunk_size)
+        self.gripper = ActionDecoder(out_dim, chunk_size)
+
+    @abstractmethod
+    def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
+        """Turn each frame's features (and, for recurrent heads, the earlier frames') into one vector per frame."""
+
+    def queries(self, b: int, w: int, actions: Float[Tensor, "b w k a"] | None = None) -> Float[Tensor, "b w q d"]:
+        """Repeat the learned vector for every frame."""
+        return repeat(self.query, "d -> b w q d", b=b, w=w, q=self.num_queries)
+
+    def decode(self, features: Float[Tensor, "b w q d"]) -> tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k"]]:
+        """Give the normalised arm actions in [-1, 1] and the gripper logits (positive: open) of every frame."""
+        fused = self.fuse(rearrange(features, "b w q d -> b w (q d)"))
+        arm = rearrange(self.arm(fused).tanh(), "b w (k a) -> b w k a", k=self.chunk_size)
+        return arm, self.gripper(fused)
+
+    def loss(self, features: Float[Tensor, "b w q d"], actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]) -> Losses:
+        """Huber (delta 1), squared or absolute error on the arm plus weighted binary cross-entropy on the gripper."""
+        arm, gripper = self.decode(features)
+        error = {ArmLoss.huber: F.huber_loss, ArmLoss.mse: F.mse_loss, ArmLoss.l1: F.l1_loss}[self.arm_loss]
+        arm_loss = masked_mean(error(arm.float(), actions[..., :-1], reduction="none").mean(-1), mask)
+        is_open = (actions[..., -1] > 0).float()
+        gripper_loss = masked_mean(F.binary_cross_entropy_with_logits(gripper.float(), is_open, reduction="none"), mask)
+        accuracy = masked_mean(((gripper > 0) == is_open.bool()).float(), mask)
+        loss = arm_loss + self.gripper_weight * gripper_loss
+        return {"loss": loss, "arm": arm_loss, "gripper": gripper_loss, "gripper_accuracy": accuracy.detach()}
+
+    def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
+        """Read once and decode the newest frame."""
+        arm, gripper = self.decode(read(self.queries(b, w)))
+        is_open = torch.where(gripper[:, -1] > 0, 1.0, -1.0)
+        return torch.cat([arm[:, -1].float(), is_open[..., None]], dim=-1)
+
+
+def masked_mean(values: Float[Tensor, "b w k"], mask: Bool[Tensor, "b w k"]) -> Float[Tensor, ""]:
+    """Average the real steps; 0 when there is none."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)

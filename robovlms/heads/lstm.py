@@ -1,0 +1,31 @@
+"""The paper's best head: an LSTM over the window, then one decoder for the arm and one for the gripper."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robovlms.config import LSTMHeadConfig
+from robovlms.heads.base import RegressionHead
+from robovlms.registry import HEADS
+
+
+@HEADS.register("lstm")
+class LSTMHead(RegressionHead):
+    """Zero initial state at the first frame of the window, in training and in rollout.
+
+    Source: RoboVLMs policy_head/base_policy.py, LSTMDecoder (4 layers, hidden 1024).
+    """
+
+    def __init__(
+        self, config: LSTMHeadConfig, *, feature_dim: int, action_dim: int, window_size: int, chunk_size: int
+    ) -> None:
+        super().__init__(config, feature_dim=feature_dim, action_dim=action_dim, window_size=window_size, chunk_size=chunk_size)
+        q = config.num_queries
+        self.lstm = nn.LSTM(
+            feature_dim * q, config.hidden_dim * q, config.num_layers, dropout=config.dropout, batch_first=True
+        )
+
+    def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
+        """Run the LSTM over the window."""
+        return self.lstm(features)[0]

@@ -1,0 +1,28 @@
+"""A head without memory: every frame's features are decoded on their own."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robovlms.config import HeadConfig
+from robovlms.heads.base import RegressionHead
+from robovlms.registry import HEADS
+
+
+@HEADS.register("mlp")
+class MLPHead(RegressionHead):
+    """in -> in / 2 -> hidden, then the decoders. Source: RoboVLMs policy_head/base_policy.py, FCDecoder."""
+
+    def __init__(self, config: HeadConfig, *, feature_dim: int, action_dim: int, window_size: int, chunk_size: int) -> None:
+        super().__init__(config, feature_dim=feature_dim, action_dim=action_dim, window_size=window_size, chunk_size=chunk_size)
+        in_dim, out_dim = feature_dim * config.num_queries, config.hidden_dim * config.num_queries
+        self.mlp = nn.Sequential(nn.Linear(in_dim, in_dim // 2), nn.ReLU(), nn.Linear(in_dim // 2, out_dim))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
+        """Project each frame on its own."""
+        return self.mlp(features)

@@ -1,0 +1,1 @@
+"""Simulators behind one contract (`base.py`), one file per benchmark."""

@@ -1,0 +1,269 @@
+"""Meta-World's 50 tasks (MT50) with a language instruction each, two cameras, and a scripted expert for every task.
+
+Source: Meta-World 3.1.1 (github.com/Farama-Foundation/Metaworld), arXiv:1910.10897. The benchmark has no language; the
+instructions are ours. Task names are Meta-World's without the version suffix: `drawer-open` is its `drawer-open-v3`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from robovlms.config import ActionContract, SimConfig
+from robovlms.registry import SIMULATORS, nearest
+from robovlms.sims.base import Simulator, Step, Task
+from robovlms.types import Observation
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco when it is imported; needs no display and no GPU
+try:
+    import mujoco
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    from metaworld.policies import ENV_POLICY_MAP
+except ModuleNotFoundError as error:
+    raise ImportError(f'sim=metaworld: {error}. Install it with pip install "robovlms[metaworld]".') from error
+
+INSTRUCTIONS = {
+    "assembly": "put the ring on the peg",
+    "basketball": "put the ball in the basket",
+    "bin-picking": "move the cube from the red bin to the blue bin",
+    "box-close": "put the lid on the box",
+    "button-press": "press the button",
+    "button-press-topdown": "press the button from above",
+    "button-press-topdown-wall": "press the button from above, behind the wall",
+    "button-press-wall": "press the button behind the wall",
+    "coffee-button": "press the button of the coffee machine",
+    "coffee-pull": "pull the mug away from the coffee machine",
+    "coffee-push": "push the mug under the coffee machine",
+    "dial-turn": "turn the dial",
+    "disassemble": "take the ring off the peg",
+    "door-close": "close the door",
+    "door-lock": "lock the door",
+    "door-open": "open the door",
+    "door-unlock": "unlock the door",
+    "drawer-close": "close the drawer",
+    "drawer-open": "open the drawer",
+    "faucet-close": "close the faucet",
+    "faucet-open": "open the faucet",
+    "hammer": "hammer the nail into the box",
+    "hand-insert": "put the hand into the hole",
+    "handle-press": "press the handle down",
+    "handle-press-side": "press the sideways handle down",
+    "handle-pull": "pull the handle up",
+    "handle-pull-side": "pull the sideways handle up",
+    "lever-pull": "pull the lever up",
+    "peg-insert-side": "insert the peg into the hole",
+    "peg-unplug-side": "unplug the peg",
+    "pick-out-of-hole": "take the puck out of the hole to the goal",
+    "pick-place": "pick up the puck and bring it to the goal",
+    "pick-place-wall": "bring the puck over the wall to the goal",
+    "plate-slide": "slide the plate into the net",
+    "plate-slide-back": "slide the plate back out of the net",
+    "plate-slide-back-side": "slide the plate sideways out of the net",
+    "plate-slide-side": "slide the plate sideways into the net",
+    "push": "push the puck to the goal",
+    "push-back": "pull the puck back to the goal",
+    "push-wall": "push the puck around the wall to the goal",
+    "reach": "move the hand to the goal",
+    "reach-wall": "move the hand over the wall to the goal",
+    "shelf-place": "put the cube on the shelf",
+    "soccer": "kick the ball into the goal",
+    "stick-pull": "pull the thermos with the stick",
+    "stick-push": "push the thermos with the stick",
+    "sweep": "sweep the cube off the table",
+    "sweep-into": "sweep the cube into the hole",
+    "window-close": "close the window",
+    "window-open": "open the window",
+}
+
+_OPPOSITE_PAIRS = [
+    ("assembly", "disassemble"),
+    ("coffee-push", "coffee-pull"),
+    ("door-open", "door-close"),
+    ("door-lock", "door-unlock"),
+    ("drawer-open", "drawer-close"),
+    ("faucet-open", "faucet-close"),
+    ("handle-press", "handle-pull"),
+    ("handle-press-side", "handle-pull-side"),
+    ("plate-slide", "plate-slide-back"),
+    ("plate-slide-side", "plate-slide-back-side"),
+    ("window-open", "window-close"),
+]
+OPPOSITES = dict(_OPPOSITE_PAIRS) | {b: a for a, b in _OPPOSITE_PAIRS}
+
+MARKED_GOALS = {
+    "coffee-pull", "pick-out-of-hole", "pick-place", "pick-place-wall", "plate-slide-back", "plate-slide-back-side",
+    "push", "push-back", "push-wall", "reach", "reach-wall", "stick-pull", "stick-push",
+}  # fmt: skip
+"""Tasks whose goal is a free position, seen only as a coloured marker. Elsewhere markers would give the answer away."""
+
+GRIP_EFFORT = 0.6  # what gripper -1 executes; at 1.0 the fingers squeeze objects out (basketball 0 % instead of 100 %)
+SOFT_GRIP_EFFORT = {"peg-unplug-side": 0.1, "pick-out-of-hole": 0.1}
+"""Source: the efforts of metaworld.policies, mostly 0.6 and for these tasks 0.1."""
+
+MAX_STEPS = 500  # Meta-World's own horizon; its environments refuse to step beyond
+
+
+@SIMULATORS.register("metaworld")
+class MetaWorld(Simulator):
+    """Meta-World's Sawyer arm, seen from the `side` and the `wrist`; proprio is hand x, y, z (m) and opening [0, 1].
+
+    The hand does not turn: the three rotation entries of an action are ignored. Scene and renderer are kept
+    while the task stays the same and cost about a second when it changes.
+    """
+
+    contract = ActionContract(
+        names=["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
+        representation="delta",
+        frame="world",
+        units="1.0 moves the hand's target by 0.01 m; rotation is always 0",
+        control_hz=80.0,
+    )
+
+    def __init__(self, config: SimConfig) -> None:
+        for name in config.tasks:
+            if name not in INSTRUCTIONS:
+                raise ValueError(
+                    f"sim.tasks has '{name}', which Meta-World does not have.{nearest(name, INSTRUCTIONS)} "
+                    f"Tasks: {', '.join(INSTRUCTIONS)}."
+                )
+        if not 1 <= config.max_steps <= MAX_STEPS:
+            raise ValueError(f"sim.max_steps={config.max_steps} must be 1 to {MAX_STEPS}, Meta-World's own horizon.")
+        self._config = config
+        self._scene: _Scene | None = None
+        self._instruction = ""
+        self._num_steps = 0
+
+    def tasks(self) -> list[Task]:
+        """List the tasks of `config.tasks` in that order, or all 50 by name."""
+        names = self._config.tasks or sorted(INSTRUCTIONS)
+        return [Task(name=name, instruction=INSTRUCTIONS[name], opposite=OPPOSITES.get(name)) for name in names]
+
+    def reset(self, task: Task, seed: int, instruction: str | None = None) -> Observation:
+        """Start an episode of `task` with objects and goal placed by `seed`; `instruction` replaces the task's own."""
+        if self._scene is None or self._scene.task != task.name:
+            self.close()
+            self._scene = _Scene(task.name, self._config.image_size)
+        self._scene.reset(seed)
+        self._instruction = task.instruction if instruction is None else instruction
+        self._num_steps = 0
+        return self._observe()
+
+    def step(self, action: Float32[np.ndarray, "a"]) -> Step:
+        """Apply one 7-D action, clipped to [-1, 1], for 12.5 ms and render; done after `config.max_steps`."""
+        if action.shape != (7,):
+            raise ValueError(
+                f"sim=metaworld takes 7 action entries ({', '.join(self.contract.names)}), not {action.shape}"
+            )
+        success = self._current.step(action[:3], action[6])
+        self._num_steps += 1
+        return Step(self._observe(), success, self._num_steps >= self._config.max_steps)
+
+    def expert(self) -> Float32[np.ndarray, "a"]:
+        """Give the scripted expert's action: arm within [-1, 1], gripper exactly -1 (close) or +1 (open).
+
+        Source: metaworld.policies. Its effort is reduced to its sign (0 opens): the action says what is executed.
+        """
+        arm, effort = np.split(self._current.expert(), [3])
+        gripper = -1.0 if effort > 0 else 1.0
+        return np.array([*np.clip(arm, -1, 1), 0, 0, 0, gripper], dtype=np.float32)
+
+    def close(self) -> None:
+        """Free scene and renderer; the next `reset` builds new ones."""
+        if self._scene is not None:
+            self._scene.close()
+            self._scene = None
+
+    @property
+    def _current(self) -> _Scene:
+        if self._scene is None:
+            raise RuntimeError("call reset before step or expert")
+        return self._scene
+
+    def _observe(self) -> Observation:
+        scene = self._current
+        proprio = scene.state[:4].astype(np.float32)
+        return Observation(frames=scene.render(), instruction=self._instruction, proprio=proprio)
+
+
+class _Scene:
+    """One task's physics, expert and renderer.
+
+    MuJoCo's renderer is used directly because Gymnasium's `render` serves one camera. Without shadows, reflections and
+    multisampling software rendering is 7-8 times faster.
+    """
+
+    def __init__(self, task: str, image_size: int) -> None:
+        self.task = task
+        self.state: Float64[np.ndarray, "o"] = np.zeros(0)  # Meta-World's 39 numbers, the expert's observation
+        self._env = _make_env(task)
+        self._grip_effort = SOFT_GRIP_EFFORT.get(task, GRIP_EFFORT)
+        make_policy: Any = ENV_POLICY_MAP[f"{task}-v3"]
+        self._policy = make_policy()
+        self._options = mujoco.MjvOption()
+        if task not in MARKED_GOALS:
+            self._options.sitegroup[:] = 0
+        self._renderer = _make_renderer(self._env.model, image_size)
+
+    def reset(self, seed: int) -> None:
+        """Place objects and goal by `seed`, as Meta-World's benchmarks do: draw a layout, then start frozen to it."""
+        self._env.seed(seed)
+        self._env._freeze_rand_vec = False
+        self._env.reset()
+        self._env._freeze_rand_vec = True
+        self.state, _ = self._env.reset()
+        mujoco.mj_forward(self._env.model, self._env.data)  # bodies were moved: the first image must show it
+
+    def step(self, arm: Float32[np.ndarray, "3"], gripper: float) -> bool:
+        """Move by `arm`, with the gripper from -1 (closed) to +1 (open); tell whether the task is solved now.
+
+        Meta-World's gripper effort has the opposite sign: positive closes.
+        """
+        effort = -gripper * (self._grip_effort if gripper < 0 else 1.0)
+        self.state, _, _, _, info = self._env.step(np.append(arm, np.float32(effort)))
+        return bool(info["success"])
+
+    def expert(self) -> Float32[np.ndarray, "4"]:
+        """Give the expert's raw dx, dy, dz and gripper effort."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Constant")  # "may be too high": we clip
+            effort: Float32[np.ndarray, "4"] = self._policy.get_action(self.state)
+        return effort
+
+    def render(self) -> dict[str, UInt8[np.ndarray, "_h _x c"]]:
+        """Draw both views; the side camera (corner4) hangs upside down and is turned back."""
+        return {"side": self._draw("corner4")[::-1, ::-1].copy(), "wrist": self._draw("gripperPOV")}
+
+    def close(self) -> None:
+        """Free the renderer, which must happen before another is made."""
+        self._renderer.close()
+        self._env.close()
+
+    def _draw(self, camera: str) -> UInt8[np.ndarray, "_h _x c"]:
+        self._renderer.update_scene(self._env.data, camera=camera, scene_option=self._options)
+        image: UInt8[np.ndarray, "_h _x c"] = self._renderer.render()
+        return image
+
+
+def _make_env(task: str) -> Any:
+    """Build Meta-World's environment with the goal in the expert's observation and layouts drawn from its own seed."""
+    env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+    env._partially_observable = False
+    del env.sawyer_observation_space  # cached; it depends on what is observable
+    env._set_task_called = True
+    env.seeded_rand_vec = True
+    return env
+
+
+def _make_renderer(model: Any, image_size: int) -> Any:
+    """Build a fast square renderer; quality must be set before it exists, flags after."""
+    model.vis.global_.offwidth = model.vis.global_.offheight = image_size
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 0
+    renderer = mujoco.Renderer(model, image_size, image_size)
+    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+        renderer.scene.flags[flag] = 0
+    return renderer

@@ -1,0 +1,87 @@
+"""What travels through the program, and the one legend of its shapes.
+
+Letters, used verbatim in annotations and einops patterns:
+b batch, w window (observed steps), v views, k chunk (predicted steps), s = w + k - 1 actions of one sample,
+a action entries (e = a - 1 of the arm),
+p proprioception entries, l text tokens, q queries, d hidden, n sequences, t frames in one sequence, m tokens of one image,
+h x c image height, width, channels. A leading underscore (`_h`) marks a size that differs between views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
+
+Losses: TypeAlias = dict[str, Tensor]
+"""Scalars by name, each a mean over the real (unmasked) steps; the entry "loss" is the one that is minimised."""
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """One window as it lies on disk: raw units, recorded pixels, numpy.
+
+    Action i belongs to frame i, and the window needs k - 1 actions beyond its last frame, so s = w + k - 1.
+    """
+
+    frames: dict[str, UInt8[np.ndarray, "w _h _x c"]]
+    actions: Float32[np.ndarray, "s a"]
+    action_mask: Bool[np.ndarray, "s"]  # True = a real action, False = padding past the end of the segment
+    instruction: str
+    proprio: Float32[np.ndarray, "w p"] | None = None
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Several windows, ready for the device. Pixels are still uint8 and, unless resized on the host, of recorded size."""
+
+    frames: dict[str, UInt8[Tensor, "b w _h _x c"]]
+    text_ids: Int64[Tensor, "b l"]
+    text_mask: Bool[Tensor, "b l"]
+    actions: Float32[Tensor, "b w k a"] | None = None  # arm normalised to [-1, 1]; gripper -1 closed, +1 open
+    action_mask: Bool[Tensor, "b w k"] | None = None
+    proprio: Float32[Tensor, "b w p"] | None = None
+    shifts: dict[str, Int64[Tensor, "b w 2"]] | None = None  # random shift (down, right), model pixels, may be negative
+    index: Int64[Tensor, "b"] | None = None  # dataset indices, to name the source of a bad sample
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Give the same batch on `device`; copies overlap with work already queued there."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Give the batch in page-locked memory (called by the DataLoader when it pins)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
+        def apply(value: object) -> object:
+            if isinstance(value, Tensor):
+                return function(value)
+            return {key: function(tensor) for key, tensor in value.items()} if isinstance(value, dict) else value
+
+        return Batch(**{field.name: apply(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.text_ids)
+
+
+@dataclass(kw_only=True)
+class Observation:
+    """What a robot or simulator shows the policy at one control step."""
+
+    frames: dict[str, UInt8[np.ndarray, "_h _x c"]]
+    instruction: str
+    proprio: Float32[np.ndarray, "p"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """How a vision tower wants its pixels: square `size`, then (value / 255 - mean) / std per RGB channel."""
+
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]

@@ -1,0 +1,17 @@
+"""Evaluate a checkpoint in closed loop: `python scripts/evaluate.py checkpoint=runs/quickstart_nano sim=metaworld`."""
+
+from __future__ import annotations
+
+from robovlms.cli import entry
+from robovlms.config import EvaluateConfig
+
+
+def run(config: EvaluateConfig) -> None:
+    """Import what is heavy only once the config has been checked."""
+    from robovlms.build import evaluate
+
+    evaluate(config)
+
+
+if __name__ == "__main__":
+    entry("evaluate", EvaluateConfig, run)

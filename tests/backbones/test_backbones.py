@@ -1,0 +1,159 @@
+"""The contract of every backbone, on tiny random models of the real architectures."""
+
+import pytest
+import torch
+
+from robovlms.config import BackboneConfig, ModelSize, NanoBackboneConfig
+from robovlms.registry import BACKBONES
+
+NAMES = BACKBONES.names()
+NANO = {"image_size": 32, "hidden_dim": 32, "num_layers": 2, "num_heads": 2}
+
+
+def config(name, **options):
+    if name == "nano":
+        return NanoBackboneConfig(name=name, **NANO, **options)
+    return BackboneConfig(name=name, **options)
+
+
+def tiny(name, seed=0, **options):
+    torch.manual_seed(seed)
+    return BACKBONES.get(name).from_config(config(name, size=ModelSize.tiny, **options)).eval()
+
+
+def inputs(backbone, n=2, t=1, v=1, q=1, texts=("push it", "lift the red block")):
+    generator = torch.Generator().manual_seed(1)
+    rows = backbone.tokenize([texts[i % len(texts)] for i in range(n)])
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    size = backbone.image_spec.size
+    images = torch.randn(n, t, v, 3, size, size, generator=generator)
+    return images, ids, mask, torch.randn(n, t, q, backbone.hidden_dim, generator=generator)
+
+
+def gradients(backbone, *batch):
+    backbone.train().zero_grad()
+    torch.manual_seed(2)  # Kosmos-2 has dropout
+    backbone(*batch).square().mean().backward()
+    return {name: p.grad for name, p in backbone.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def backbone(request):
+    return tiny(request.param)
+
+
+@torch.no_grad()
+def test_a_saved_folder_gives_the_same_backbone(backbone, tmp_path, request):
+    name = type(backbone).__module__.rsplit(".", 1)[-1]
+    backbone.save_pretrained(tmp_path)
+    again = BACKBONES.get(name).from_config(config(name, checkpoint=str(tmp_path))).eval()
+    assert again.tokenize(["lift it", "a"]) == backbone.tokenize(["lift it", "a"])
+    assert again.image_spec == backbone.image_spec
+    batch = inputs(backbone)
+    torch.testing.assert_close(again(*batch), backbone(*batch), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_folder_without_weights_starts_from_random_ones(backbone, tmp_path):
+    name = type(backbone).__module__.rsplit(".", 1)[-1]
+    backbone.save_pretrained(tmp_path, weights=False)
+    assert not list(tmp_path.glob("*.safetensors"))
+    again = BACKBONES.get(name).from_config(config(name, checkpoint=str(tmp_path), random_init=True)).eval()
+    shapes = {key: p.shape for key, p in backbone.named_parameters()}
+    assert {key: p.shape for key, p in again.named_parameters()} == shapes
+    batch = inputs(backbone)
+    assert not torch.allclose(again(*batch), backbone(*batch))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("n", "t", "v", "q"), [(2, 1, 1, 1), (1, 4, 2, 2), (3, 1, 3, 1), (2, 4, 1, 1)])
+def test_any_batch_window_and_number_of_views_gives_one_feature_per_query(backbone, n, t, v, q):
+    features = backbone(*inputs(backbone, n, t, v, q))
+    assert features.shape == (n, t, q, backbone.hidden_dim)
+    assert features.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("t", [1, 4])
+def test_padding_and_other_rows_change_no_feature(backbone, t):
+    images, ids, mask, queries = inputs(backbone, n=2, t=t, v=2, q=2)
+    together = backbone(images, ids, mask, queries)
+    length = int(mask[0].sum())
+    assert length < ids.shape[1]
+    alone = backbone(images[:1], ids[:1, :length], mask[:1, :length], queries[:1])
+    torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-5)
+    scribbled = torch.where(mask, ids, 5)
+    torch.testing.assert_close(backbone(images, scribbled, mask, queries), together, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_later_frames_and_later_queries_change_no_earlier_feature(backbone):
+    images, ids, mask, queries = inputs(backbone, n=2, t=4, q=2)
+    features = backbone(images, ids, mask, queries)
+    later_images, later_queries = images.clone(), queries.clone()
+    later_images[:, 2:] = -images[:, 2:]
+    later_queries[:, 2:] = -queries[:, 2:]
+    changed = backbone(later_images, ids, mask, later_queries)
+    torch.testing.assert_close(changed[:, :2], features[:, :2], rtol=0, atol=1e-5)
+    assert (changed[:, 2:] - features[:, 2:]).abs().max() > 1e-3
+    second_query = queries.clone()
+    second_query[:, 3, 1] = -queries[:, 3, 1]
+    changed = backbone(images, ids, mask, second_query)
+    torch.testing.assert_close(changed[:, 3, 0], features[:, 3, 0], rtol=0, atol=1e-5)
+    assert (changed[:, 3, 1] - features[:, 3, 1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_images_text_and_earlier_frames_reach_the_features(backbone):
+    images, ids, mask, queries = inputs(backbone, n=2, t=2, texts=("push it", "lift it"))
+    features = backbone(images, ids, mask, queries)
+    swapped = backbone(images, ids.flip(0), mask.flip(0), queries)
+    assert (swapped - features).abs().max() > 1e-3
+    earlier = images.clone()
+    earlier[:, 0] = -images[:, 0]
+    changed = (backbone(earlier, ids, mask, queries) - features).abs().amax((0, 2, 3))
+    assert (changed > 1e-4).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trainable_parameter_and_the_queries_get_a_gradient(name):
+    backbone = tiny(name)
+    *batch, queries = inputs(backbone)
+    queries = torch.zeros_like(queries).requires_grad_()
+    grads = gradients(backbone, *batch, queries)
+    assert [key for key, grad in grads.items() if grad is None or not grad.isfinite().all()] == []
+    assert queries.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_checkpointing_changes_no_gradient(name):
+    plain, saving = tiny(name), tiny(name, gradient_checkpointing=True)
+    batch = inputs(plain)
+    left, right = gradients(plain, *batch), gradients(saving, *batch)
+    assert left.keys() == right.keys()
+    for key in left:
+        torch.testing.assert_close(right[key], left[key], msg=key)
+
+
+@torch.no_grad()
+def test_bfloat16_arithmetic_stays_close(backbone):
+    batch = inputs(backbone, t=2, v=2)
+    exact = backbone(*batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = backbone(*batch)
+    assert rounded.isfinite().all()
+    assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", ["vision", "text", "embeddings"])
+def test_freezing_a_part_freezes_that_part_alone(name, part):
+    free, frozen = tiny(name), tiny(name, **{f"freeze_{part}": True})
+    named = {id(p) for module in frozen.parts()[part] for p in module.parameters()}
+    assert named
+    before = dict(free.named_parameters())
+    for key, p in frozen.named_parameters():
+        assert p.requires_grad == (before[key].requires_grad and id(p) not in named), key
+    assert all(grad is not None for grad in gradients(frozen, *inputs(frozen)).values())

@@ -1,0 +1,236 @@
+"""What holds for the Hugging Face families alone: equality with their own forward, published sizes, tokens, errors."""
+
+import logging
+import shutil
+
+import httpx
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError
+from transformers import AutoModelForImageTextToText, PaliGemmaConfig, XLMRobertaTokenizer
+
+from robovlms.backbones.huggingface import TINY_TEXT, missing_message
+from robovlms.backbones.kosmos import TAGS, Kosmos
+from robovlms.backbones.paligemma import prefix_mask
+from robovlms.config import BackboneConfig, ModelSize
+from robovlms.registry import BACKBONES
+
+NAMES = ["kosmos", "llava", "paligemma"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def published(request, tmp_path_factory):
+    """A checkpoint folder as publishers make it: the full model, vocabulary head included."""
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny = BACKBONES.get(request.param).tiny()
+    tiny.save_pretrained(folder, weights=False)
+    torch.manual_seed(3)
+    full = AutoModelForImageTextToText.from_config(tiny.model.config, attn_implementation="eager").eval()
+    full.save_pretrained(folder)
+    return request.param, folder, full
+
+
+def load(name, folder, **options):
+    return BACKBONES.get(name).from_config(BackboneConfig(name=name, checkpoint=str(folder), **options)).eval()
+
+
+def native(name, backbone, full, images, texts, query):
+    """Hidden states at `query`, a token id that ends the prompt, by the family's own forward on ids and pixels."""
+    size, head = backbone.embed_images(images[:1]).shape[1], backbone.num_head_tokens
+    slot = 4 if name == "kosmos" else full.config.image_token_id
+    rows = [row[:head] + [slot] * size + row[head:] + [query] for row in texts]
+    width, pad = max(map(len, rows)), 1 if name == "kosmos" else 0
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    last = torch.tensor([len(row) - 1 for row in rows])
+    options = {"attention_mask": (torch.arange(width) <= last[:, None]).long()}
+    if name == "kosmos":
+        options["image_embeds_position_mask"] = (torch.arange(width) >= head) & (torch.arange(width) < head + size)
+        options["image_embeds_position_mask"] = options["image_embeds_position_mask"].expand(len(ids), -1)
+    if name == "paligemma":
+        options["token_type_ids"] = (torch.arange(width) == last[:, None]).long()
+    output = full(input_ids=ids, pixel_values=images, output_hidden_states=True, **options)
+    return output.hidden_states[-1][torch.arange(len(ids)), last]
+
+
+@torch.no_grad()
+def test_features_equal_the_full_models_own_forward(published):
+    name, folder, full = published
+    backbone = load(name, folder)
+    texts = backbone.tokenize(["push it", "lift the block"])
+    width, query = max(map(len, texts)), texts[0][-2]
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in texts])
+    mask = torch.arange(width) < torch.tensor([[len(row)] for row in texts])
+    size = backbone.image_spec.size
+    images = torch.randn(2, 3, size, size)
+    queries = backbone.embed_text(torch.full((2, 1), query))[:, None]
+    features = backbone(images[:, None, None], ids, mask, queries)[:, 0, 0]
+    torch.testing.assert_close(features, native(name, backbone, full, images, texts, query), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_eager_attention_gives_the_same_features(name):
+    torch.manual_seed(0)
+    backbone = BACKBONES.get(name).tiny().eval()
+    ids = torch.tensor(backbone.tokenize(["push it", "lift it"]))
+    batch = (torch.randn(2, 2, 1, 3, 56, 56), ids, torch.ones_like(ids, dtype=torch.bool), torch.randn(2, 2, 1, 64))
+    expected = backbone(*batch)
+    backbone.model.set_attn_implementation("eager")
+    torch.testing.assert_close(backbone(*batch), expected, rtol=0, atol=1e-5)
+
+
+def test_the_prefix_of_a_frame_is_bidirectional_and_its_queries_are_causal():
+    mask = torch.tensor([[True] * 6 + [False]])
+    frame = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    is_query = torch.tensor([[False, False, True, False, False, True, False]])
+    expected = [
+        [1, 1, 0, 0, 0, 0, 0],  # prefix of frame 0
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],  # its query
+        [1, 1, 1, 1, 1, 0, 0],  # prefix of frame 1
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0],  # its query
+    ]
+    allowed = prefix_mask(mask, frame, is_query)[0].int()
+    assert allowed[:6].tolist() == expected
+    assert allowed[:, 6].tolist() == [0, 0, 0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("name", "billions"), [("kosmos", 1.664), ("paligemma", 2.923), ("llava", 7.063)])
+def test_the_published_config_has_the_published_number_of_parameters(name, billions):
+    with torch.device("meta"):
+        full = AutoModelForImageTextToText.from_config(BACKBONES.get(name).published_config())
+    assert sum(p.numel() for p in full.parameters()) / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+def test_the_tokens_stand_where_the_family_wants_them():
+    def tokens(name, prompt):
+        backbone = BACKBONES.get(name).tiny()
+        return backbone.tokenizer.convert_ids_to_tokens(backbone.tokenize([prompt])[0])
+
+    assert tokens("kosmos", "<grounding>An") == ["<s>", "<grounding>", "▁", "A", "n"]
+    assert tokens("paligemma", "go ") == ["<bos>", "g", "o", "\n"]
+    assert tokens("llava", "go") == ["<s>", "▁", "g", "o"]
+
+
+def test_the_real_kosmos_vocabulary_gives_the_published_ids(shared_data):
+    folder = shared_data / "tokenizers" / "kosmos2"
+    if not folder.is_dir():
+        pytest.skip(f"no tokenizer at {folder}")
+    backbone = Kosmos.tiny()
+    tokenizer = XLMRobertaTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([token for token in backbone.tokenizer.added_tokens_decoder.values() if token.content in TAGS])
+    backbone.tokenizer = tokenizer
+    assert tokenizer.convert_tokens_to_ids(["<image>", "<grounding>"]) == [64003, 64012]
+    prompt = "<grounding>Two puppies sit in a field of grass."
+    assert backbone.tokenize([prompt]) == [[0, 64012, 1264, 17772, 1357, 12, 10, 770, 9, 4464, 4]]
+
+
+def test_paligemma_2_runs_with_eager_attention_and_says_so(tmp_path):
+    one = BACKBONES.get("paligemma").tiny()
+    one.save_pretrained(tmp_path, weights=False)
+    text = {"model_type": "gemma2", "head_dim": 16, "num_key_value_heads": 1, "vocab_size": len(one.tokenizer)}
+    vision = one.model.config.vision_config.to_dict()
+    PaliGemmaConfig(
+        vision_config=vision, text_config={**text, **TINY_TEXT}, projection_dim=64, hidden_size=64
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"use backbone\.attn_implementation=eager"):
+        load("paligemma", tmp_path, random_init=True)
+    two = load("paligemma", tmp_path, random_init=True, attn_implementation="eager")
+    ids = torch.tensor(two.tokenize(["push it"]))
+    features = two(
+        torch.randn(1, 2, 1, 3, 56, 56), ids, torch.ones_like(ids, dtype=torch.bool), torch.randn(1, 2, 1, 64)
+    )
+    assert features.isfinite().all()
+
+
+def test_llava_freezes_what_its_features_do_not_need():
+    backbone = BACKBONES.get("llava").tiny()
+    frozen = {key.removeprefix("model.vision_tower.") for key, p in backbone.named_parameters() if not p.requires_grad}
+    assert {key.split(".")[0] for key in frozen} == {"encoder", "post_layernorm"}
+    assert all(".layers.1." in key for key in frozen if key.startswith("encoder"))
+
+
+def test_counts_of_trained_and_frozen_parameters_are_logged(published, caplog):
+    name, folder, _ = published
+    with caplog.at_level(logging.INFO, "robovlms"):
+        load(name, folder, freeze_text=True)
+    assert "parameters are trained" in caplog.text
+
+
+# Errors
+
+
+def test_a_checkpoint_that_is_not_there_says_what_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        load("kosmos", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"somebody/nothing.*HF_HUB_OFFLINE.*hf download somebody/nothing"):
+        load("kosmos", "somebody/nothing")
+    with pytest.raises(ValueError, match=r"set backbone\.checkpoint to a hub id"):
+        BACKBONES.get("kosmos").from_config(BackboneConfig(name="kosmos"))
+
+
+def test_a_gated_model_says_where_to_accept_the_licence():
+    request = httpx.Request("GET", "https://example.org")
+    error = OSError("You are trying to access a gated repo.")
+    error.__cause__ = GatedRepoError("gated", response=httpx.Response(403, request=request))
+    message = missing_message("google/paligemma-3b-pt-224", "config.json", error)
+    assert "model page 'google/paligemma-3b-pt-224'" in message
+    assert "hf auth login" in message
+
+
+def test_a_checkpoint_of_another_family_names_both(published):
+    name, folder, full = published
+    other = NAMES[NAMES.index(name) - 1]
+    with pytest.raises(ValueError, match=f"backbone={other} reads .* holds a '{full.config.model_type}' model"):
+        load(other, folder)
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ("config.json", "config.json does not exist"),
+        ("model.safetensors", "cannot get the weights"),
+        ("p*processor_config.json", "cannot get the image processor"),
+        ("tokenizer*", "cannot get the tokenizer"),
+    ],
+)
+def test_an_incomplete_folder_says_what_it_lacks(published, tmp_path, lost, named):
+    name, folder, _ = published
+    shutil.copytree(folder, tmp_path / "copy")
+    for path in (tmp_path / "copy").glob(lost):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=named):
+        load(name, tmp_path / "copy")
+
+
+def test_missing_weights_are_refused_instead_of_drawn_at_random(published, tmp_path):
+    name, folder, full = published
+    shutil.copytree(folder, tmp_path / "copy")
+    keys = {key: value for key, value in full.state_dict().items() if "layers.1" not in key}
+    full.save_pretrained(tmp_path / "copy", state_dict=keys)
+    with pytest.raises(ValueError, match=r"lacks .* weights of its config"):
+        load(name, tmp_path / "copy")
+
+
+def test_an_image_processor_of_another_size_is_refused(published, tmp_path):
+    name, folder, _ = published
+    shutil.copytree(folder, tmp_path / "copy")
+    for path in (tmp_path / "copy").glob("p*processor_config.json"):
+        path.write_text(path.read_text().replace("56", "84"))
+    with pytest.raises(ValueError, match="84 x 84 px, but the vision tower wants 56 x 56"):
+        load(name, tmp_path / "copy")
+
+
+def test_attention_that_cannot_run_names_an_alternative():
+    def tiny(name, attention):
+        config = BackboneConfig(name=name, size=ModelSize.tiny, attn_implementation=attention)
+        return BACKBONES.get(name).from_config(config)
+
+    with pytest.raises(ValueError, match=r"does not fit backbone=kosmos.* Options: sdpa, eager"):
+        tiny("kosmos", "flash_attention_2")
+    with pytest.raises(ValueError, match="Did you mean 'sdpa'"):
+        tiny("paligemma", "sdpaa")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"needs a GPU.*backbone\.attn_implementation=sdpa"):
+            tiny("llava", "flash_attention_2")

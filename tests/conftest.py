@@ -1,0 +1,24 @@
+"""Shared by all tests: shape annotations are checked at run time, nothing reaches the network, one thread is fastest here."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("robovlms", "beartype.beartype")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real robot data that is not part of the repository."""
+    folder = Path(os.environ.get("ROBOVLMS_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found at {folder}: set ROBOVLMS_SHARED_DATA")
+    return folder

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robovlms.config import CalvinDataConfig
+from robovlms.data.calvin import CalvinDataset
+from robovlms.registry import DATASETS
+
+# The frame number f is written into every array, so that a test reads off which frames a sample was made of.
+
+
+def write_frame(folder: Path, frame: int, **replaced: np.ndarray) -> None:
+    arrays = {
+        "rel_actions": np.full(7, frame, np.float64),
+        "rgb_static": np.full((4, 4, 3), frame, np.uint8),
+        "rgb_gripper": np.full((2, 2, 3), frame, np.uint8),
+        "depth_static": np.zeros((4, 4), np.float32),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / f"episode_{frame:07d}.npz", **(arrays | replaced))
+
+
+def write_annotations(folder: Path, segments: list[tuple[int, int]]) -> None:
+    (folder / "lang_annotations").mkdir(parents=True, exist_ok=True)
+    language = {
+        "ann": [f"instruction {i}" for i in range(len(segments))],
+        "task": [f"task_{i}" for i in range(len(segments))],
+        "emb": np.zeros((len(segments), 1, 384), np.float32),
+    }
+    content = {"language": language, "info": {"episodes": [], "indx": segments}}
+    np.save(folder / "lang_annotations" / "auto_lang_ann.npy", content)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Segments (10, 16) and (20, 23): 6 and 3 usable frames."""
+    for split in ("training", "validation"):
+        for frame in [*range(10, 17), *range(20, 24)]:
+            write_frame(tmp_path / split, frame)
+        write_annotations(tmp_path / split, [(10, 16), (20, 23)])
+    return tmp_path
+
+
+def config(root: Path, **changed: object) -> CalvinDataConfig:
+    return CalvinDataConfig(root=str(root), views={"side": "rgb_static", "wrist": "rgb_gripper"}, **changed)
+
+
+def read(root: Path, split: str = "train", window_size: int = 3, chunk_size: int = 3, views=("side",), **changed):
+    return CalvinDataset(
+        config(root, **changed), split, views=list(views), window_size=window_size, chunk_size=chunk_size
+    )
+
+
+def starts(dataset: CalvinDataset) -> list[int]:
+    return [int(dataset[i].frames["side"][0, 0, 0, 0]) for i in range(len(dataset))]
+
+
+def test_it_is_registered():
+    assert DATASETS.get("calvin") is CalvinDataset
+
+
+def test_windows_start_at_s_to_e_minus_w(root):
+    assert starts(read(root, window_size=3)) == [10, 11, 12, 13, 20]
+    assert starts(read(root, window_size=4)) == [10, 11, 12]
+    assert starts(read(root, window_size=6)) == [10]
+
+
+def test_actions_past_the_segment_are_masked_copies_of_its_last_frame(root):
+    dataset = read(root, window_size=3, chunk_size=3)  # s = 5 actions; segment (10, 16)
+    expected = {
+        0: ([10, 11, 12, 13, 14], [True] * 5),
+        1: ([11, 12, 13, 14, 15], [True] * 5),
+        2: ([12, 13, 14, 15, 16], [True] * 4 + [False]),
+        3: ([13, 14, 15, 16, 16], [True] * 3 + [False] * 2),
+    }
+    for index, (frames, mask) in expected.items():
+        sample = dataset[index]
+        np.testing.assert_array_equal(sample.actions, np.repeat(np.array(frames, np.float32)[:, None], 7, axis=1))
+        assert sample.action_mask.tolist() == mask
+        np.testing.assert_array_equal(sample.frames["side"][:, 0, 0, 0], frames[:3])
+
+
+def upstream_windows(start: int, end: int, window_size: int, chunk_size: int) -> list[tuple[list[int], list[bool]]]:
+    """Frames and mask of every window of a segment, its last row dropped as in the collater.
+
+    Source: RoboVLMs data/calvin_dataset.py: _build_file_indices_lang, _load_episode, collater.
+    """
+    windows = []
+    right_pad = end - start - (chunk_size + 1) - window_size + 1
+    for first in range(start, end + 1 - window_size):
+        frames = np.arange(first, first + window_size + chunk_size)
+        mask = np.ones(len(frames), bool)
+        if right_pad < 0:
+            frames[right_pad:], mask[right_pad:] = frames[right_pad], False
+        windows.append((frames[:-1].tolist(), mask[:-1].tolist()))
+        right_pad -= 1
+    return windows
+
+
+@pytest.mark.parametrize(("window_size", "chunk_size"), [(1, 1), (1, 10), (2, 5), (3, 1), (3, 3), (6, 2)])
+def test_windows_equal_upstreams(root, window_size, chunk_size):
+    dataset = read(root, window_size=window_size, chunk_size=chunk_size)
+    expected = [w for segment in [(10, 16), (20, 23)] for w in upstream_windows(*segment, window_size, chunk_size)]
+    samples = [dataset[i] for i in range(len(dataset))]
+
+    assert [(s.actions[:, 0].tolist(), s.action_mask.tolist()) for s in samples] == expected
+
+
+def test_a_single_step_window_never_sees_the_last_frame(root):
+    dataset = read(root, window_size=1, chunk_size=1)
+
+    assert starts(dataset) == [10, 11, 12, 13, 14, 15, 20, 21, 22]
+    assert all(dataset[i].action_mask.all() for i in range(len(dataset)))
+
+
+def test_only_the_chosen_views_are_read_in_their_recorded_size(root):
+    sample = read(root, views=("side", "wrist"))[4]
+
+    assert {view: frames.shape for view, frames in sample.frames.items()} == {
+        "side": (3, 4, 4, 3),
+        "wrist": (3, 2, 2, 3),
+    }
+    assert sample.frames["wrist"].dtype == np.uint8
+    assert sample.instruction == "instruction 1"
+    assert list(read(root)[0].frames) == ["side"]
+
+
+def test_images_past_the_window_are_not_read(root):
+    write_frame(root / "training", 13, rgb_static=np.zeros(3))
+
+    assert read(root)[0].actions[3, 0] == 13
+
+
+def test_actions_are_spread_over_frames_that_count(root):
+    dataset = read(root)
+
+    assert dataset.actions(100)[:, 0].tolist() == [10, 11, 12, 13, 14, 15, 20, 21, 22]
+    assert dataset.actions(3)[:, 0].tolist() == [10, 13, 20]
+
+
+def test_source_and_summary_say_where_and_how_much(root):
+    dataset = read(root)
+
+    assert "episode_0000020.npz to episode_0000022.npz (task_1: 'instruction 1')" in dataset.source(4)
+    assert "2 segments, 9 frames, 5 windows of 3, 2 tasks, 2 instructions" in dataset.summary()
+
+
+def test_the_few_shot_file_and_the_fraction_thin_training_only(root, caplog):
+    few = root / "few.json"
+    few.write_text(json.dumps({"task_1": [[20, 23], [90, 99]]}))
+
+    assert starts(read(root, few_shot_file=str(few))) == [20]
+    assert "1 of 2 segments of data.few_shot_file are not in" in caplog.text
+    assert starts(read(root, fraction=0.5)) == [10, 11, 12, 13]
+    assert len(read(root, split="validation", few_shot_file=str(few), fraction=0.5)) == 5
+
+
+def test_wrong_few_shot_files_and_fractions_name_their_option(root):
+    few = root / "few.json"
+    with pytest.raises(FileNotFoundError, match=r"data.few_shot_file"):
+        read(root, few_shot_file=str(few))
+    few.write_text(json.dumps({"task": [[1, 2]]}))
+    with pytest.raises(ValueError, match=r"none of the 1 segments of data.few_shot_file"):
+        read(root, few_shot_file=str(few))
+    few.write_text(json.dumps([1, 2]))
+    with pytest.raises(ValueError, match=r"data.few_shot_file.*is not JSON of"):
+        read(root, few_shot_file=str(few))
+    with pytest.raises(ValueError, match=r"data.fraction=0.0"):
+        read(root, fraction=0.0)
+
+
+def test_a_wrong_root_says_which_path_to_give(root, tmp_path):
+    shutil.copytree(root / "training", tmp_path / "all" / "task_D_D" / "training")
+    with pytest.raises(FileNotFoundError, match=r"data\.root=.*nowhere is not a folder"):
+        read(root / "nowhere")
+    with pytest.raises(FileNotFoundError, match=f"It is itself a split: set data.root={root}\\."):
+        read(root / "training")
+    with pytest.raises(FileNotFoundError, match=r"set data\.root=.*task_D_D\."):
+        read(tmp_path / "all")
+    with pytest.raises(FileNotFoundError, match=r"It holds training\..*data\.validation_split"):
+        read(tmp_path / "all" / "task_D_D", split="validation")
+    with pytest.raises(ValueError, match="choose 'train' or 'validation'"):
+        read(root, split="test")
+
+
+def test_missing_empty_and_uneven_annotations_name_their_file(root):
+    path = root / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    write_annotations(root / "training", [])
+    with pytest.raises(ValueError, match=r"auto_lang_ann\.npy lists no segment"):
+        read(root)
+    write_annotations(root / "training", [(10, 12.5)])
+    with pytest.raises(ValueError, match="not pairs of whole numbers"):
+        read(root)
+    np.save(path, {"language": {"ann": ["a"], "task": []}, "info": {"indx": []}})
+    with pytest.raises(ValueError, match="equal length: 1 instructions, 0 tasks"):
+        read(root)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"auto_lang_ann\.npy does not exist"):
+        read(root)
+
+
+def test_a_window_longer_than_every_segment_names_the_longest(root):
+    with pytest.raises(ValueError, match=r"window.window_size=7 exceeds .* has 6 usable frames .*window_size <= 6"):
+        read(root, window_size=7)
+
+
+def test_a_view_the_files_lack_lists_their_keys(root):
+    with pytest.raises(ValueError, match=r"no 'rgb_top'; it has depth_static, .*view=.*data\.views"):
+        CalvinDataset(
+            CalvinDataConfig(root=str(root), views={"top": "rgb_top"}),
+            "train",
+            views=["top"],
+            window_size=1,
+            chunk_size=1,
+        )
+
+
+def gap(folder: Path) -> None:
+    (folder / "episode_0000021.npz").unlink()
+
+
+def reverse(folder: Path) -> None:
+    write_annotations(folder, [(10, 16), (23, 20)])
+
+
+INDEX_FAULTS = {
+    gap: (FileNotFoundError, r"segment 1.* lacks 1 frames, the first being episode_0000021\.npz"),
+    reverse: (ValueError, "segment 1.* ends before it starts"),
+}
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "episode_0000021.npz"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def nan_action(folder: Path) -> None:
+    write_frame(folder, 21, rel_actions=np.full(7, np.nan))
+
+
+def short_action(folder: Path) -> None:
+    write_frame(folder, 21, rel_actions=np.zeros(6))
+
+
+def integer_action(folder: Path) -> None:
+    write_frame(folder, 21, rel_actions=np.zeros(7, np.int64))
+
+
+def float_image(folder: Path) -> None:
+    write_frame(folder, 21, rgb_static=np.zeros((4, 4, 3), np.float32))
+
+
+def larger_image(folder: Path) -> None:
+    write_frame(folder, 21, rgb_static=np.zeros((8, 8, 3), np.uint8))
+
+
+READ_FAULTS = {
+    truncate: "0000021.npz cannot be read",
+    nan_action: "7 finite floats",
+    short_action: "7 finite floats",
+    integer_action: "7 finite floats",
+    float_image: "is float32 .* must be images",
+    larger_image: r"is uint8 \(8, 8, 3\), but the first frame of the data set has \(4, 4, 3\)",
+}
+
+
+@pytest.mark.parametrize("damage", INDEX_FAULTS, ids=lambda f: f.__name__)
+def test_faults_that_the_listing_shows_stop_the_constructor(root, damage):
+    error, match = INDEX_FAULTS[damage]
+    damage(root / "training")
+
+    with pytest.raises(error, match=match + r".*data\.skip_bad=true"):
+        read(root)
+
+
+@pytest.mark.parametrize("damage", READ_FAULTS, ids=lambda f: f.__name__)
+def test_faults_inside_a_file_stop_the_read_of_its_windows(root, damage):
+    damage(root / "training")
+    dataset = read(root)
+
+    assert dataset[0].action_mask.all()
+    with pytest.raises(ValueError, match=READ_FAULTS[damage] + r".*data\.skip_bad=true"):
+        dataset[4]
+
+
+@pytest.mark.parametrize("damage", [*INDEX_FAULTS, *READ_FAULTS], ids=lambda f: f.__name__)
+def test_skip_bad_drops_the_segment_with_one_counted_warning(root, damage, caplog):
+    damage(root / "training")
+    with caplog.at_level(logging.WARNING):
+        dataset = read(root, skip_bad=True)
+
+    assert starts(dataset) == [10, 11, 12, 13]
+    assert [record.message[:39] for record in caplog.records] == ["data.skip_bad: dropped 1 of 2 segments,"]
+
+
+def test_skip_bad_with_nothing_left_says_why(root):
+    for frame in (10, 20):
+        write_frame(root / "training", frame, rel_actions=np.zeros(6))
+
+    with pytest.raises(ValueError, match=r"all 2 segments .* are bad, .*episode_0000010\.npz"):
+        read(root, skip_bad=True)
+
+
+def test_a_sound_folder_warns_about_nothing(root, caplog):
+    read(root, skip_bad=True)
+
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("split", "segments", "windows"), [("train", 12, 308), ("validation", 6, 153)])
+def test_real_recordings_read_back_exactly(shared_data, split, segments, windows):
+    dataset = read(shared_data / "calvin_mini", split, window_size=16, chunk_size=10, views=("side", "wrist"))
+    sample = dataset[0]
+    first = {"train": 1000, "validation": 50}[split]
+    folder = shared_data / "calvin_mini" / {"train": "training", "validation": "validation"}[split]
+    for step in (0, 15):
+        with np.load(folder / f"episode_{first + step:07d}.npz") as frame:
+            np.testing.assert_array_equal(sample.frames["side"][step], frame["rgb_static"])
+            np.testing.assert_array_equal(sample.frames["wrist"][step], frame["rgb_gripper"])
+            np.testing.assert_array_equal(sample.actions[step], frame["rel_actions"].astype(np.float32))
+
+    assert sample.frames["side"].shape == (16, 200, 200, 3)
+    assert sample.actions.shape == (25, 7)
+    assert len(dataset) == windows
+    assert f"{segments} segments" in dataset.summary()
+    assert np.abs(dataset.actions(50)).max() <= 1
+
+
+def test_the_released_ten_shot_list_has_ten_segments_of_each_task(shared_data, root):
+    few = shared_data / "calvin" / "robovlms" / "10_shot_task_data.json"
+
+    with pytest.raises(ValueError, match="none of the 340 segments"):
+        read(root, few_shot_file=str(few))

@@ -1,0 +1,122 @@
+"""The contract every action head keeps."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robovlms.config import ArmLoss, HeadConfig, LSTMHeadConfig
+from robovlms.heads.base import masked_mean
+from robovlms.registry import HEADS
+
+B, W, K, A, D = 2, 3, 4, 7, 16
+CONFIGS = {
+    "lstm": LSTMHeadConfig(name="lstm", hidden_dim=32, num_layers=2),
+    "mlp": HeadConfig(name="mlp", hidden_dim=32),
+}
+
+
+def make_head(name, **changes):
+    torch.manual_seed(0)
+    config = type(CONFIGS[name])(**{**vars(CONFIGS[name]), **changes})
+    return HEADS.get(name)(config, feature_dim=D, action_dim=A, window_size=W, chunk_size=K)
+
+
+def make_batch(q=1):
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(B, W, q, D, generator=generator)
+    arm = torch.rand(B, W, K, A - 1, generator=generator) * 2 - 1
+    gripper = torch.where(torch.rand(B, W, K, 1, generator=generator) > 0.5, 1.0, -1.0)
+    mask = torch.ones(B, W, K, dtype=torch.bool)
+    mask[:, :, -1] = False
+    return features, torch.cat([arm, gripper], dim=-1), mask
+
+
+def test_every_head_is_tested():
+    assert set(CONFIGS) == set(HEADS.names())
+
+
+@pytest.mark.parametrize("name", HEADS.names())
+@pytest.mark.parametrize("q", [1, 2])
+def test_actions_have_the_chunks_shape_and_range(name, q):
+    head = make_head(name, num_queries=q)
+    features, _, _ = make_batch(q)
+    assert head.queries(B, W).shape == (B, W, q, D)
+    actions = head.act(lambda queries: features, B, W)
+    assert actions.shape == (B, K, A)
+    assert actions[..., :-1].abs().max() <= 1
+    assert set(actions[..., -1].unique().tolist()) <= {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("name", HEADS.names())
+def test_masked_steps_never_move_the_loss(name):
+    head = make_head(name)
+    features, actions, mask = make_batch()
+    changed = torch.where(mask[..., None], actions, -actions)
+    for key, value in head.loss(features, actions, mask).items():
+        assert value == head.loss(features, changed, mask)[key], key
+
+
+@pytest.mark.parametrize("name", HEADS.names())
+def test_the_loss_reaches_every_parameter_and_the_features(name):
+    head = make_head(name)
+    features, actions, mask = make_batch()
+    inputs = features + head.queries(B, W)
+    head.loss(inputs.requires_grad_(), actions, mask)["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize("name", HEADS.names())
+def test_one_batch_can_be_learned_by_heart(name):
+    head = make_head(name)
+    features, actions, mask = make_batch()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    for _ in range(200):
+        losses = head.loss(features, actions, mask)
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses["arm"] < 0.005
+    assert losses["gripper_accuracy"] == 1
+
+
+def test_the_query_starts_at_zero_and_is_shared_by_all_frames():
+    head = make_head("lstm", num_queries=2)
+    assert head.query.shape == (D,)
+    assert not head.query.any()
+
+
+def test_an_lstm_never_looks_ahead():
+    head = make_head("lstm")
+    features, _, _ = make_batch()
+    changed = features.clone()
+    changed[:, -1] += 1
+    torch.testing.assert_close(head.decode(features)[0][:, :-1], head.decode(changed)[0][:, :-1])
+    assert not torch.allclose(head.decode(features)[0][:, -1], head.decode(changed)[0][:, -1])
+
+
+@pytest.mark.parametrize(("loss", "value"), [(ArmLoss.huber, 0.125), (ArmLoss.mse, 0.25), (ArmLoss.l1, 0.5)])
+def test_the_loss_is_arm_plus_a_hundredth_of_the_gripper(loss, value):
+    head = make_head("mlp", loss=loss)
+    for decoder in (head.arm, head.gripper):
+        torch.nn.init.zeros_(decoder[-1].weight)
+        torch.nn.init.zeros_(decoder[-1].bias)
+    features, actions, mask = make_batch()
+    actions[..., :-1] = 0.5  # the head says tanh(0) = 0 and a gripper logit of 0
+    losses = head.loss(features, actions, mask)
+    torch.testing.assert_close(losses["arm"], torch.tensor(value))
+    torch.testing.assert_close(losses["gripper"], torch.tensor(2.0).log())
+    torch.testing.assert_close(losses["loss"], value + 0.01 * torch.tensor(2.0).log())
+
+
+def test_parameter_counts_are_upstreams():
+    config = LSTMHeadConfig(name="lstm")
+    head = HEADS.get("lstm")(config, feature_dim=2048, action_dim=7, window_size=16, chunk_size=10)
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    assert count(head.lstm) == 4 * 1024 * (2048 + 1024 + 2) + 3 * 4 * 1024 * (2048 + 2)  # 37.8 M
+    sizes = [(1024, 1024), (1024, 512), (512, 256), (256, 60)]
+    assert count(head.arm) == sum(i * o + o for i, o in sizes)
+
+
+def test_masked_mean_of_nothing_is_zero():
+    assert masked_mean(torch.ones(1, 1, 2), torch.zeros(1, 1, 2, dtype=torch.bool)) == 0
+    assert F.l1_loss(torch.zeros(1), torch.zeros(1)) == 0

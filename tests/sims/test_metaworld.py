@@ -1,0 +1,166 @@
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from robovlms.config import SimConfig
+
+pytest.importorskip("metaworld", reason='pip install "robovlms[metaworld]"')
+
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+from robovlms.sims.metaworld import INSTRUCTIONS, MARKED_GOALS, OPPOSITES, SOFT_GRIP_EFFORT, MetaWorld
+
+TASKS = ["drawer-close", "faucet-open"]
+RIGHT, STAY = np.array([1, 0, 0, 0, 0, 0, 1], np.float32), np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
+
+
+@pytest.fixture(scope="module")
+def sim():
+    simulator = MetaWorld(SimConfig(name="metaworld", tasks=TASKS, image_size=48, max_steps=200))
+    yield simulator
+    simulator.close()
+
+
+def play(sim, seed, num_steps=200):
+    """Let the expert close the drawer; give the observations and whether it was ever closed."""
+    seen, solved = [sim.reset(sim.tasks()[0], seed)], False
+    for _ in range(num_steps):
+        step = sim.step(sim.expert())
+        seen.append(step.observation)
+        solved = solved or step.success
+        if solved:
+            break
+    return seen, solved
+
+
+def same(one, other):
+    frames = all(np.array_equal(one.frames[view], other.frames[view]) for view in one.frames)
+    return frames and np.array_equal(one.proprio, other.proprio)
+
+
+def test_every_task_of_mt50_has_its_own_instruction():
+    assert {f"{name}-v3" for name in INSTRUCTIONS} == set(ALL_V3_ENVIRONMENTS)
+    assert len(set(INSTRUCTIONS.values())) == 50
+    assert MARKED_GOALS | set(SOFT_GRIP_EFFORT) <= set(INSTRUCTIONS)
+
+
+@pytest.mark.parametrize("name", OPPOSITES)
+def test_opposite_tasks_share_a_scene(name):
+    def scene(task):
+        return ALL_V3_ENVIRONMENTS[f"{task}-v3"].model_name.fget(None)
+
+    assert OPPOSITES[OPPOSITES[name]] == name
+    assert scene(name) == scene(OPPOSITES[name])
+
+
+def test_an_empty_task_list_means_all_fifty():
+    assert len(MetaWorld(SimConfig(name="metaworld", image_size=48, max_steps=200)).tasks()) == 50
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_spelling():
+    with pytest.raises(ValueError, match=r"sim.tasks has 'draw-open'.*Did you mean 'drawer-open'"):
+        MetaWorld(SimConfig(name="metaworld", tasks=["draw-open"], image_size=48, max_steps=200))
+
+
+def test_an_episode_longer_than_the_benchmarks_horizon_is_refused():
+    with pytest.raises(ValueError, match=r"sim.max_steps=501 must be 1 to 500"):
+        MetaWorld(SimConfig(name="metaworld", image_size=48, max_steps=501))
+
+
+def test_without_meta_world_the_extra_to_install_is_named():
+    code = "import sys; sys.modules['metaworld'] = None; import robovlms.sims.metaworld"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
+    assert ran.returncode == 1
+    assert 'pip install "robovlms[metaworld]"' in ran.stderr
+
+
+def test_both_views_show_the_scene_the_right_way_up(sim):
+    frames = sim.reset(sim.tasks()[0], 0).frames
+    assert list(frames) == ["side", "wrist"]
+    for frame in frames.values():
+        assert frame.shape == (48, 48, 3)
+        assert frame.dtype == np.uint8
+        assert 40 < frame.mean() < 215
+        assert frame.std() > 15
+    sky, table = frames["side"][:5, -5:].reshape(-1, 3), frames["side"][-5:, -5:].reshape(-1, 3)
+    assert np.ptp(sky.mean(axis=0)) < 10  # grey
+    assert table[:, 0].mean() > table[:, 2].mean() + 10  # wood
+
+
+def test_the_seed_alone_decides_where_an_episode_starts(sim):
+    drawer, faucet = sim.tasks()
+    first, other = sim.reset(drawer, 1), sim.reset(drawer, 2)
+    sim.step(RIGHT)
+    sim.reset(faucet, 3)
+    assert same(first, sim.reset(drawer, 1))
+    assert not np.array_equal(first.frames["side"], other.frames["side"])
+
+
+def test_a_whole_episode_repeats_bit_for_bit_and_the_expert_solves_it(sim):
+    first, solved = play(sim, seed=5)
+    play(sim, seed=6, num_steps=3)
+    second, _ = play(sim, seed=5)
+    assert solved
+    assert len(first) == len(second)
+    assert all(same(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_the_expert_speaks_the_action_contract(sim):
+    sim.reset(sim.tasks()[0], 0)
+    action = sim.expert()
+    assert action.shape == (len(sim.contract.names),)
+    assert np.abs(action).max() <= 1
+    assert np.array_equal(action[3:6], np.zeros(3))
+    assert action[6] in (-1, 1)
+
+
+def test_an_action_entry_of_one_moves_the_hand_by_a_centimetre_a_step_at_80_hz(sim):
+    before = sim.reset(sim.tasks()[0], 0).proprio
+    for _ in range(10):
+        after = sim.step(RIGHT).observation.proprio
+    for _ in range(10):  # the hand catches up with its target
+        after = sim.step(STAY).observation.proprio
+    assert after[:3] - before[:3] == pytest.approx([0.1, 0, 0], abs=0.01)
+    assert sim.contract.control_hz == pytest.approx(1 / sim._current._env.dt)
+
+
+def test_gripper_minus_one_closes_and_plus_one_opens(sim):
+    sim.reset(sim.tasks()[0], 0)
+    openings = []
+    for sign in (-1, 1):
+        for _ in range(15):
+            step = sim.step(sign * STAY)
+        openings.append(step.observation.proprio[3])
+    assert openings[0] < 0.5
+    assert openings[1] > 0.9
+
+
+def test_the_hand_ignores_rotation(sim):
+    turned = RIGHT + np.array([0, 0, 0, 1, 1, 1, 0], np.float32)
+    sim.reset(sim.tasks()[0], 0)
+    straight = sim.step(RIGHT).observation
+    sim.reset(sim.tasks()[0], 0)
+    assert same(straight, sim.step(turned).observation)
+
+
+def test_an_action_of_another_length_is_refused(sim):
+    sim.reset(sim.tasks()[0], 0)
+    with pytest.raises(ValueError, match=re.escape("takes 7 action entries")):
+        sim.step(np.zeros(4, np.float32))
+
+
+def test_an_instruction_can_be_replaced(sim):
+    assert sim.reset(sim.tasks()[0], 0).instruction == "close the drawer"
+    assert sim.reset(sim.tasks()[0], 0, "open the drawer").instruction == "open the drawer"
+    assert sim.step(STAY).observation.instruction == "open the drawer"
+
+
+def test_an_episode_is_done_after_max_steps():
+    sim = MetaWorld(SimConfig(name="metaworld", tasks=TASKS, image_size=16, max_steps=3))
+    sim.reset(sim.tasks()[0], 0)
+    assert [sim.step(STAY).done for _ in range(3)] == [False, False, True]
+    sim.close()

@@ -1,0 +1,199 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from robovlms.config import ActionContract, CollectConfig, SimConfig
+from robovlms.sims.base import Simulator, Step, Task
+from robovlms.types import Observation
+
+pytest.importorskip("metaworld", reason='pip install "robovlms[metaworld]"')
+
+from robovlms.collect import (
+    HOLD_STEPS,
+    REQUEST_FILE,
+    SELECTION,
+    Attempt,
+    Demo,
+    check_request,
+    collect_demos,
+    describe_request,
+    load_demo,
+    next_attempts,
+    record_demo,
+    save_demo,
+    succeeded,
+)
+from robovlms.sims.metaworld import MetaWorld
+
+CONFIG = CollectConfig(demos_per_task=2, noise=0.1, seed=7, num_workers=1)
+SIM = SimConfig(name="metaworld", tasks=["coffee-button"], image_size=16, max_steps=200)
+BUTTON = Task(name="coffee-button", instruction="press the button of the coffee machine")
+
+
+class Line(Simulator):
+    """A point that must pass 1; its expert moves by 0.25 until 1.5, its only other entry is the gripper."""
+
+    contract = ActionContract(names=["dx", "gripper"], representation="delta", frame="world", units="1", control_hz=1.0)
+
+    def __init__(self, config: SimConfig) -> None:
+        self.config = config
+
+    def tasks(self):
+        return [Task(name="go", instruction="go")]
+
+    def reset(self, task, seed, instruction=None):
+        self.x, self.executed = 0.0, []
+        return self._observe()
+
+    def step(self, action):
+        self.executed.append(action)
+        self.x += float(action[0])
+        return Step(self._observe(), self.x >= 1, len(self.executed) >= self.config.max_steps)
+
+    def expert(self):
+        return np.array([0.25, 1], np.float32)
+
+    def close(self):
+        pass
+
+    def _observe(self):
+        proprio = np.array([self.x], np.float32)
+        return Observation(frames={"side": np.zeros((2, 2, 3), np.uint8)}, instruction="go", proprio=proprio)
+
+
+def line(max_steps=50):
+    return Line(SimConfig(name="line", image_size=2, max_steps=max_steps))
+
+
+def request(config=CONFIG, sim=SIM):
+    return describe_request(config, sim, [BUTTON])
+
+
+def pretend(work: Path, outcomes: list[Demo | None]) -> None:
+    """Leave behind what an interrupted collection leaves: finished attempts."""
+    work.mkdir()
+    episode = {key: value for key, value in request().items() if key not in SELECTION}
+    (work / REQUEST_FILE).write_text(json.dumps(episode))
+    for number, demo in enumerate(outcomes):
+        save_demo(Attempt(BUTTON, number).path(work), demo)
+
+
+def made_up_demo(length: int) -> Demo:
+    frames = {view: np.full((length, 16, 16, 3), 9, np.uint8) for view in ("side", "wrist")}
+    return Demo(frames=frames, actions=np.ones((length, 7), np.float32), proprio=np.ones((length, 4), np.float32))
+
+
+def test_an_episode_ends_a_few_steps_after_success():
+    demo = record_demo(line(), BUTTON, seed=0, noise=0)
+    assert len(demo.actions) == 4 + HOLD_STEPS
+    assert demo.proprio[:5, 0].tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert demo.frames["side"].shape == (9, 2, 2, 3)
+
+
+def test_noise_moves_the_arm_but_neither_the_recorded_action_nor_the_gripper():
+    sim = line()
+    demo = record_demo(sim, BUTTON, seed=0, noise=0.2)
+    executed = np.array(sim.executed)
+    assert np.array_equal(demo.actions, np.tile(np.float32([0.25, 1]), (len(executed), 1)))
+    assert np.array_equal(executed[:, 1], demo.actions[:, 1])
+    assert 0.05 < np.abs(executed[:, 0] - 0.25).mean() < 0.4
+    record_demo(sim, BUTTON, seed=0, noise=0.2)
+    assert np.array_equal(executed, np.array(sim.executed))
+
+
+def test_a_failed_episode_gives_nothing(tmp_path):
+    demo = record_demo(line(max_steps=3), BUTTON, seed=0, noise=0)
+    assert demo is None
+    save_demo(tmp_path / "go" / "00000.npz", demo)
+    assert not succeeded(tmp_path / "go" / "00000.npz")
+
+
+def test_a_saved_demonstration_reads_back(tmp_path):
+    demo = record_demo(line(), BUTTON, seed=0, noise=0.1)
+    save_demo(tmp_path / "00000.npz", demo)
+    back = load_demo(tmp_path / "00000.npz")
+    assert np.array_equal(back.actions, demo.actions)
+    assert np.array_equal(back.proprio, demo.proprio)
+    assert np.array_equal(back.frames["side"], demo.frames["side"])
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.npz"]
+
+
+def test_seeds_differ_between_attempts_tasks_and_configs():
+    other = Task(name="drawer-open", instruction="")
+    seeds = {Attempt(task, number).seed(base) for task in (BUTTON, other) for number in (0, 1) for base in (0, 1)}
+    assert len(seeds) == 8
+
+
+def test_an_expert_that_mostly_fails_is_given_up(tmp_path):
+    pretend(tmp_path / "work", [made_up_demo(1)] * 3 + [None] * 17)
+    made = [Attempt(BUTTON, number) for number in range(20)]
+    assert next_attempts(made[:19], CollectConfig(demos_per_task=10), tmp_path / "work") == range(19, 26)
+    with pytest.raises(ValueError, match=r"coffee-button solved 3 of 20 episodes: lower collect.noise=0.1"):
+        next_attempts(made, CollectConfig(demos_per_task=10), tmp_path / "work")
+
+
+def test_an_interrupted_collection_continues_and_its_result_does_not_depend_on_the_workers(tmp_path):
+    root = tmp_path / "demos"
+    pretend(tmp_path / "demos.partial", [made_up_demo(3), None])  # so attempt 2 is the second success
+    assert collect_demos(CONFIG, SIM, root) == root
+    assert [path.name for path in tmp_path.iterdir()] == ["demos"]
+    sim = MetaWorld(SIM)
+    expected = record_demo(sim, BUTTON, Attempt(BUTTON, 2).seed(7), noise=0.1)
+    sim.close()
+    table = pq.read_table(next((root / "data").rglob("*.parquet")), columns=["episode_index", "action"])
+    episodes, actions = np.array(table["episode_index"]), np.array(table["action"].to_pylist(), np.float32)
+    assert np.array_equal(actions[episodes == 0], np.ones((3, 7)))
+    assert np.array_equal(actions[episodes == 1], expected.actions)
+    modified = (root / "meta" / "info.json").stat().st_mtime_ns
+    assert collect_demos(dataclasses.replace(CONFIG, num_workers=2, enabled=True), SIM, root) == root
+    assert (root / "meta" / "info.json").stat().st_mtime_ns == modified
+    with pytest.raises(ValueError, match=r"collect.noise is 0.1 there, 0.2 here.*[Cc]hoose another data.root"):
+        collect_demos(dataclasses.replace(CONFIG, noise=0.2), SIM, root)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(ValueError, match=r"is not a collection of demonstrations.*delete"):
+        collect_demos(CONFIG, SIM, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "chapter 1"
+
+
+def test_every_difference_is_named(tmp_path):
+    file = tmp_path / REQUEST_FILE
+    file.write_text(json.dumps(request()))
+    check_request(tmp_path, file, request())
+    with pytest.raises(ValueError, match=r"collect.seed is 7 there, 8 here; sim.image_size is 16 there, 32 here"):
+        sim = dataclasses.replace(SIM, image_size=32)
+        check_request(tmp_path, file, request(dataclasses.replace(CONFIG, seed=8), sim))
+
+
+def test_an_interrupt_keeps_finished_episodes_and_leaves_no_process(tmp_path):
+    code = (
+        "from pathlib import Path; from robovlms.collect import collect_demos;"
+        "from robovlms.config import CollectConfig, SimConfig;"
+        "sim = SimConfig(name='metaworld', tasks=['coffee-button'], image_size=16, max_steps=200);"
+        f"collect_demos(CollectConfig(demos_per_task=500, num_workers=1), sim, Path({str(tmp_path / 'demos')!r}))"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL, env=os.environ
+    )
+    work = tmp_path / "demos.partial"
+    deadline = time.monotonic() + 60
+    while not list(work.rglob("*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(started.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+    assert started.wait(timeout=30) != 0
+    time.sleep(0.5)  # multiprocessing's resource tracker goes a moment later
+    with pytest.raises(ProcessLookupError):
+        os.killpg(started.pid, 0)
+    assert all(succeeded(path) for path in work.rglob("*.npz"))
+    assert not (tmp_path / "demos").exists()

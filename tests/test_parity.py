@@ -1,0 +1,86 @@
+"""Training and rollout are the same computation: what the runner does step by step is what the batch forward gives."""
+
+import numpy as np
+import pytest
+import torch
+
+from robovlms.actions import ActionNormalizer, ActionStats
+from robovlms.config import (
+    ActionContract,
+    HeadConfig,
+    LSTMHeadConfig,
+    NormalizationConfig,
+    NormalizationMode,
+    Structure,
+)
+from robovlms.policy import VLAPolicy
+from robovlms.processor import Processor
+from robovlms.registry import BACKBONES, HEADS
+from robovlms.runner import PolicyRunner
+from robovlms.types import Batch, Observation
+
+W, K, A = 3, 4, 7
+VIEWS = ["side", "wrist"]
+ROWS = np.random.default_rng(0).uniform(-1, 1, (50, A)).astype(np.float32)
+NORMALIZER = ActionNormalizer(NormalizationConfig(mode=NormalizationMode.min_max), ActionStats.compute(ROWS))
+CONTRACT = ActionContract(names=list("xyzuvwg"), representation="delta", frame="world", units="1 m", control_hz=10.0)
+
+
+def make_policy(backbone_name, structure, head_name):
+    torch.manual_seed(0)
+    backbone = BACKBONES.get(backbone_name).tiny()
+    config = LSTMHeadConfig if head_name == "lstm" else HeadConfig
+    head = HEADS.get(head_name)(
+        config(name=head_name, hidden_dim=16), feature_dim=backbone.hidden_dim, action_dim=A, window_size=W, chunk_size=K
+    )
+    torch.nn.init.normal_(head.query, std=0.5)
+    return VLAPolicy(backbone, head, structure, Processor(backbone, VIEWS, max_text_tokens=64)).eval()
+
+
+def observe(step):
+    generator = np.random.default_rng(step)
+    sizes = {"side": 40, "wrist": 24}
+    frames = {view: generator.integers(0, 256, (size, size, 3), dtype=np.uint8) for view, size in sizes.items()}
+    return Observation(frames=frames, instruction="open the drawer")
+
+
+def whole_window(policy, steps):
+    frames = {view: torch.from_numpy(np.stack([observe(step).frames[view] for step in steps]))[None] for view in VIEWS}
+    ids, mask = policy.processor.text(["open the drawer"])
+    chunk = policy.predict(Batch(frames=frames, text_ids=ids, text_mask=mask))
+    return NORMALIZER.denormalize(chunk)[0, 0].numpy()
+
+
+@pytest.mark.parametrize("backbone_name", BACKBONES.names())
+@pytest.mark.parametrize(
+    ("structure", "head_name", "w"),
+    [(Structure.policy_head, "lstm", W), (Structure.policy_head, "mlp", W), (Structure.one_step, "mlp", 1)],
+)
+def test_each_streamed_action_equals_the_batch_forward_of_its_window(backbone_name, structure, head_name, w):
+    policy = make_policy(backbone_name, structure, head_name)
+    runner = PolicyRunner(policy, NORMALIZER, CONTRACT, window_size=w)
+    for _ in range(2):  # the second episode must not remember the first
+        runner.reset()
+        for step in range(W + 2):  # before the window is full, and after it slides
+            expected = whole_window(policy, range(max(0, step - w + 1), step + 1))
+            np.testing.assert_allclose(runner.step(observe(step)), expected, atol=1e-5)
+
+
+def test_a_chunk_is_executed_in_order_before_the_policy_is_asked_again():
+    policy = make_policy("nano", Structure.policy_head, "lstm")
+    runner = PolicyRunner(policy, NORMALIZER, CONTRACT, window_size=W, execute_steps=2)
+    actions = [runner.step(observe(step)) for step in range(3)]
+    first = runner.policy.act  # two actions of the chunk at step 0, then the first one of the chunk at step 2
+    assert callable(first)
+    np.testing.assert_allclose(actions[0], whole_window(policy, range(1)), atol=1e-5)
+    np.testing.assert_allclose(actions[2], whole_window(policy, range(3)), atol=1e-5)
+    assert len(runner.memory) == 3
+    assert len(runner.queue) == 1
+
+
+def test_a_missing_view_is_named():
+    runner = PolicyRunner(make_policy("nano", Structure.policy_head, "mlp"), NORMALIZER, CONTRACT, window_size=W)
+    observation = observe(0)
+    del observation.frames["wrist"]
+    with pytest.raises(ValueError, match=r"needs the views \['wrist'\]"):
+        runner.step(observation)

@@ -1,0 +1,17 @@
+"""Train a policy: `python train.py experiment=quickstart`; `python train.py --help` lists what there is to choose."""
+
+from __future__ import annotations
+
+from robovlms.cli import entry
+from robovlms.config import TrainConfig
+
+
+def run(config: TrainConfig) -> None:
+    """Import what is heavy only once the config has been checked."""
+    from robovlms.build import train
+
+    train(config)
+
+
+if __name__ == "__main__":
+    entry("train", TrainConfig, run)
