@@ -23,14 +23,8 @@ from torch import Tensor
 
 from robovlms.actions import ActionNormalizer, ActionStats
 from robovlms.backbones.nano import Nano
-from robovlms.config import (
-    CalvinDataConfig,
-    NanoBackboneConfig,
-    NormalizationConfig,
-    NormalizationMode,
-    Resize,
-    WindowConfig,
-)
+from robovlms.choices import NormalizationMode, Resize
+from robovlms.config import CalvinDataConfig, NanoBackboneConfig, NormalizationConfig, WindowConfig
 from robovlms.data.calvin import CalvinDataset
 from robovlms.data.calvin_segments import Segment, read_segments
 from robovlms.data.loader import Collator

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from robovlms.config import ActionContract, NormalizationConfig, NormalizationMode
+from robovlms.choices import NormalizationMode
+from robovlms.config import ActionContract, NormalizationConfig
 
 
 def chunk_actions(
@@ -22,15 +23,16 @@ def chunk_actions(
 ) -> tuple[Float[Tensor, "b w k a"], Bool[Tensor, "b w k"]]:
     """Give every step of the window the chunk of actions it must predict.
 
-    Step i is taught actions i, ..., i + k - 1, so neighbouring chunks overlap and a sample carries s = w + k - 1 actions.
-    Near the end of an episode the tail is padding; a padded action stays masked in every chunk it falls into.
+    Step i is taught actions i, ..., i + k - 1, so neighbouring chunks overlap and a sample carries s = w + k - 1
+    actions. Near the end of an episode the tail is padding; a padded action stays masked in every chunk it falls into.
 
     Returns:
         The chunks and their mask, both views of the inputs; copy before writing.
     Raises:
         ValueError: the sequence does not have w + k - 1 actions.
     Source:
-        Sliding chunks as in RoboVLMs (data/calvin_dataset.py), arXiv:2412.14058; the mask follows ACT, arXiv:2304.13705.
+        Sliding chunks as in RoboVLMs (data/calvin_dataset.py), arXiv:2412.14058; the mask follows ACT,
+        arXiv:2304.13705.
     """
     if actions.shape[1] != window_size + chunk_size - 1:
         raise ValueError(
@@ -57,7 +59,14 @@ class ActionStats:
         """Compute the statistics in float64; quantiles interpolate linearly."""
         rows = actions.astype(np.float64)
         q01, q99 = np.quantile(rows, [0.01, 0.99], axis=0)
-        columns = {"mean": rows.mean(0), "std": rows.std(0), "min": rows.min(0), "max": rows.max(0), "q01": q01, "q99": q99}
+        columns = {
+            "mean": rows.mean(0),
+            "std": rows.std(0),
+            "min": rows.min(0),
+            "max": rows.max(0),
+            "q01": q01,
+            "q99": q99,
+        }
         return cls(**{key: value.tolist() for key, value in columns.items()}, num_rows=len(rows))
 
     def save(self, path: Path) -> None:
@@ -73,8 +82,8 @@ class ActionStats:
 class ActionNormalizer:
     """Map raw arm entries to [-1, 1] and back; the gripper passes, as exactly -1 (closed) or +1 (open).
 
-    Bounds low and high become -1 and +1. With `bounds` and `quantile` the action is clipped to them first; an entry whose
-    bounds coincide (a rotation that never moves) becomes 0 and comes back as its constant.
+    Bounds low and high become -1 and +1. With `bounds` and `quantile` the action is clipped to them first; an entry
+    whose bounds coincide (a rotation that never moves) becomes 0 and comes back as its constant.
     Source: RoboVLMs data/data_utils.py, normalize_action (fixed bounds +-0.65); OpenVLA q01/q99, arXiv:2406.09246.
     """
 

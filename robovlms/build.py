@@ -99,8 +99,11 @@ def evaluate(config: EvaluateConfig) -> Path:
     episodes = plan_episodes(simulator.tasks(), config.evaluation)
     simulator.close()
     start = partial(start_rollout, checkpoint, config.sim, config.evaluation)
-    conditions = {"checkpoint": str(checkpoint.resolve()), "sim": asdict(config.sim)}
-    conditions["execute_steps"] = config.evaluation.execute_steps
+    conditions = {
+        "checkpoint": str(checkpoint.resolve()),
+        "sim": asdict(config.sim),
+        "execute_steps": config.evaluation.execute_steps,
+    }
     workers = config.evaluation.num_workers
     played = run_episodes(start, episodes, folder=folder, conditions=conditions, num_workers=workers)
     results = summarize(played, config={"train": asdict(trained), **asdict(config)}, versions=environment_versions())

@@ -1,4 +1,5 @@
-"""A checkpoint is one folder that says everything: config, weights, statistics, contract and, to resume, training state.
+"""A checkpoint is one folder that says everything: config, weights, statistics, contract and, to resume, training
+state.
 
 Folders are written beside their place and renamed into it, so an interrupted save leaves the previous checkpoint whole.
 Nothing is pickled.
@@ -24,7 +25,8 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
 from robovlms.actions import ActionStats
-from robovlms.config import SCHEMAS, ModelSize, TrainConfig
+from robovlms.choices import ModelSize
+from robovlms.config import SCHEMAS, TrainConfig
 from robovlms.policy import VLAPolicy
 
 CONFIG, WEIGHTS, STATS, CONTRACT = "config.yaml", "model.safetensors", "action_stats.json", "contract.json"
@@ -38,7 +40,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def load_config(path: Path) -> TrainConfig:
     """Read a config written by `save_config`, typed and checked again."""
-    node = OmegaConf.load(path)
+    node: Any = OmegaConf.load(path)
     schema = OmegaConf.structured(TrainConfig)
     for group in ("backbone", "head", "data"):
         schema[group] = OmegaConf.structured(SCHEMAS.get(f"{group}/{node[group].name}", SCHEMAS[f"{group}/base"]))
@@ -64,7 +66,9 @@ def load_policy(folder: Path) -> tuple[TrainConfig, VLAPolicy, ActionStats]:
         ValueError: the weights do not fit the config.
     """
     if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint: it has no {WEIGHTS}. Give .../checkpoints/step_<number>.")
+        raise FileNotFoundError(
+            f"{folder} is not a checkpoint: it has no {WEIGHTS}. Give .../checkpoints/step_<number>."
+        )
     config = load_config(folder / CONFIG)
     backbone = replace(config.backbone, checkpoint=str(folder / BACKBONE), random_init=True, size=ModelSize.full)
     policy = VLAPolicy.from_config(replace(config, backbone=backbone))
@@ -192,7 +196,8 @@ def resolve_checkpoint(path: Path) -> Path:
     found = checkpoints(path)
     if not found:
         raise FileNotFoundError(
-            f"checkpoint={path} is neither a checkpoint nor a run with one: give runs/<name> or runs/<name>/checkpoints/step_<number>."
+            f"checkpoint={path} is neither a checkpoint nor a run with one: give runs/<name> or "
+            "runs/<name>/checkpoints/step_<number>."
         )
     return found[-1]
 

@@ -189,7 +189,7 @@ def _collect(config: CollectConfig, sim: SimConfig, tasks: list[Task], work: Pat
     Each round tries exactly as often as demonstrations are missing, so outcomes alone decide which attempts are made.
     """
     attempts: dict[str, list[Attempt]] = {task.name: [] for task in tasks}
-    bar = tqdm(total=config.demos_per_task * len(tasks), desc="demonstrations", unit="demo")
+    bar = tqdm(total=config.demos_per_task * len(tasks), desc="demonstrations", unit="demo", disable=None)  # only on a terminal
     executor = ProcessPoolExecutor(config.num_workers, get_context("spawn"), _start_worker, (config, sim, work))
     try:
         while True:
@@ -205,9 +205,7 @@ def _collect(config: CollectConfig, sim: SimConfig, tasks: list[Task], work: Pat
             for future in as_completed(futures):
                 bar.update(int(future.result()))
     finally:
-        executor.shutdown(
-            cancel_futures=True
-        )  # waits for the episodes in progress: they are kept, and nobody is orphaned
+        executor.shutdown(cancel_futures=True)  # after the episodes in progress: they are kept, nobody is orphaned
         bar.close()
 
 
@@ -268,7 +266,7 @@ def _assemble(kept: list[Attempt], work: Path, simulator: Simulator, config: Col
         video=config.video,
     )
     with writer:
-        for attempt in tqdm(kept, desc="writing", unit="demo"):
+        for attempt in tqdm(kept, desc="writing", unit="demo", disable=None):
             demo = load_demo(attempt.path(work))
             writer.add_episode(demo.frames, demo.actions, demo.proprio, attempt.task.instruction)
     return folder

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
 
-from robovlms.config import OptimizerConfig, ScheduleConfig, ScheduleName
+from robovlms.choices import Duration, ScheduleName
+from robovlms.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -20,7 +22,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     """
     if config.name != "adamw":
         raise ValueError(f"optimizer.name={config.name!r} does not exist: choose optimizer=adamw.")
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
@@ -34,11 +37,29 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=on_cuda or None)
 
 
-def learning_rate(step: int, config: ScheduleConfig, peak: float, warmup_steps: int, total_steps: int) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The run's durations in optimizer steps, known once the data set's size is."""
+
+    warmup: int
+    total: int
+    log_every: int
+    validate_every: int
+    save_every: int
+
+    @classmethod
+    def resolve(cls, schedule: ScheduleConfig, trainer: TrainerConfig, steps_per_epoch: int) -> Steps:
+        """Turn epochs into steps; everything but the warm-up is at least one."""
+        texts = vars(schedule) | vars(trainer)
+        steps = {field.name: Duration.parse(texts[field.name]).steps(steps_per_epoch) for field in fields(cls)}
+        return cls(**{name: max(count, int(name != "warmup")) for name, count in steps.items()})
+
+
+def learning_rate(step: int, config: ScheduleConfig, peak: float, steps: Steps) -> float:
     """Give the learning rate of optimizer step `step`, counted from 0: linear warm-up, then constant or cosine."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
+    if step < steps.warmup:
+        return peak * (step + 1) / steps.warmup
     if config.name is ScheduleName.constant:
         return peak
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    progress = min(1.0, (step - steps.warmup) / max(1, steps.total - steps.warmup))
     return peak * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)

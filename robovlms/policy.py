@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robovlms.backbones.base import Backbone
-from robovlms.config import Structure, TrainConfig
-from robovlms.heads.base import ActionHead
+from robovlms.choices import Structure
+from robovlms.config import TrainConfig
+from robovlms.heads.base import ActionHead, HeadSizes
 from robovlms.processor import Processor
 from robovlms.registry import BACKBONES, HEADS
 from robovlms.types import Batch, Losses
@@ -31,10 +32,12 @@ class VLAPolicy(nn.Module):
         backbone = BACKBONES.get(config.backbone.name).from_config(config.backbone)
         head = HEADS.get(config.head.name)(
             config.head,
-            feature_dim=backbone.hidden_dim,
-            action_dim=len(config.data.contract.names),
-            window_size=config.window.window_size,
-            chunk_size=config.window.chunk_size,
+            HeadSizes(
+                feature_dim=backbone.hidden_dim,
+                action_dim=len(config.data.contract.names),
+                window_size=config.window.window_size,
+                chunk_size=config.window.chunk_size,
+            ),
         )
         processor = Processor(
             backbone,
@@ -76,6 +79,8 @@ class VLAPolicy(nn.Module):
 
     @torch.no_grad()
     def act(self, memory: Sequence[Float[Tensor, "b 1 q d"]]) -> Float[Tensor, "b k a"]:
-        """Give the normalised chunk for the newest of the remembered frames, oldest first, at most window_size of them."""
+        """Give the normalised chunk for the newest of the remembered frames, oldest first, at most window_size of
+        them.
+        """
         features = torch.cat(list(memory), dim=1)
         return self.head.act(lambda queries: features, *features.shape[:2])

@@ -1,6 +1,7 @@
 """Instructions and frames to tensors: the same object in training and rollout.
 
-Host side: prompts to padded token ids and, on request, exact PIL resizing. Device side: uint8 frames to normalised images.
+Host side: prompts to padded token ids and, on request, exact PIL resizing. Device side: uint8 frames to normalised
+images.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from robovlms.backbones.base import Backbone
-from robovlms.config import Resize
+from robovlms.choices import Resize
 from robovlms.types import Batch
 
 REFERENCE_PX = 224  # image size at which random shifts are given
@@ -25,7 +26,9 @@ REFERENCE_PX = 224  # image size at which random shifts are given
 class Processor:
     """What stands between robot data and a backbone."""
 
-    def __init__(self, backbone: Backbone, views: list[str], *, max_text_tokens: int, resize: Resize = Resize.device) -> None:
+    def __init__(
+        self, backbone: Backbone, views: list[str], *, max_text_tokens: int, resize: Resize = Resize.device
+    ) -> None:
         self.image_spec = backbone.image_spec
         self.resize = resize
         # The last view stands first in the token sequence, so that the main (first) camera is nearest to the text.

@@ -10,7 +10,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T", bound=type)
 
@@ -45,7 +45,7 @@ class Registry:
         folder = Path(str(importlib.import_module(self.package).__file__)).parent
         return sorted(path.stem for path in folder.glob("*.py") if f'.register("{path.stem}")' in path.read_text())
 
-    def get(self, name: str) -> type:
+    def get(self, name: str) -> Any:
         """Give the class behind `name`.
 
         Raises:

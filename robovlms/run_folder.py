@@ -13,7 +13,17 @@ from robovlms.config import TrainConfig
 log = logging.getLogger(__name__)
 
 # What a resumed run must share with its checkpoint: anything else would make other weights or another order of samples.
-FIXED = ("backbone", "head", "structure", "window", "view", "seed", "batch_size", "data.name", "data.views")
+FIXED: tuple[str, ...] = (
+    "backbone",
+    "head",
+    "structure",
+    "window",
+    "view",
+    "seed",
+    "batch_size",
+    "data.name",
+    "data.views",
+)
 FIXED += ("data.contract", "data.normalization", "data.fraction")
 
 
@@ -32,15 +42,17 @@ def prepare_run_folder(config: TrainConfig) -> None:
             shutil.rmtree(folder)
         elif config.trainer.resume == "never":
             raise ValueError(
-                f"output_dir={folder} exists. Continue it with trainer.resume=auto, start again with trainer.overwrite=true, "
-                f"or choose another name=..."
+                f"output_dir={folder} exists. Continue it with trainer.resume=auto, start again with "
+                "trainer.overwrite=true, or choose another name=..."
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
         (folder / ".writable").unlink()
     except OSError as error:
-        raise PermissionError(f"cannot write to output_dir={folder}: {error.strerror}. Choose another output_dir=...") from error
+        raise PermissionError(
+            f"cannot write to output_dir={folder}: {error.strerror}. Choose another output_dir=..."
+        ) from error
 
 
 def find_resume(config: TrainConfig) -> Path | None:

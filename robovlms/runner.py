@@ -25,7 +25,13 @@ class PolicyRunner:
     """
 
     def __init__(
-        self, policy: VLAPolicy, normalizer: ActionNormalizer, contract: ActionContract, *, window_size: int, execute_steps: int = 1
+        self,
+        policy: VLAPolicy,
+        normalizer: ActionNormalizer,
+        contract: ActionContract,
+        *,
+        window_size: int,
+        execute_steps: int = 1,
     ) -> None:
         self.policy, self.normalizer, self.contract = policy.eval(), normalizer, contract
         self.execute_steps = execute_steps
@@ -52,7 +58,8 @@ class PolicyRunner:
             check_contract(config.data.contract, contract, "the environment")
         if not 1 <= execute_steps <= config.window.chunk_size:
             raise ValueError(
-                f"evaluation.execute_steps={execute_steps} must lie in 1..{config.window.chunk_size}, the policy's chunk_size."
+                f"evaluation.execute_steps={execute_steps} must lie in 1..{config.window.chunk_size}, "
+                "the policy's chunk_size."
             )
         normalizer = ActionNormalizer(config.data.normalization, stats)
         size = config.window.window_size

@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
+from robovlms.choices import TrackerName
 from robovlms.config import TrackingConfig
-from robovlms.registry import nearest
 
 log = logging.getLogger(__name__)
-
-TRACKERS = ("tensorboard", "wandb")
 
 
 class _Sink(Protocol):
@@ -56,9 +54,8 @@ class _WandB:
     def __init__(self, config: TrackingConfig, folder: Path, run_config: dict[str, Any]) -> None:
         import wandb
 
-        self._run = wandb.init(
-            project=config.project, name=folder.name, dir=str(folder), mode=config.wandb_mode, config=run_config
-        )
+        mode: Any = config.wandb_mode.value
+        self._run = wandb.init(project=config.project, name=folder.name, dir=str(folder), mode=mode, config=run_config)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
@@ -73,16 +70,11 @@ class Tracker:
     def __init__(
         self, config: TrackingConfig, folder: Path, run_config: dict[str, Any], *, start_step: int, total_steps: int
     ) -> None:
-        for name in config.trackers:
-            if name not in TRACKERS:
-                raise ValueError(
-                    f"tracking.trackers has {name!r}.{nearest(name, TRACKERS)} Options: {', '.join(TRACKERS)}."
-                )
         self._sinks: list[_Sink] = [_JsonLines(folder / "metrics.jsonl", start_step)]
         try:
-            if "tensorboard" in config.trackers:
+            if TrackerName.tensorboard in config.trackers:
                 self._sinks.append(_TensorBoard(folder / "tensorboard", start_step))
-            if "wandb" in config.trackers:
+            if TrackerName.wandb in config.trackers:
                 self._sinks.append(_WandB(config, folder, run_config))
         except ImportError as error:
             raise ImportError(f'{error}: pip install "robovlms[{error.name}]", or choose tracking=console.') from error

@@ -1,7 +1,7 @@
 """The training loop on Accelerate: one CPU process or many GPUs, the same numbers.
 
-The loss is the mean over all real action steps of the *global* batch: every micro-batch is weighed by its share of them, so
-neither the number of processes nor accumulation changes a gradient. The host waits for the device only to log.
+The loss is the mean over all real action steps of the *global* batch: every micro-batch is weighed by its share of
+them, so neither the number of processes nor accumulation changes a gradient. The host waits for the device only to log.
 """
 
 from __future__ import annotations
@@ -37,15 +37,18 @@ from robovlms.checkpoint import (
     save_policy,
     set_rng_state,
 )
-from robovlms.config import Duration, Precision, TrainConfig
+from robovlms.choices import Precision
+from robovlms.config import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.data.loader import Collator, training_loader, validation_loader
 from robovlms.data.sampler import StepSampler
-from robovlms.optimization import learning_rate, make_optimizer
+from robovlms.interval import Interval
+from robovlms.optimization import Steps, learning_rate, make_optimizer
 from robovlms.policy import VLAPolicy
 from robovlms.run_folder import find_resume, prepare_run_folder
 from robovlms.tracking import Tracker, duration
 from robovlms.types import Batch
+from robovlms.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +76,18 @@ class Trainer:
         )
         mixed = {Precision.fp32: "no", Precision.bf16: "bf16"}[config.precision.name]
         self.accelerator = Accelerator(
-            mixed_precision=mixed, cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp], step_scheduler_with_optimizer=False
+            mixed_precision=mixed,
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[ddp],
+            step_scheduler_with_optimizer=False,
         )
         self.world_size, self.device = self.accelerator.num_processes, self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         expected = config.cluster.num_processes
         if expected and expected != self.world_size:
             raise ValueError(
-                f"cluster={config.cluster.name} means {expected} processes, but {self.world_size} were launched: launch with "
-                "torchrun --nnodes ... --nproc-per-node ..., or choose cluster=local."
+                f"cluster={config.cluster.name} means {expected} processes, but {self.world_size} were launched: "
+                "launch with torchrun --nnodes ... --nproc-per-node ..., or choose cluster=local."
             )
         if self.is_main:
             prepare_run_folder(config)
@@ -90,7 +96,9 @@ class Trainer:
         set_seed(config.seed)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.accelerator.wait_for_everyone()
         if torch.distributed.is_initialized():
@@ -160,26 +168,14 @@ class Trainer:
     def _resolve_durations(self) -> None:
         """Turn epochs into steps, now that the size of the data set is known, and keep the result beside the config."""
         config, per_epoch = self.config, self.sampler.steps_per_epoch
-        texts = {
-            "warmup": config.schedule.warmup,
-            "total": config.schedule.total,
-            "log_every": config.trainer.log_every,
-            "validate_every": config.trainer.validate_every,
-            "save_every": config.trainer.save_every,
-        }
-        steps = {key: Duration.parse(text).steps(per_epoch) for key, text in texts.items()}
-        self.warmup_steps, self.total_steps = steps["warmup"], max(1, steps["total"])
-        self.log_every, self.validate_every, self.save_every = (
-            max(1, steps[key]) for key in ("log_every", "validate_every", "save_every")
-        )
+        self.steps = Steps.resolve(config.schedule, config.trainer, per_epoch)
         if self.is_main:
             save_config(config, self.folder / CONFIG)
             self.stats.save(self.folder / STATS)
-            resolved = {key: {"config": texts[key], "steps": steps[key]} for key in texts}
-            sizes = {"windows": self.sampler.size, "steps_per_epoch": per_epoch, "accumulation": self.sampler.accumulation}
-            sizes |= {"num_processes": self.world_size}
-            (self.folder / "durations.json").write_text(json.dumps({**resolved, **sizes}, indent=2) + "\n")
-            log.info("%d windows, %d steps an epoch: %s", self.sampler.size, per_epoch, steps)
+            resolved = {**asdict(self.steps), "windows": self.sampler.size, "steps_per_epoch": per_epoch}
+            resolved |= {"accumulation": self.sampler.accumulation, "num_processes": self.world_size}
+            (self.folder / "durations.json").write_text(json.dumps(resolved, indent=2) + "\n")
+            log.info("%d windows, %d steps an epoch: %s", self.sampler.size, per_epoch, asdict(self.steps))
 
     def _describe(self) -> None:
         trained = sum(p.numel() for p in self.parameters)
@@ -187,8 +183,12 @@ class Trainer:
         log.info("%.2f M trainable parameters, %.2f M frozen", trained / 1e6, frozen / 1e6)
         log.info(
             "batch of %d windows = %d processes x %d x %d accumulated, on %s",
-            self.config.batch_size, self.world_size, self.config.device_batch_size, self.sampler.accumulation, self.device,
-        )  # fmt: skip
+            self.sampler.batch_size,
+            self.world_size,
+            self.sampler.device_batch_size,
+            self.sampler.accumulation,
+            self.device,
+        )
         if self.step:
             log.info("resuming from %s at step %d", self.resume_from, self.step)
 
@@ -197,7 +197,11 @@ class Trainer:
         self.tracker: Tracker | None = None
         if self.is_main:
             self.tracker = Tracker(
-                self.config.tracking, self.folder, asdict(self.config), start_step=self.step, total_steps=self.total_steps
+                self.config.tracking,
+                self.folder,
+                asdict(self.config),
+                start_step=self.step,
+                total_steps=self.steps.total,
             )
         try:
             yield
@@ -220,42 +224,44 @@ class Trainer:
 
     def _loop(self) -> None:
         batches = iter(self.train_loader)
-        pending: list[tuple[list[Tensor], dict[str, Tensor]]] = []  # steps since the last log line
-        clock, waited, start, first = time.perf_counter(), 0.0, time.perf_counter(), self.step
-        while self.step < self.total_steps:
-            before = time.perf_counter()
-            micro_batches = [next(batches) for _ in range(self.sampler.accumulation)]
-            waited += time.perf_counter() - before
-            terms = self.train_step(micro_batches)
-            pending.append(([b.index for b in micro_batches if b.index is not None], terms))
+        interval = Interval(self.config.batch_size, self._sum, self.train_set.source)
+        start, first = time.perf_counter(), self.step
+        while self.step < self.steps.total:
+            with interval.waiting():
+                micro_batches = [next(batches) for _ in range(self.sampler.accumulation)]
+            interval.add(micro_batches, self.train_step(micro_batches))
             self.step += 1
-            is_last = self.step == self.total_steps
-            saves = self.step % self.save_every == 0 or is_last
-            if self.step % self.log_every == 0 or saves:
-                metrics = self._reduce(pending)
-                elapsed = time.perf_counter() - clock
-                rate = len(pending) * self.config.batch_size / elapsed
-                metrics |= {"train/samples_per_s": rate, "train/data_wait": waited / elapsed}
-                metrics |= {"train/epoch": self.step / self.sampler.steps_per_epoch}
+            is_last, stops = self.step == self.steps.total, self._should_stop()
+            saves = is_last or stops or self.step % self.steps.save_every == 0
+            if saves or self.step % self.steps.log_every == 0:
+                metrics = interval.metrics(self.step)
+                metrics |= {
+                    "train/lr": self._lr(self.step - 1),
+                    "train/epoch": self.step / self.sampler.steps_per_epoch,
+                }
+                eta = (time.perf_counter() - start) / (self.step - first) * (self.steps.total - self.step)
                 if self.tracker:
-                    eta = (time.perf_counter() - start) / (self.step - first) * (self.total_steps - self.step)
                     self.tracker.log(self.step, metrics, eta_s=eta)
-                pending, clock, waited = [], time.perf_counter(), 0.0
-            if self.step % self.validate_every == 0 or is_last:
-                self.validate()
-                clock = time.perf_counter()
-            stop = self._should_stop()
-            if saves or stop:
-                self.save()
-                clock = time.perf_counter()
-            if stop:
+            with interval.paused():
+                if is_last or self.step % self.steps.validate_every == 0:
+                    self.validate()
+                if saves:
+                    self.save()
+            if stops:
                 log.info("stopped by SIGTERM at step %d; continue with trainer.resume=auto", self.step)
                 raise SystemExit(0)
 
+    def _lr(self, step: int) -> float:
+        return learning_rate(step, self.config.schedule, self.config.optimizer.lr, self.steps)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks."""
+        return self.accelerator.reduce(tensor, "sum")
+
     def train_step(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
-        """Take one optimizer step; give this rank's share of the loss terms and the gradient norm, still on the device."""
+        """Take one optimizer step; give this rank's share of loss terms and gradient norm, still on the device."""
         counts = [batch.action_mask.sum() for batch in micro_batches if batch.action_mask is not None]
-        total = self.accelerator.reduce(torch.stack(counts).sum().to(self.device, torch.float32), "sum")
+        total = self._sum(torch.stack(counts).sum().to(self.device, torch.float32))
         terms: dict[str, Tensor] = {}
         for number, (batch, count) in enumerate(zip(micro_batches, counts, strict=True)):
             is_last = number == len(micro_batches) - 1
@@ -267,82 +273,28 @@ class Trainer:
                 terms[name] = terms.get(name, 0) + value.detach() * share
         max_norm = self.config.optimizer.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if max_norm is None else max_norm)
-        lr = learning_rate(self.step, self.config.schedule, self.config.optimizer.lr, self.warmup_steps, self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self._lr(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {**terms, "grad_norm": norm / self.world_size}  # summed over ranks like the others
-
-    def _reduce(self, pending: list[tuple[list[Tensor], dict[str, Tensor]]]) -> dict[str, float]:
-        """Average the terms of the pending steps over all ranks: the one place where the host waits for the device."""
-        names = list(pending[0][1])
-        local = torch.stack([torch.stack([terms[name].float() for name in names]) for _, terms in pending])
-        every = self.accelerator.reduce(local, "sum").cpu()
-        self._check_finite(local.cpu(), every, names, pending)
-        lr = learning_rate(self.step - 1, self.config.schedule, self.config.optimizer.lr, self.warmup_steps, self.total_steps)
-        return {**{f"train/{name}": value for name, value in zip(names, every.mean(0).tolist(), strict=True)}, "train/lr": lr}
-
-    def _check_finite(
-        self, local: Tensor, every: Tensor, names: list[str], pending: list[tuple[list[Tensor], dict[str, Tensor]]]
-    ) -> None:
-        bad = (~every.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        if not bad:
-            return
-        step = self.step - len(pending) + bad[0]
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, every[bad[0]].tolist(), strict=True))
-        sources = [self.train_set.source(int(index)) for index in torch.cat(pending[bad[0]][0])]
-        if local[bad[0]].isfinite().all():
-            sources = ["(on another rank)"]
-        shown = "\n  ".join(sources[:8]) + ("" if len(sources) <= 8 else f"\n  ... and {len(sources) - 8} more")
-        raise FloatingPointError(
-            f"the loss is not finite at step {step}: {terms}. Samples of that step:\n  {shown}\n"
-            "The newest checkpoint is from before: resume it with a lower optimizer.lr, or look at these samples."
-        )
 
     def _should_stop(self) -> bool:
         """Agree between ranks on whether one of them was told to stop; several ranks ask only at log lines."""
         if self.world_size == 1:
             return self.stop_requested
-        if self.step % self.log_every:
+        if self.step % self.steps.log_every:
             return False
         flag = torch.tensor(float(self.stop_requested), device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
+        return bool(self._sum(flag).item())
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Measure the open-loop loss and arm error on the validation windows, weighed by their real steps.
-
-        `val/action_error` is the mean absolute arm error of the newest frame's chunk in normalised units,
-        `val/mean_action_error` that of always predicting the training set's mean action.
-        """
-        self.policy.eval()
-        sums: dict[str, Tensor] = {}
-        examples: list[tuple[Tensor, Tensor, Tensor]] = []
-        for host_batch in self.validation_loader:
-            batch = host_batch.to(self.device)
-            assert batch.actions is not None
-            assert batch.action_mask is not None
-            with self.accelerator.autocast():
-                losses, predicted = self.policy(batch), self.policy.predict(batch)
-            taught, mask = batch.actions[:, -1], batch.action_mask[:, -1]
-            count, newest = batch.action_mask.sum(), mask.sum()
-            error = (predicted - taught)[..., :-1].abs().mean(-1)[mask].sum()
-            baseline = (self.mean_action - taught[..., :-1]).abs().mean(-1)[mask].sum()
-            terms = {f"val/{name}": value.float() * count for name, value in losses.items()}
-            terms |= {"count": count.float(), "newest": newest.float()}
-            terms |= {"val/action_error": error, "val/mean_action_error": baseline}
-            sums = {name: sums.get(name, 0) + value for name, value in terms.items()}
-            examples.append((predicted.float().cpu(), taught.float().cpu(), mask.cpu()))
-        self.policy.train()
-        values = self.accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
-        total = dict(zip(sums, values, strict=True))
-        count, newest = total.pop("count"), total.pop("newest")
-        metrics = {name: value / (newest if name.endswith("action_error") else count) for name, value in total.items()}
-        if self.is_main and self.tracker:
+        """Measure the open-loop metrics of `robovlms.validation` and keep the examples for plots."""
+        with self.accelerator.autocast():
+            metrics, examples = validate(self.policy, self.validation_loader, self.mean_action, self._sum)
+        if self.tracker:
             self.tracker.log_validation(self.step, metrics)
-            predicted, taught, mask = (torch.cat(part)[:512].numpy() for part in zip(*examples, strict=True))
-            np.savez(self.folder / VALIDATION_ACTIONS, predicted=predicted, taught=taught, mask=mask)
+            np.savez(self.folder / VALIDATION_ACTIONS, **examples)  # type: ignore[arg-type]
         return metrics
 
     def save(self) -> None:

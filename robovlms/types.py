@@ -3,8 +3,8 @@
 Letters, used verbatim in annotations and einops patterns:
 b batch, w window (observed steps), v views, k chunk (predicted steps), s = w + k - 1 actions of one sample,
 a action entries (e = a - 1 of the arm),
-p proprioception entries, l text tokens, q queries, d hidden, n sequences, t frames in one sequence, m tokens of one image,
-h x c image height, width, channels. A leading underscore (`_h`) marks a size that differs between views.
+p proprioception entries, l text tokens, q queries, d hidden, n sequences, t frames in one sequence, m tokens of one
+image, h x c image height, width, channels. A leading underscore (`_h`) marks a size that differs between views.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Sample:
 
 @dataclass(kw_only=True)
 class Batch:
-    """Several windows, ready for the device. Pixels are still uint8 and, unless resized on the host, of recorded size."""
+    """Several windows, ready for the device. Pixels are still uint8 and, unless resized on the host, of recorded
+    size.
+    """
 
     frames: dict[str, UInt8[Tensor, "b w _h _x c"]]
     text_ids: Int64[Tensor, "b l"]

@@ -1,4 +1,6 @@
-"""Shared by all tests: shape annotations are checked at run time, nothing reaches the network, one thread is fastest here."""
+"""Shared by all tests: shape annotations are checked at run time, nothing reaches the network, one thread is fastest
+here.
+"""
 
 import os
 from pathlib import Path

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from robovlms.actions import ActionNormalizer, ActionStats, check_contract, chunk_actions
-from robovlms.config import ActionContract, NormalizationConfig, NormalizationMode
+from robovlms.choices import NormalizationMode
+from robovlms.config import ActionContract, NormalizationConfig
 
 STATS = ActionStats.compute(np.array([[-1.0, 0.0, -1.0], [3.0, 0.0, 1.0]], dtype=np.float32))
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,25 @@ def made_up_demo(length: int) -> Demo:
     return Demo(frames=frames, actions=np.ones((length, 7), np.float32), proprio=np.ones((length, 4), np.float32))
 
 
+def within_seconds(limit: float, condition: Callable[[], bool]) -> bool:
+    """Wait until the condition holds; tell whether it ever did."""
+    deadline = time.monotonic() + limit
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+def is_alive(group: int) -> bool:
+    """Tell whether a process group has members."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_an_episode_ends_a_few_steps_after_success():
-    demo = record_demo(line(), BUTTON, seed=0, noise=0)
+    demo = record_demo(line(), BUTTON, seed=0, noise=0.0)
     assert len(demo.actions) == 4 + HOLD_STEPS
     assert demo.proprio[:5, 0].tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert demo.frames["side"].shape == (9, 2, 2, 3)
@@ -111,7 +129,7 @@ def test_noise_moves_the_arm_but_neither_the_recorded_action_nor_the_gripper():
 
 
 def test_a_failed_episode_gives_nothing(tmp_path):
-    demo = record_demo(line(max_steps=3), BUTTON, seed=0, noise=0)
+    demo = record_demo(line(max_steps=3), BUTTON, seed=0, noise=0.0)
     assert demo is None
     save_demo(tmp_path / "go" / "00000.npz", demo)
     assert not succeeded(tmp_path / "go" / "00000.npz")
@@ -171,9 +189,9 @@ def test_every_difference_is_named(tmp_path):
     file = tmp_path / REQUEST_FILE
     file.write_text(json.dumps(request()))
     check_request(tmp_path, file, request())
+    other = request(dataclasses.replace(CONFIG, seed=8), dataclasses.replace(SIM, image_size=32))
     with pytest.raises(ValueError, match=r"collect.seed is 7 there, 8 here; sim.image_size is 16 there, 32 here"):
-        sim = dataclasses.replace(SIM, image_size=32)
-        check_request(tmp_path, file, request(dataclasses.replace(CONFIG, seed=8), sim))
+        check_request(tmp_path, file, other)
 
 
 def test_an_interrupt_keeps_finished_episodes_and_leaves_no_process(tmp_path):
@@ -187,13 +205,9 @@ def test_an_interrupt_keeps_finished_episodes_and_leaves_no_process(tmp_path):
         [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL, env=os.environ
     )
     work = tmp_path / "demos.partial"
-    deadline = time.monotonic() + 60
-    while not list(work.rglob("*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    assert within_seconds(60, lambda: any(work.rglob("*.npz")))
     os.killpg(started.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
     assert started.wait(timeout=30) != 0
-    time.sleep(0.5)  # multiprocessing's resource tracker goes a moment later
-    with pytest.raises(ProcessLookupError):
-        os.killpg(started.pid, 0)
+    assert within_seconds(10, lambda: not is_alive(started.pid))  # multiprocessing's own helper goes last
     assert all(succeeded(path) for path in work.rglob("*.npz"))
     assert not (tmp_path / "demos").exists()

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from robovlms.backbones.nano import Nano
-from robovlms.config import Resize
+from robovlms.choices import Resize
 from robovlms.processor import Processor, resize_frames, shift_frames
 from robovlms.types import Batch
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 from composing import completed, composed
 
-from robovlms.config import ScheduleName, Structure
+from robovlms.choices import ScheduleName, Structure
 
 
 class Row(NamedTuple):

@@ -28,7 +28,7 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: BackboneConfig) -> Backbone:
+    def from_config(cls, config: Any) -> Backbone:
         """Build the model that a config names: real checkpoint, random weights, or tiny."""
 
     @classmethod
@@ -55,7 +55,9 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def save_pretrained(self, folder: Path, weights: bool = True) -> None:
-        """Write a folder that `from_config(checkpoint=folder)` reads; without `weights`, only with `random_init=True`."""
+        """Write a folder that `from_config(checkpoint=folder)` reads; without `weights`, only with
+        `random_init=True`.
+        """
 
     @abstractmethod
     def parts(self) -> dict[str, list[nn.Module]]:
@@ -73,8 +75,8 @@ class PrefixBackbone(Backbone):
     """A decoder-only VLM that reads, frame after frame, [text head | views | text tail | queries].
 
     The text head is what must stand before the images (the start token of most models). Sequences are packed: a query
-    follows the last real token of its frame, the next frame follows the query, and all padding comes at the end, so that
-    no position, sliding window or linear attention ever meets a pad before a token that is read.
+    follows the last real token of its frame, the next frame follows the query, and all padding comes at the end, so
+    that no position, sliding window or linear attention ever meets a pad before a token that is read.
     """
 
     num_head_tokens: int = 0  # leading text ids that stand before the images
@@ -89,7 +91,11 @@ class PrefixBackbone(Backbone):
 
     @abstractmethod
     def decode(
-        self, embeds: Float[Tensor, "n s d"], mask: Bool[Tensor, "n s"], frame: Int64[Tensor, "n s"], is_query: Bool[Tensor, "n s"]
+        self,
+        embeds: Float[Tensor, "n s d"],
+        mask: Bool[Tensor, "n s"],
+        frame: Int64[Tensor, "n s"],
+        is_query: Bool[Tensor, "n s"],
     ) -> Float[Tensor, "n s d"]:
         """Run the decoder trunk, without vocabulary logits.
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from robovlms.backbones.base import PrefixBackbone
-from robovlms.config import BackboneConfig, ModelSize
+from robovlms.choices import ModelSize
+from robovlms.config import BackboneConfig
 from robovlms.registry import nearest
 from robovlms.types import ImageSpec
 

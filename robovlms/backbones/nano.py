@@ -1,7 +1,7 @@
 """A few-million-parameter VLM of our own that learns from scratch on a CPU: for the quickstart, CI and teaching.
 
-A convolutional stem turns each view into a 4 x 4 grid of tokens, a small causal transformer reads [views | text | queries].
-Its tokenizer needs no file: words are hashed into a fixed vocabulary.
+A convolutional stem turns each view into a 4 x 4 grid of tokens, a small causal transformer reads [views | text |
+queries]. Its tokenizer needs no file: words are hashed into a fixed vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robovlms.backbones.base import PrefixBackbone
-from robovlms.config import ModelSize, NanoBackboneConfig
+from robovlms.choices import ModelSize
+from robovlms.config import NanoBackboneConfig
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
 
@@ -97,8 +98,7 @@ class Nano(PrefixBackbone):
     @classmethod
     def tiny(cls) -> Nano:
         """Build two layers of width 32 on 32 px."""
-        sizes = {"image_size": 32, "hidden_dim": 32, "num_layers": 2, "num_heads": 2}
-        return cls(NanoBackboneConfig(name="nano", **sizes))
+        return cls(NanoBackboneConfig(name="nano", image_size=32, hidden_dim=32, num_layers=2, num_heads=2))
 
     def tokenize(self, prompts: list[str]) -> list[list[int]]:
         """Hash lower-case words and punctuation marks into the vocabulary; id 0 starts every text."""
@@ -114,7 +114,11 @@ class Nano(PrefixBackbone):
         return self.embedding(text_ids)
 
     def decode(
-        self, embeds: Float[Tensor, "n s d"], mask: Bool[Tensor, "n s"], frame: Int64[Tensor, "n s"], is_query: Bool[Tensor, "n s"]
+        self,
+        embeds: Float[Tensor, "n s d"],
+        mask: Bool[Tensor, "n s"],
+        frame: Int64[Tensor, "n s"],
+        is_query: Bool[Tensor, "n s"],
     ) -> Float[Tensor, "n s d"]:
         """Run the causal transformer with sinusoidal positions; padding comes last, so causality alone hides it."""
         s = embeds.shape[1]
@@ -155,5 +159,7 @@ class Nano(PrefixBackbone):
 
 def sinusoids(length: int, dim: int, like: Tensor) -> Float[Tensor, "s d"]:
     """Give fixed sine and cosine positions. Source: arXiv:1706.03762."""
-    angles = torch.arange(length, device=like.device)[:, None] / 1000 ** (torch.arange(0, dim, 2, device=like.device) / dim)
+    angles = torch.arange(length, device=like.device)[:, None] / 1000 ** (
+        torch.arange(0, dim, 2, device=like.device) / dim
+    )
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)

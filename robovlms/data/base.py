@@ -35,8 +35,8 @@ class WindowIndex:
 class RobotDataset(ABC):
     """Windows of robot demonstrations, by number.
 
-    Reading is random access and stateless, so that loader processes and resumed runs need no hand-over. Constructors read
-    indices only and raise for what is wrong with the folder; `__getitem__` raises for what is wrong with a frame.
+    Reading is random access and stateless, so that loader processes and resumed runs need no hand-over. Constructors
+    read indices only and raise for what is wrong with the folder; `__getitem__` raises for what is wrong with a frame.
     """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,7 +56,7 @@ class Collator:
             action_mask=chunk_mask.contiguous(),
             proprio=torch.from_numpy(np.stack(proprio)) if proprio else None,
             shifts=self._shifts(draws) or None,
-            index=torch.tensor([draw.index for draw in draws]),
+            index=torch.tensor([draw.window for draw in draws]),
         )
 
     def _stack(self, frames: list[np.ndarray]) -> Tensor:
@@ -81,7 +82,7 @@ class _Drawn(Dataset[tuple[Sample, Draw]]):
         self.dataset = dataset
 
     def __getitem__(self, draw: Draw) -> tuple[Sample, Draw]:
-        return self.dataset[draw.index], draw
+        return self.dataset[draw.window], draw
 
 
 def training_loader(
@@ -108,7 +109,9 @@ def validation_loader(
         ValueError: fewer windows than processes.
     """
     if len(dataset) < world_size:
-        raise ValueError(f"the validation split has {len(dataset)} windows for {world_size} processes: use fewer processes.")
+        raise ValueError(
+            f"the validation split has {len(dataset)} windows for {world_size} processes: use fewer processes."
+        )
     count = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size * world_size)
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     mine = [Draw(index, number) for number, index in enumerate(indices)][rank::world_size]
@@ -131,12 +134,13 @@ def _loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its own: making an iterator must not disturb the run's random state
     )
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    """One thread per loader process; signals to the whole group are the training process's to handle."""
     torch.set_num_threads(1)
-
-
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Which windows make up which step: a pure function of (seed, step), whatever the number of ranks and workers.
 
-The global order is cut into steps, ranks and micro-steps only at the end, so a run resumes at any step to the exact next
-sample, also with another number of processes.
+The global order is cut into steps, ranks and micro-steps only at the end, so a run resumes at any step to the exact
+next sample, also with another number of processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 class Draw(NamedTuple):
     """One sample to read: which window, and its number in the run, which seeds its augmentation."""
 
-    index: int
+    window: int
     number: int
 
 
@@ -71,7 +71,8 @@ class StepSampler(Sampler[list[Draw]]):
     ) -> None:
         if size < batch_size:
             raise ValueError(
-                f"the data set has {size} windows, fewer than batch_size={batch_size}: set batch_size={max(1, size)} or less."
+                f"the data set has {size} windows, fewer than batch_size={batch_size}: "
+                f"set batch_size={max(1, size)} or less."
             )
         self.size, self.batch_size, self.device_batch_size = size, batch_size, device_batch_size
         self.rank, self.world_size, self.seed, self.start_step = rank, world_size, seed, start_step
@@ -106,7 +107,8 @@ def accumulation_steps(batch_size: int, device_batch_size: int, world_size: int)
         fits = [n for n in range(1, batch_size // world_size + 1) if batch_size % (n * world_size) == 0]
         advice = f"set device_batch_size to one of {fits}" if fits else "set batch_size to a multiple of the processes"
         raise ValueError(
-            f"batch_size={batch_size} does not divide into device_batch_size={device_batch_size} x {world_size} processes: "
+            f"batch_size={batch_size} does not divide into device_batch_size={device_batch_size} x {world_size} "
+            f"processes: "
             f"{advice}."
         )
     return batch_size // per_micro_step

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -12,18 +14,29 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robovlms.config import ArmLoss, HeadConfig
+from robovlms.choices import ArmLoss
+from robovlms.config import HeadConfig
 from robovlms.types import Losses
 
 Read: TypeAlias = Callable[[Tensor], Tensor]
 """Queries "b w q d" to features "b w q d": one call of the backbone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadSizes:
+    """What a head learns from the rest of the policy."""
+
+    feature_dim: int  # hidden size of the backbone
+    action_dim: int  # gripper included
+    window_size: int
+    chunk_size: int
+
+
 class ActionHead(nn.Module, ABC):
     """Says what to ask the backbone (`queries`), and turns its answer into a loss or into actions."""
 
     @abstractmethod
-    def __init__(self, config: HeadConfig, *, feature_dim: int, action_dim: int, window_size: int, chunk_size: int) -> None:
+    def __init__(self, config: HeadConfig, sizes: HeadSizes) -> None:
         super().__init__()
 
     @abstractmethod
@@ -31,21 +44,25 @@ class ActionHead(nn.Module, ABC):
         """Give what the backbone reads at the end of every frame."""
 
     @abstractmethod
-    def loss(self, features: Float[Tensor, "b w q d"], actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]) -> Losses:
+    def loss(
+        self, features: Float[Tensor, "b w q d"], actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]
+    ) -> Losses:
         """Compare with the taught chunks; every entry is a mean over the real steps, "loss" the weighted sum."""
 
     @abstractmethod
     def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
-        """Give the newest frame's chunk: arm in [-1, 1], gripper exactly -1 or +1. Calls `read` as often as it needs."""
+        """Give the newest frame's chunk: arm in [-1, 1], gripper exactly -1 or +1. Calls `read` as often as it
+        needs.
+        """
 
 
 class ActionDecoder(nn.Sequential):
     """in -> 1024 -> 512 -> 256 -> out with ReLU between. Source: RoboVLMs policy_head/base_policy.py, MLPTanhHead."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
-        sizes = [in_dim, 1024, 512, 256, out_dim]
+        widths = [in_dim, 1024, 512, 256, out_dim]
         layers: list[nn.Module] = []
-        for left, right in zip(sizes, sizes[1:], strict=False):
+        for left, right in pairwise(widths):
             layers += [nn.Linear(left, right), nn.ReLU()]
         super().__init__(*layers[:-1])
 
@@ -53,20 +70,20 @@ class ActionDecoder(nn.Sequential):
 class RegressionHead(ActionHead):
     """Heads that regress a chunk at every frame: tanh on the arm, a logit for the gripper.
 
-    One zero-initialised learned vector is repeated `num_queries` times per frame, as upstream does. Every position of the
-    window is supervised. A subclass says how features become one vector per frame.
+    One zero-initialised learned vector is repeated `num_queries` times per frame, as upstream does. Every position of
+    the window is supervised. A subclass says how features become one vector per frame.
 
     Source: RoboVLMs policy_head/base_policy.py; loss = arm + 0.01 * gripper, arXiv:2412.14058.
     """
 
-    def __init__(self, config: HeadConfig, *, feature_dim: int, action_dim: int, window_size: int, chunk_size: int) -> None:
-        super().__init__(config, feature_dim=feature_dim, action_dim=action_dim, window_size=window_size, chunk_size=chunk_size)
-        self.num_queries, self.chunk_size, self.arm_dim = config.num_queries, chunk_size, action_dim - 1
+    def __init__(self, config: HeadConfig, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
+        self.num_queries, self.chunk_size, arm_dim = config.num_queries, sizes.chunk_size, sizes.action_dim - 1
         self.arm_loss, self.gripper_weight = config.loss, config.gripper_weight
-        self.query = nn.Parameter(torch.zeros(feature_dim))
+        self.query = nn.Parameter(torch.zeros(sizes.feature_dim))
         out_dim = config.hidden_dim * config.num_queries
-        self.arm = ActionDecoder(out_dim, self.arm_dim * chunk_size)
-        self.gripper = ActionDecoder(out_dim, chunk_size)
+        self.arm = ActionDecoder(out_dim, arm_dim * sizes.chunk_size)
+        self.gripper = ActionDecoder(out_dim, sizes.chunk_size)
 
     @abstractmethod
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
@@ -82,10 +99,16 @@ class RegressionHead(ActionHead):
         arm = rearrange(self.arm(fused).tanh(), "b w (k a) -> b w k a", k=self.chunk_size)
         return arm, self.gripper(fused)
 
-    def loss(self, features: Float[Tensor, "b w q d"], actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]) -> Losses:
+    def loss(
+        self, features: Float[Tensor, "b w q d"], actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]
+    ) -> Losses:
         """Huber (delta 1), squared or absolute error on the arm plus weighted binary cross-entropy on the gripper."""
         arm, gripper = self.decode(features)
-        error = {ArmLoss.huber: F.huber_loss, ArmLoss.mse: F.mse_loss, ArmLoss.l1: F.l1_loss}[self.arm_loss]
+        error: Callable[..., Tensor] = {  # type: ignore[assignment]
+            ArmLoss.huber: F.huber_loss,
+            ArmLoss.mse: F.mse_loss,
+            ArmLoss.l1: F.l1_loss,
+        }[self.arm_loss]
         arm_loss = masked_mean(error(arm.float(), actions[..., :-1], reduction="none").mean(-1), mask)
         is_open = (actions[..., -1] > 0).float()
         gripper_loss = masked_mean(F.binary_cross_entropy_with_logits(gripper.float(), is_open, reduction="none"), mask)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robovlms.config import LSTMHeadConfig
-from robovlms.heads.base import RegressionHead
+from robovlms.heads.base import HeadSizes, RegressionHead
 from robovlms.registry import HEADS
 
 
@@ -17,13 +17,11 @@ class LSTMHead(RegressionHead):
     Source: RoboVLMs policy_head/base_policy.py, LSTMDecoder (4 layers, hidden 1024).
     """
 
-    def __init__(
-        self, config: LSTMHeadConfig, *, feature_dim: int, action_dim: int, window_size: int, chunk_size: int
-    ) -> None:
-        super().__init__(config, feature_dim=feature_dim, action_dim=action_dim, window_size=window_size, chunk_size=chunk_size)
+    def __init__(self, config: LSTMHeadConfig, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
         q = config.num_queries
         self.lstm = nn.LSTM(
-            feature_dim * q, config.hidden_dim * q, config.num_layers, dropout=config.dropout, batch_first=True
+            sizes.feature_dim * q, config.hidden_dim * q, config.num_layers, dropout=config.dropout, batch_first=True
         )
 
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:

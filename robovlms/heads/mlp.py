@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robovlms.config import HeadConfig
-from robovlms.heads.base import RegressionHead
+from robovlms.heads.base import HeadSizes, RegressionHead
 from robovlms.registry import HEADS
 
 
@@ -14,9 +14,9 @@ from robovlms.registry import HEADS
 class MLPHead(RegressionHead):
     """in -> in / 2 -> hidden, then the decoders. Source: RoboVLMs policy_head/base_policy.py, FCDecoder."""
 
-    def __init__(self, config: HeadConfig, *, feature_dim: int, action_dim: int, window_size: int, chunk_size: int) -> None:
-        super().__init__(config, feature_dim=feature_dim, action_dim=action_dim, window_size=window_size, chunk_size=chunk_size)
-        in_dim, out_dim = feature_dim * config.num_queries, config.hidden_dim * config.num_queries
+    def __init__(self, config: HeadConfig, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
+        in_dim, out_dim = sizes.feature_dim * config.num_queries, config.hidden_dim * config.num_queries
         self.mlp = nn.Sequential(nn.Linear(in_dim, in_dim // 2), nn.ReLU(), nn.Linear(in_dim // 2, out_dim))
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -1,4 +1,6 @@
-"""The simulator contract: observations and actions in our words, tasks with instructions, and scripted experts where there are any."""
+"""The simulator contract: observations and actions in our words, tasks with instructions, and scripted experts where
+there are any.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Simulator(ABC):
 
     @abstractmethod
     def reset(self, task: Task, seed: int, instruction: str | None = None) -> Observation:
-        """Start an episode of `task` from a state that depends on `seed` only; `instruction` replaces the task's own."""
+        """Start an episode of `task` from a state that depends on `seed` only; `instruction` replaces the task's
+        own.
+        """
 
     @abstractmethod
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:

@@ -158,7 +158,7 @@ class MetaWorld(Simulator):
             raise ValueError(
                 f"sim=metaworld takes 7 action entries ({', '.join(self.contract.names)}), not {action.shape}"
             )
-        success = self._current.step(action[:3], action[6])
+        success = self._current.step(action[:3], float(action[6]))
         self._num_steps += 1
         return Step(self._observe(), success, self._num_steps >= self._config.max_steps)
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from robovlms.config import BackboneConfig, ModelSize, NanoBackboneConfig
+from robovlms.choices import ModelSize
+from robovlms.config import BackboneConfig, NanoBackboneConfig
 from robovlms.registry import BACKBONES
 
 NAMES = BACKBONES.names()

@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText, PaliGemmaConfig, XLMRobert
 from robovlms.backbones.huggingface import TINY_TEXT, missing_message
 from robovlms.backbones.kosmos import TAGS, Kosmos
 from robovlms.backbones.paligemma import prefix_mask
-from robovlms.config import BackboneConfig, ModelSize
+from robovlms.choices import ModelSize
+from robovlms.config import BackboneConfig
 from robovlms.registry import BACKBONES
 
 NAMES = ["kosmos", "llava", "paligemma"]

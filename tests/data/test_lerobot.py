@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 from torch.utils.data import DataLoader
 
-from robovlms.config import ActionContract, LeRobotDataConfig, NormalizationConfig, NormalizationMode
+from robovlms.choices import NormalizationMode
+from robovlms.config import ActionContract, LeRobotDataConfig, NormalizationConfig
 from robovlms.data.lerobot import LeRobotDataset
 from robovlms.data.lerobot_format import arrow_schema, make_features, read_episodes, read_info, read_numbers
 from robovlms.data.lerobot_stats import PixelCounts, number_stats

@@ -32,7 +32,7 @@ def draws(steps, **changes):
 
 
 def test_an_epoch_repeats_nothing():
-    seen = [draw.index for step in draws(3) for micro in step for draw in micro]
+    seen = [draw.window for step in draws(3) for micro in step for draw in micro]
     assert len(seen) == len(set(seen)) == 24
 
 

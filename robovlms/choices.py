@@ -1,0 +1,122 @@
+"""The words a config value may be, and durations. Members are lower-case because OmegaConf matches member names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+from typing import Any
+
+from robovlms.registry import nearest
+
+MISSING: Any = "???"  # OmegaConf's mark for "the user must say this"
+
+
+def ask(example: str) -> Any:
+    """Declare a value that only the user knows; the error that asks for it shows `example`."""
+    return field(default=MISSING, metadata={"example": example})
+
+
+class Structure(StrEnum):
+    """How history reaches the policy (arXiv:2412.14058, section III)."""
+
+    one_step = auto()  # the newest frame only
+    policy_head = auto()  # frames encoded one by one, fused by the head
+
+
+class ArmLoss(StrEnum):
+    """Regression loss of the arm."""
+
+    huber = auto()  # delta 1, what upstream trains with
+    mse = auto()  # what the paper writes
+    l1 = auto()
+
+
+class ModelSize(StrEnum):
+    """`tiny` keeps a family's architecture with a few hundred thousand random weights, for smoke runs and tests."""
+
+    full = auto()
+    tiny = auto()
+
+
+class NormalizationMode(StrEnum):
+    """Which bounds of each arm entry become -1 and +1."""
+
+    bounds = auto()  # the fixed `low` and `high` of the config; actions are clipped to them (RoboVLMs, CALVIN)
+    min_max = auto()  # smallest and largest value in the data
+    quantile = auto()  # 1st and 99th percentile of the data; actions are clipped to them (OpenVLA)
+    identity = auto()  # unchanged
+
+
+class Resize(StrEnum):
+    """Where frames are resized to the vision tower's size."""
+
+    device = auto()  # antialiased bicubic on the accelerator: pixels travel as recorded uint8
+    host = auto()  # PIL bicubic in the loader, as the checkpoints' own image processors do
+
+
+class ScheduleName(StrEnum):
+    """Learning rate after the warm-up."""
+
+    constant = auto()
+    cosine = auto()
+
+
+class Precision(StrEnum):
+    """Arithmetic of forward and backward; weights and optimizer state stay float32."""
+
+    fp32 = auto()
+    bf16 = auto()
+
+
+class TrackerName(StrEnum):
+    """Where metrics may go besides the console and `metrics.jsonl`."""
+
+    tensorboard = auto()
+    wandb = auto()
+
+
+class WandbMode(StrEnum):
+    """How wandb runs; offline needs no account."""
+
+    offline = auto()
+    online = auto()
+    disabled = auto()
+
+
+class Unit(StrEnum):
+    """Unit of a duration: passes over the training windows, or optimizer steps."""
+
+    epoch = auto()
+    step = auto()
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training such as `0.25 epoch` or `5000 step`; epochs become steps once the data set's size is
+    known.
+    """
+
+    amount: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str, option: str = "duration") -> Duration:
+        """Read `<number> epoch` or `<number> step` (a plural s is fine).
+
+        Raises:
+            ValueError: anything else; names `option` and both forms.
+        """
+        match = re.fullmatch(r"\s*([0-9_.eE+]+)\s*([a-z]+?)s?\s*", text)
+        units = [unit.value for unit in Unit]
+        if match is None or match[2] not in units:
+            hint = nearest(match[2], units) if match else ""
+            raise ValueError(f"{option}={text!r} is not a duration.{hint} Write e.g. '0.25 epoch' or '5000 step'.")
+        try:
+            return cls(float(match[1]), Unit(match[2]))
+        except ValueError:
+            raise ValueError(f"{option}={text!r}: {match[1]!r} is not a number. Write e.g. '0.25 epoch'.") from None
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Give the number of optimizer steps, rounded to the nearest."""
+        return round(self.amount * steps_per_epoch) if self.unit is Unit.epoch else round(self.amount)

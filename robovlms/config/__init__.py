@@ -1,0 +1,164 @@
+"""The schema of a run: what every key means, its type and its default.
+
+YAML files in `configs/` choose values, these dataclasses type them, and `robovlms.cli` turns the composed config into
+one `TrainConfig`. Below the entry points nobody knows Hydra, nobody writes to a config, and nothing here imports torch.
+Sequences are `list` because that is what OmegaConf gives back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robovlms.choices import MISSING, Structure, ask
+from robovlms.config.closed_loop import CollectConfig, EvaluationConfig, SimConfig
+from robovlms.config.data import ActionContract, CalvinDataConfig, DataConfig, LeRobotDataConfig, NormalizationConfig
+from robovlms.config.policy import (
+    BackboneConfig,
+    HeadConfig,
+    LSTMHeadConfig,
+    NanoBackboneConfig,
+    StructureConfig,
+    ViewConfig,
+    WindowConfig,
+)
+from robovlms.config.training import (
+    ClusterConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
+from robovlms.registry import nearest
+
+__all__ = [
+    "ActionContract",
+    "BackboneConfig",
+    "CalvinDataConfig",
+    "ClusterConfig",
+    "CollectConfig",
+    "CollectDemosConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "EvaluationConfig",
+    "HeadConfig",
+    "LSTMHeadConfig",
+    "LeRobotDataConfig",
+    "NanoBackboneConfig",
+    "NormalizationConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "PrecisionConfig",
+    "SCHEMAS",
+    "ScheduleConfig",
+    "SimConfig",
+    "StructureConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "ViewConfig",
+    "WindowConfig",
+    "check_policy",
+]
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """One complete run."""
+
+    name: str = MISSING
+    output_dir: str = MISSING
+    seed: int = 0
+    batch_size: int = 128  # global: windows per optimizer step over all processes
+    device_batch_size: int = MISSING
+    backbone: BackboneConfig = MISSING
+    head: HeadConfig = MISSING
+    structure: StructureConfig = MISSING
+    window: WindowConfig = MISSING
+    view: ViewConfig = MISSING
+    data: DataConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    precision: PrecisionConfig = MISSING
+    parallel: ParallelConfig = MISSING
+    cluster: ClusterConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    sim: SimConfig | None = None
+    collect: CollectConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+
+    def __post_init__(self) -> None:
+        check_policy(self.structure, self.window, self.view, self.data)
+        for key in ("batch_size", "device_batch_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 1.")
+        if self.batch_size % self.device_batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of device_batch_size={self.device_batch_size}: "
+                f"change one of them."
+            )
+        if (self.collect.enabled or self.evaluation.enabled) and self.sim is None:
+            raise ValueError("collect.enabled and evaluation.enabled need a simulator: choose one, e.g. sim=metaworld.")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Closed-loop evaluation of a checkpoint folder (`scripts/evaluate.py`)."""
+
+    checkpoint: str = ask("runs/quickstart_nano/checkpoints/step_1000")
+    output_dir: str | None = None  # unset: `evaluation/<sim>` beside the checkpoint
+    overwrite: bool = False
+    sim: SimConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+
+
+@dataclass(kw_only=True)
+class CollectDemosConfig:
+    """Demonstrations without training (`scripts/collect_demos.py`)."""
+
+    root: str = ask("datasets/demos")
+    sim: SimConfig = MISSING
+    collect: CollectConfig = MISSING
+
+
+def check_policy(structure: StructureConfig, window: WindowConfig, view: ViewConfig, data: DataConfig) -> None:
+    """Refuse combinations that cannot be built.
+
+    Raises:
+        ValueError: names the option to change.
+    """
+    if window.window_size < 1 or window.chunk_size < 1:
+        raise ValueError("window.window_size and window.chunk_size must be at least 1.")
+    if structure.name is Structure.one_step and window.window_size != 1:
+        raise ValueError(
+            f"structure=one_step sees one frame, but window.window_size={window.window_size}: "
+            "choose window=w1_c10 or structure=policy_head."
+        )
+    if not view.views or len(set(view.views)) != len(view.views):
+        raise ValueError(f"view.views={view.views} must name each camera once: choose view=side_wrist or side.")
+    for name in view.views:
+        if name not in data.views:
+            raise ValueError(
+                f"view.views has '{name}', which data={data.name} does not map.{nearest(name, data.views)} "
+                f"It maps {', '.join(data.views)}: choose another view= or add data.views.{name}=<key>."
+            )
+    if unknown := set(data.shift) - set(data.views):
+        raise ValueError(f"data.shift names {sorted(unknown)}, which are not among data.views {list(data.views)}.")
+
+
+# The types of a run's parts, by the place they are stored under `schema/` for YAML files to pull in. An option that has
+# fields of its own has an entry of its own; the others share their group's `base`.
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "collect_demos": CollectDemosConfig,
+    "backbone/base": BackboneConfig,
+    "backbone/nano": NanoBackboneConfig,
+    "head/base": HeadConfig,
+    "head/lstm": LSTMHeadConfig,
+    "data/base": DataConfig,
+    "data/calvin": CalvinDataConfig,
+    "data/lerobot": LeRobotDataConfig,
+}

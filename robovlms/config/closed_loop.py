@@ -1,0 +1,44 @@
+"""How it acts: simulators, demonstrations and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from robovlms.choices import MISSING
+
+
+@dataclass(kw_only=True)
+class SimConfig:
+    """A simulator and the tasks of its suite."""
+
+    name: str = MISSING
+    tasks: list[str] = field(default_factory=list)  # empty: all of the suite
+    image_size: int = MISSING  # px, square, every view
+    max_steps: int = MISSING  # control steps before an episode counts as failed
+
+
+@dataclass(kw_only=True)
+class CollectConfig:
+    """Demonstrations by a simulator's scripted experts."""
+
+    enabled: bool = False  # collect into data.root before training, unless the demonstrations are there
+    demos_per_task: int = 20
+    noise: float = 0.1  # standard deviation of the noise executed on top of the recorded expert action
+    seed: int = 0
+    num_workers: int = 2
+    video: bool = False  # mp4 instead of PNG embedded in parquet
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Closed-loop evaluation of the final checkpoint."""
+
+    enabled: bool = False
+    episodes_per_task: int = 10
+    seed: int = 10_000  # episode i of a task starts from seed + i
+    opposite_episodes_per_task: int = (
+        0  # episodes told the opposite instruction; success there counts against the policy
+    )
+    execute_steps: int = 1  # actions of a chunk executed before the policy is asked again
+    num_workers: int = 1
+    videos_per_task: int = 1

@@ -1,0 +1,75 @@
+"""What the policy is: backbone, head, structure, window and views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robovlms.choices import MISSING, ArmLoss, ModelSize, Structure
+
+
+@dataclass(kw_only=True)
+class BackboneConfig:
+    """A vision-language model and what of it is trained."""
+
+    name: str = MISSING
+    checkpoint: str | None = None  # hub id or local folder
+    size: ModelSize = ModelSize.full
+    random_init: bool = False  # the checkpoint's architecture and tokenizer, random weights
+    prompt: str = "{instruction}"
+    max_text_tokens: int = 256
+    freeze_vision: bool = False
+    freeze_text: bool = False
+    freeze_embeddings: bool = False
+    gradient_checkpointing: bool = False
+    attn_implementation: str = "sdpa"
+
+
+@dataclass(kw_only=True)
+class NanoBackboneConfig(BackboneConfig):
+    """Sizes of the embedded few-million-parameter VLM."""
+
+    image_size: int = MISSING  # px, a multiple of 16
+    hidden_dim: int = MISSING
+    num_layers: int = MISSING
+    num_heads: int = MISSING
+
+
+@dataclass(kw_only=True)
+class HeadConfig:
+    """Action head: what it is and how its loss is weighed."""
+
+    name: str = MISSING
+    num_queries: int = 1  # learned queries per frame
+    loss: ArmLoss = ArmLoss.huber
+    gripper_weight: float = 0.01  # loss = arm + gripper_weight * gripper (arXiv:2412.14058, lambda)
+    hidden_dim: int = 1024
+
+
+@dataclass(kw_only=True)
+class LSTMHeadConfig(HeadConfig):
+    """Recurrent policy head."""
+
+    num_layers: int = 4
+    dropout: float = 0.0
+
+
+@dataclass(kw_only=True)
+class StructureConfig:
+    """Formulation of the policy."""
+
+    name: Structure = MISSING
+
+
+@dataclass(kw_only=True)
+class WindowConfig:
+    """History and prediction lengths, in control steps."""
+
+    window_size: int = MISSING
+    chunk_size: int = MISSING
+
+
+@dataclass(kw_only=True)
+class ViewConfig:
+    """Cameras the policy looks through, by our names; the data config maps them to the data set's keys."""
+
+    views: list[str] = MISSING
