@@ -189,7 +189,7 @@ def _collect(config: CollectConfig, sim: SimConfig, tasks: list[Task], work: Pat
     Each round tries exactly as often as demonstrations are missing, so outcomes alone decide which attempts are made.
     """
     attempts: dict[str, list[Attempt]] = {task.name: [] for task in tasks}
-    bar = tqdm(total=config.demos_per_task * len(tasks), desc="demonstrations", unit="demo", disable=None)  # only on a terminal
+    bar = tqdm(total=config.demos_per_task * len(tasks), desc="demonstrations", unit="demo", disable=None)
     executor = ProcessPoolExecutor(config.num_workers, get_context("spawn"), _start_worker, (config, sim, work))
     try:
         while True:

@@ -73,9 +73,9 @@ class Processor:
             if batch.shifts is not None and view in batch.shifts:
                 frames = shift_frames(frames, rearrange(batch.shifts[view], "b w s -> (b w) s"))
             views.append(rearrange(frames, "(b w) c h x -> b w c h x", b=len(batch)))
-        images = torch.stack(views, dim=2).float() / 255
+        images = torch.stack(views, dim=2).float()
         mean, std = (images.new_tensor(value).view(-1, 1, 1) for value in (self.image_spec.mean, self.image_spec.std))
-        return (images - mean) / std
+        return images.sub_(255 * mean).div_(255 * std)
 
 
 def resize_frames(frames: UInt8[Tensor, "n c _h _x"], size: int) -> UInt8[Tensor, "n c h x"]:

@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from robovlms.checkpoint import TrainingState, checkpoints
 
 SEGMENTS = {"training": [(0, 24), (30, 54), (60, 84), (90, 114)], "validation": [(0, 24), (30, 54)]}
 
@@ -64,3 +68,23 @@ def losses(run: Path) -> list[float]:
     """Read the training losses of a run, step by step."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a run's newest checkpoint."""
+    return load_file(checkpoints(run)[-1] / "model.safetensors")
+
+
+def assert_same_state(left: Path, right: Path) -> None:
+    """Compare weights, optimizer and random states of two runs' newest checkpoints, bit for bit."""
+    ours, theirs = (TrainingState.load(checkpoints(path)[-1] / "training_state") for path in (left, right))
+    assert ours.step == theirs.step
+    for index, entry in ours.optimizer["state"].items():
+        for key, value in entry.items():
+            assert torch.equal(value, theirs.optimizer["state"][index][key]), (index, key)
+    for mine, other in zip(ours.rng, theirs.rng, strict=True):
+        # beartype, which checks shapes in tests, draws from python's generator itself.
+        assert all(torch.equal(value, other[key]) for key, value in mine.items() if key != "python")
+    a, b = weights(left), weights(right)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)

@@ -24,3 +24,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder}: set ROBOVLMS_SHARED_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def calvin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CALVIN folder with something to learn in it."""
+    from calvin_folder import make_calvin_folder
+
+    return make_calvin_folder(tmp_path_factory.mktemp("calvin"))

@@ -38,8 +38,8 @@ def test_the_main_view_stands_last_in_the_sequence():
     ids, mask = processor.text(["go"])
     images = processor.images(Batch(frames={"side": side, "wrist": wrist}, text_ids=ids, text_mask=mask))
     assert images.shape == (1, 1, 2, 3, 32, 32)
-    assert images[0, 0, 0].eq((1 - 0.5) / 0.25).all()
-    assert images[0, 0, 1].eq((0 - 0.5) / 0.25).all()
+    assert images[0, 0, 0].eq(2).all()
+    assert images[0, 0, 1].eq(-2).all()
 
 
 def test_text_is_padded_on_the_right():

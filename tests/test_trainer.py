@@ -9,13 +9,11 @@ import resource
 import signal
 
 import pytest
-import torch
-from calvin_folder import losses, make_calvin_folder, tiny_run
+from calvin_folder import assert_same_state, losses, tiny_run
 from composing import completed, composed
-from safetensors.torch import load_file
 
 from robovlms.build import train
-from robovlms.checkpoint import TrainingState, checkpoints, resolve_checkpoint
+from robovlms.checkpoint import checkpoints, resolve_checkpoint
 from robovlms.choices import ScheduleName
 from robovlms.config import OptimizerConfig, ScheduleConfig
 from robovlms.data.calvin import CalvinDataset
@@ -23,32 +21,9 @@ from robovlms.optimization import Steps, learning_rate, make_optimizer
 from robovlms.registry import BACKBONES
 
 
-@pytest.fixture(scope="session")
-def calvin_folder(tmp_path_factory):
-    return make_calvin_folder(tmp_path_factory.mktemp("calvin"))
-
-
 def run(root, output_dir, *extra):
     train(completed(composed(*tiny_run(root, output_dir, *extra))))
     return output_dir
-
-
-def weights(run_folder):
-    return load_file(checkpoints(run_folder)[-1] / "model.safetensors")
-
-
-def assert_same_state(left, right):
-    ours, theirs = (TrainingState.load(checkpoints(path)[-1] / "training_state") for path in (left, right))
-    assert ours.step == theirs.step
-    for index, entry in ours.optimizer["state"].items():
-        for key, value in entry.items():
-            assert torch.equal(value, theirs.optimizer["state"][index][key]), (index, key)
-    for mine, other in zip(ours.rng, theirs.rng, strict=True):
-        # beartype, which checks shapes in tests, draws from python's generator itself.
-        assert all(torch.equal(value, other[key]) for key, value in mine.items() if key != "python")
-    a, b = weights(left), weights(right)
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_two_steps_and_a_resume_equal_four_steps_bit_for_bit(calvin_folder, tmp_path):
