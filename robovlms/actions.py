@@ -82,7 +82,7 @@ class ActionStats:
 class ActionNormalizer:
     """Map raw arm entries to [-1, 1] and back; the gripper passes, as exactly -1 (closed) or +1 (open).
 
-    Bounds low and high become -1 and +1. With `bounds` and `quantile` the action is clipped to them first; an entry
+    Bounds low and high become -1 and +1; but for `identity` the action is clipped to them first; an entry
     whose bounds coincide (a rotation that never moves) becomes 0 and comes back as its constant.
     Source: RoboVLMs data/data_utils.py, normalize_action (fixed bounds +-0.65); OpenVLA q01/q99, arXiv:2406.09246.
     """

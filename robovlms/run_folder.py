@@ -24,7 +24,7 @@ FIXED: tuple[str, ...] = (
     "data.name",
     "data.views",
 )
-FIXED += ("data.contract", "data.normalization", "data.fraction")
+FIXED += ("data.contract", "data.normalization", "data.fraction", "data.few_shot_file")
 
 
 def prepare_run_folder(config: TrainConfig) -> None:

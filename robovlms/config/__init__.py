@@ -141,8 +141,8 @@ def check_policy(structure: StructureConfig, window: WindowConfig, view: ViewCon
     for name in view.views:
         if name not in data.views:
             raise ValueError(
-                f"view.views has '{name}', which data={data.name} does not map.{nearest(name, data.views)} "
-                f"It maps {', '.join(data.views)}: choose another view= or add data.views.{name}=<key>."
+                f"view.views has '{name}', which the data config does not map.{nearest(name, data.views)} "
+                f"It maps {', '.join(data.views)}: choose another view=, or map it with +data.views.{name}=<key>."
             )
     if unknown := set(data.shift) - set(data.views):
         raise ValueError(f"data.shift names {sorted(unknown)}, which are not among data.views {list(data.views)}.")
