@@ -46,11 +46,12 @@ def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
 
 def train(config: TrainConfig) -> Path:
     """Run a config from demonstrations to report, as far as it asks; give the final checkpoint folder."""
+    if config.sim is not None and (config.collect.enabled or config.evaluation.enabled):
+        SIMULATORS.get(config.sim.name)(config.sim)  # a missing simulator or an unknown task is found before training
     with Trainer(config) as trainer:
-        if config.collect.enabled:
+        if config.collect.enabled and config.sim is not None:
             from robovlms.collect import collect_demos
 
-            assert config.sim is not None
             with trainer.main_process_first():
                 collect_demos(config.collect, config.sim, Path(config.data.root))
         train_set, validation_set = build_dataset(config, "train"), build_dataset(config, "validation")
@@ -62,8 +63,7 @@ def train(config: TrainConfig) -> Path:
         is_main = trainer.is_main
     if is_main:
         plot_run(Path(config.output_dir), config.data.contract.names)
-        if config.evaluation.enabled:
-            assert config.sim is not None
+        if config.evaluation.enabled and config.sim is not None:
             evaluate(EvaluateConfig(checkpoint=str(checkpoint), sim=config.sim, evaluation=config.evaluation))
     return checkpoint
 

@@ -41,6 +41,13 @@ def test_accumulation_does_not_change_the_numbers(calvin_folder, tmp_path):
     assert losses(one) == pytest.approx(losses(four), abs=1e-5)
 
 
+def test_bf16_stays_near_fp32(calvin_folder, tmp_path):
+    full = run(calvin_folder, tmp_path / "fp32")
+    half = run(calvin_folder, tmp_path / "bf16", "precision=bf16")
+    assert losses(full) == pytest.approx(losses(half), rel=0.02)
+    assert losses(full) != losses(half)
+
+
 def test_the_arm_error_falls_below_that_of_the_mean_action(calvin_folder, tmp_path):
     folder = run(
         calvin_folder,
@@ -72,6 +79,12 @@ def test_a_run_folder_holds_what_a_user_looks_for(calvin_folder, tmp_path):
     durations = json.loads((folder / "durations.json").read_text())
     assert durations["total"] == 4
     assert durations["steps_per_epoch"] == durations["windows"] // 8 == 84 // 8
+
+
+def test_every_tracker_works_without_an_account(calvin_folder, tmp_path):
+    folder = run(calvin_folder, tmp_path / "run", "tracking=all", "schedule.total=2 step")
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_an_existing_run_is_neither_mixed_nor_lost(calvin_folder, tmp_path):

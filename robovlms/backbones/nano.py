@@ -44,15 +44,19 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-    """Strided convolutions from pixels to a 4 x 4 grid of tokens. The first stride is 4: early maps cost the most."""
+    """Strided convolutions from pixels to a 4 x 4 grid of tokens.
 
-    def __init__(self, dim: int) -> None:
+    The first stride is 4, because early maps cost the most. The last kernel is as wide as its stride: it merges a patch
+    without averaging it, so that a token can say where in its patch something is.
+    """
+
+    def __init__(self, image_size: int, dim: int) -> None:
         super().__init__()
+        merge = image_size // (8 * GRID)
         self.conv = nn.Sequential(
             nn.Conv2d(3, 32, 8, stride=4, padding=2), nn.GroupNorm(8, 32), nn.ReLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GroupNorm(8, 64), nn.ReLU(),
-            nn.Conv2d(64, dim, 3, stride=2, padding=1), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(GRID),
+            nn.Conv2d(64, dim, merge, stride=merge), nn.ReLU(),
         )  # fmt: skip
         self.position = nn.Parameter(torch.randn(GRID * GRID, dim) * 0.02)
         self.project = nn.Linear(dim, dim)
@@ -70,14 +74,14 @@ class Nano(PrefixBackbone):
 
     def __init__(self, config: NanoBackboneConfig) -> None:
         super().__init__()
-        if config.image_size % 16:
-            raise ValueError(f"backbone.image_size={config.image_size} must be a multiple of 16.")
-        if config.hidden_dim % (8 * config.num_heads) or config.hidden_dim % 8:
-            raise ValueError(f"backbone.hidden_dim={config.hidden_dim} must be a multiple of 8 * backbone.num_heads.")
+        if config.image_size % (8 * GRID):
+            raise ValueError(f"backbone.image_size={config.image_size} must be a multiple of {8 * GRID}.")
+        if config.hidden_dim % (2 * config.num_heads):
+            raise ValueError(f"backbone.hidden_dim={config.hidden_dim} must be a multiple of 2 * backbone.num_heads.")
         self.config, self.prompt, self.hidden_dim = config, config.prompt, config.hidden_dim
         self.image_spec = ImageSpec(size=config.image_size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
         self.gradient_checkpointing = config.gradient_checkpointing
-        self.stem = Stem(config.hidden_dim)
+        self.stem = Stem(config.image_size, config.hidden_dim)
         self.embedding = nn.Embedding(VOCAB_SIZE, config.hidden_dim)
         nn.init.normal_(self.embedding.weight, std=0.5)
         self.blocks = nn.ModuleList(Block(config.hidden_dim, config.num_heads) for _ in range(config.num_layers))
