@@ -105,8 +105,9 @@ def to_dataclass(config: Any, schema: type[T]) -> T:
         examples = [f"{key}={_example(config, key)}" for key in missing]
         raise ValueError(f"{', '.join(missing)}: not set. Say on the command line, e.g. {' '.join(examples)}")
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
-        number, overrides = HydraConfig.get().job.num, list(HydraConfig.get().overrides.task)
-        OmegaConf.update(config, "output_dir", f"{config.output_dir}/{number}_{_short(overrides)}".rstrip("_"))
+        hydra = HydraConfig.get()
+        job = f"{hydra.job.num}_{_short(list(hydra.overrides.task), set(hydra.sweeper.params or {}))}".rstrip("_")
+        OmegaConf.update(config, "output_dir", f"{config.output_dir}/{job}")
     result = OmegaConf.to_object(config)
     assert isinstance(result, schema)
     return result
@@ -136,10 +137,16 @@ def _example(config: Any, key: str) -> str:
     return str(found[0]) if found and found[0] else "<value>"
 
 
-def _short(overrides: list[str]) -> str:
-    """Name a job by what varies, e.g. `lr=2e-05`: its overrides that do not stand on the command line as they are."""
-    varied = [override.lstrip("+") for override in overrides if override not in sys.argv]
-    text = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in (item.partition("=") for item in varied))
+def _short(overrides: list[str], swept: set[str]) -> str:
+    """Name a job by what varies, e.g. `lr=2e-05`: the keys that a sweep or the command line gives several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+    swept = swept | {
+        item.key_or_group for item in OverridesParser.create().parse_overrides(given) if item.is_sweep_override()
+    }
+    items = [override.lstrip("+").partition("=") for override in overrides]
+    text = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in items if key in swept)
     return re.sub(r"[^\w.,=+-]+", "-", text)[:100]
 
 

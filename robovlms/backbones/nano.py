@@ -1,7 +1,7 @@
 """A few-million-parameter VLM of our own that learns from scratch on a CPU: for the quickstart, CI and teaching.
 
-A convolutional stem turns each view into a 4 x 4 grid of tokens, a small causal transformer reads [views | text |
-queries]. Its tokenizer needs no file: words are hashed into a fixed vocabulary.
+A convolutional stem turns each view into 17 tokens, a small causal transformer reads [views | text | queries]. Its
+tokenizer needs no file: words are hashed into a fixed vocabulary.
 """
 
 from __future__ import annotations
@@ -44,26 +44,41 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-    """Strided convolutions from pixels to a 4 x 4 grid of tokens.
+    """Strided convolutions from pixels to tokens: a 4 x 4 grid, and one token of keypoints.
 
-    The first stride is 4, because early maps cost the most. The last kernel is as wide as its stride: it merges a patch
-    without averaging it, so that a token can say where in its patch something is.
+    The first stride is 4, because early maps cost the most. The grid's kernel is as wide as its stride: it merges a
+    patch without averaging it. The keypoints are the expected positions of 64 feature maps (spatial softmax): they say
+    where things are to a fraction of a pixel of the map, also where no demonstration had them.
+    Source: spatial softmax, Levine et al., End-to-End Training of Deep Visuomotor Policies, arXiv:1504.00702.
     """
 
     def __init__(self, image_size: int, dim: int) -> None:
         super().__init__()
-        merge = image_size // (8 * GRID)
+        size = image_size // 8
         self.conv = nn.Sequential(
             nn.Conv2d(3, 32, 8, stride=4, padding=2), nn.GroupNorm(8, 32), nn.ReLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GroupNorm(8, 64), nn.ReLU(),
-            nn.Conv2d(64, dim, merge, stride=merge), nn.ReLU(),
         )  # fmt: skip
+        self.merge = nn.Conv2d(64, dim, size // GRID, stride=size // GRID)
         self.position = nn.Parameter(torch.randn(GRID * GRID, dim) * 0.02)
         self.project = nn.Linear(dim, dim)
+        self.attend = nn.Conv2d(64, 64, 1)
+        self.locate = nn.Linear(2 * 64, dim)
 
     def forward(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
-        grid = self.conv(images.contiguous(memory_format=torch.channels_last))
-        return self.project(rearrange(grid, "n d h x -> n (h x) d")) + self.position
+        maps = self.conv(images.contiguous(memory_format=torch.channels_last))
+        grid = rearrange(self.merge(maps).relu(), "n d h x -> n (h x) d")
+        keypoints = self.locate(expected_positions(self.attend(maps)))
+        return torch.cat([self.project(grid) + self.position, keypoints[:, None]], dim=1)
+
+
+def expected_positions(logits: Float[Tensor, "n k h x"]) -> Float[Tensor, "n k2"]:
+    """Give each map's expected (row, column) under a softmax over its pixels, in [-1, 1]."""
+    rows, columns = (torch.linspace(-1, 1, size, device=logits.device) for size in logits.shape[-2:])
+    weights = logits.float().flatten(2).softmax(-1).view_as(logits)
+    row = (weights.sum(3) * rows).sum(-1)
+    column = (weights.sum(2) * columns).sum(-1)
+    return torch.cat([row, column], dim=1).to(logits.dtype)
 
 
 @BACKBONES.register("nano")
