@@ -41,7 +41,7 @@ def test_anything_else_is_refused_with_both_forms(text: str) -> None:
             "structure=one_step sees one frame, but window.window_size=16: choose window=w1_c10",
         ),
         ("window.window_size=0", "must be at least 1"),
-        ("view.views=[sid]", "'sid', which data=calvin does not map. Did you mean 'side'? It maps side, wrist"),
+        ("view.views=[sid]", "'sid', which the data config does not map. Did you mean 'side'? It maps side, wrist"),
         ("view.views=[side,side]", "must name each camera once"),
         ("view.views=[]", "must name each camera once"),
         ("device_batch_size=3", "batch_size=128 is not a multiple of device_batch_size=3"),
@@ -58,7 +58,7 @@ def test_values_that_do_not_fit_together_are_refused_with_the_option_to_change(v
 
 
 def test_a_view_the_data_does_not_have_is_refused() -> None:
-    with pytest.raises(ValueError, match="'wrist', which data=rlds does not map"):
+    with pytest.raises(ValueError, match="'wrist', which the data config does not map"):
         completed(composed("data=bridge"))
     with pytest.raises(ValueError, match=re.escape("data.shift names ['top']")):
         completed(composed("+data.shift.top=3"))
