@@ -15,6 +15,7 @@ from robovlms.actions import ActionStats, check_contract
 from robovlms.checkpoint import CONFIG, STATS, load_config, resolve_checkpoint
 from robovlms.config import EvaluateConfig, EvaluationConfig, SimConfig, TrainConfig
 from robovlms.data.base import RobotDataset
+from robovlms.data.cache import CachedDataset
 from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.report import write_report
 from robovlms.evaluation.results import environment_versions, format_table, summarize, write_results
@@ -28,7 +29,7 @@ from robovlms.trainer import VALIDATION_ACTIONS, Trainer
 
 log = logging.getLogger(__name__)
 
-MAX_STATS_ROWS = 50_000  # action rows that statistics are computed from; larger data sets are sampled evenly
+MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data sets are sampled evenly
 
 
 def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
@@ -41,7 +42,7 @@ def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
         chunk_size=config.window.chunk_size,
     )
     log.info("%s: %s", split, dataset.summary())
-    return dataset
+    return CachedDataset(dataset, config.data.cache_mb) if config.data.cache_mb else dataset
 
 
 def train(config: TrainConfig) -> Path:
@@ -59,7 +60,10 @@ def train(config: TrainConfig) -> Path:
             stats = ActionStats.load(trainer.resume_from / STATS)
         else:
             stats = ActionStats.compute(train_set.actions(MAX_STATS_ROWS))
-        checkpoint = trainer.fit(VLAPolicy.from_config(config), train_set, validation_set, stats)
+        policy = VLAPolicy.from_config(config)
+        if policy.proprio is not None:
+            policy.proprio.calibrate(torch.from_numpy(train_set.proprio(MAX_STATS_ROWS)))
+        checkpoint = trainer.fit(policy, train_set, validation_set, stats)
         is_main = trainer.is_main
     if is_main:
         plot_run(Path(config.output_dir), config.data.contract.names)
@@ -90,29 +94,34 @@ def evaluate(config: EvaluateConfig) -> Path:
     checkpoint = resolve_checkpoint(Path(config.checkpoint))
     run_folder = checkpoint.parents[1]
     trained = load_config(checkpoint / CONFIG)
-    default = run_folder / "evaluation" / f"{config.sim.name}_{checkpoint.name}"
+    sim = config.sim or trained.sim
+    if sim is None:
+        raise ValueError(f"{checkpoint} was trained without a simulator: choose one, e.g. sim=metaworld.")
+    default = run_folder / "evaluation" / f"{sim.name}_{checkpoint.name}"
     folder = Path(config.output_dir) if config.output_dir else default
     if config.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    simulator: Simulator = SIMULATORS.get(config.sim.name)(config.sim)
-    check_contract(trained.data.contract, simulator.contract, f"sim={config.sim.name}")
+    simulator: Simulator = SIMULATORS.get(sim.name)(sim)
+    check_contract(trained.data.contract, simulator.contract, f"sim={sim.name}")
     episodes = plan_episodes(simulator.tasks(), config.evaluation)
     simulator.close()
-    start = partial(start_rollout, checkpoint, config.sim, config.evaluation)
+    start = partial(start_rollout, checkpoint, sim, config.evaluation)
     conditions = {
         "checkpoint": str(checkpoint.resolve()),
-        "sim": asdict(config.sim),
+        "sim": asdict(sim),
         "execute_steps": config.evaluation.execute_steps,
     }
     workers = config.evaluation.num_workers
     played = run_episodes(start, episodes, folder=folder, conditions=conditions, num_workers=workers)
-    results = summarize(played, config={"train": asdict(trained), **asdict(config)}, versions=environment_versions())
+    results = summarize(
+        played, config={"train": asdict(trained), **asdict(config), "sim": asdict(sim)}, versions=environment_versions()
+    )
     write_results(folder / "results.json", results)
     log.info("%d episodes\n%s", len(played), format_table(results))
     figures = {"Success": [plot_success(results, folder / "success.png")]}
     if (run_folder / "metrics.jsonl").is_file():
         figures |= plot_run(run_folder, trained.data.contract.names)
-    report = write_report(folder, results, name=f"{trained.name}, {config.sim.name}", figures=figures)
+    report = write_report(folder, results, name=f"{trained.name}, {sim.name}", figures=figures)
     log.info("report: %s", report)
     return report
 

@@ -13,7 +13,7 @@ from robovlms.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Give AdamW (fused on CUDA) over the trainable parameters.
+    """Give fused AdamW over the trainable parameters.
 
     Weight decay goes to matrices and kernels only: biases, norms, embeddings, learned positions and queries are spared.
 
@@ -32,9 +32,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     if not decayed and not spared:
         raise ValueError("no parameter is trainable: set one of backbone.freeze_* to false.")
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    on_cuda = any(parameter.is_cuda for parameter in decayed + spared)
     beta1, beta2 = config.betas
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=on_cuda or None)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)

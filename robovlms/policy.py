@@ -18,12 +18,44 @@ from robovlms.registry import BACKBONES, HEADS
 from robovlms.types import Batch, Losses
 
 
+class ProprioEncoder(nn.Module):
+    """Proprioception as part of a frame's queries, so that every backbone and every head can use it.
+
+    Entries are normalised by the training set's mean and standard deviation, which are stored with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, proprio_dim: int, feature_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(proprio_dim))
+        self.register_buffer("std", torch.ones(proprio_dim))
+        self.embed = nn.Sequential(nn.Linear(proprio_dim, feature_dim), nn.GELU(), nn.Linear(feature_dim, feature_dim))
+
+    def calibrate(self, rows: Float[Tensor, "r p"]) -> None:
+        """Take mean and standard deviation from the training set; an entry that never moves keeps its scale."""
+        std = rows.double().std(0, correction=0)
+        self.mean.copy_(rows.double().mean(0))
+        self.std.copy_(torch.where(std < 1e-6, 1, std))
+
+    def forward(self, proprio: Float[Tensor, "b w p"]) -> Float[Tensor, "b w 1 d"]:
+        return self.embed((proprio - self.mean) / self.std)[:, :, None]
+
+
 class VLAPolicy(nn.Module):
     """Read frames and instruction, give a loss or actions. Holds no history: `remember` hands it to the caller."""
 
-    def __init__(self, backbone: Backbone, head: ActionHead, structure: Structure, processor: Processor) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: ActionHead,
+        structure: Structure,
+        processor: Processor,
+        proprio: ProprioEncoder | None = None,
+    ) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.proprio = backbone, head, proprio
         self.structure, self.processor = structure, processor
 
     @classmethod
@@ -45,7 +77,9 @@ class VLAPolicy(nn.Module):
             max_text_tokens=config.backbone.max_text_tokens,
             resize=config.data.resize,
         )
-        return cls(backbone, head, config.structure.name, processor)
+        proprio_names = config.data.proprio_names
+        proprio = ProprioEncoder(len(proprio_names), backbone.hidden_dim) if proprio_names else None
+        return cls(backbone, head, config.structure.name, processor, proprio)
 
     def read(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> Float[Tensor, "b w q d"]:
         """Ask the backbone: every frame is a sequence of its own, beside the same instruction.
@@ -53,6 +87,9 @@ class VLAPolicy(nn.Module):
         `one_step` is the case w = 1 of `policy_head`; what differs is what the head may do with earlier frames.
         """
         w = queries.shape[1]
+        if self.proprio is not None:
+            assert batch.proprio is not None
+            queries = queries + self.proprio(batch.proprio)
         images = rearrange(self.processor.images(batch), "b w v c h x -> (b w) 1 v c h x")
         text_ids, text_mask = (tensor.repeat_interleave(w, dim=0) for tensor in (batch.text_ids, batch.text_mask))
         features = self.backbone(images, text_ids, text_mask, rearrange(queries, "b w q d -> (b w) 1 q d"))

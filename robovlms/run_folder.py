@@ -23,6 +23,8 @@ FIXED: tuple[str, ...] = (
     "batch_size",
     "data.name",
     "data.views",
+    "data.proprio_key",
+    "data.proprio_names",
 )
 FIXED += ("data.contract", "data.normalization", "data.fraction", "data.few_shot_file")
 

@@ -74,7 +74,7 @@ class PolicyRunner:
         """Give the next action in environment units; the gripper is exactly -1 (close) or +1 (open).
 
         Raises:
-            ValueError: the observation lacks a view the policy was trained with.
+            ValueError: the observation lacks a view or the proprioception the policy was trained with.
         """
         self.memory.append(self.policy.remember(self._batch(observation)))
         if not self.queue:
@@ -92,5 +92,15 @@ class PolicyRunner:
             frames={view: torch.from_numpy(frame)[None] for view, frame in frames.items()},
             text_ids=text_ids,
             text_mask=text_mask,
+            proprio=self._proprio(observation),
         )
         return batch.to(self._device)
+
+    def _proprio(self, observation: Observation) -> Float32[Tensor, "1 1 p"] | None:
+        if self.policy.proprio is None:
+            return None
+        expected, proprio = len(self.policy.proprio.mean), observation.proprio
+        if proprio is None or len(proprio) != expected:
+            found = "none" if proprio is None else f"{len(proprio)} entries"
+            raise ValueError(f"the policy needs proprioception of {expected} entries; the observation has {found}.")
+        return torch.from_numpy(proprio)[None, None]

@@ -34,7 +34,8 @@ def write_frame(folder: Path, frame: int, generator: np.random.Generator) -> Non
     action = np.zeros(7)
     action[:2] = (row - 12) / 20, (column - 12) / 20
     action[6] = -1 if column < 12 else 1
-    np.savez(folder / f"episode_{frame:07d}.npz", rgb_static=side, rgb_gripper=side[:16, :16], rel_actions=action)
+    arrays = {"rgb_static": side, "rgb_gripper": side[:16, :16], "rel_actions": action, "robot_obs": action[:2] + 1}
+    np.savez(folder / f"episode_{frame:07d}.npz", **arrays)
 
 
 def tiny_run(root: Path, output_dir: Path, *extra: str) -> list[str]:

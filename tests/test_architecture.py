@@ -42,7 +42,7 @@ DOORS = {
     "serving/*": "types config runner",
     "collect": "types config registry sims.base data.lerobot_writer",
     "build": "types config registry actions processor policy checkpoint run_folder runner trainer tracking plots "
-    "collect backbones.base heads.base data.base data.loader sims.base evaluation",
+    "collect backbones.base heads.base data.base data.cache data.loader sims.base evaluation",
     "cli": "config cli_errors",
     "cli_errors": "cli registry",
     "train": "cli config build",

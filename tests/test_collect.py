@@ -36,7 +36,7 @@ from robovlms.collect import (
 from robovlms.sims.metaworld import MetaWorld
 
 CONFIG = CollectConfig(demos_per_task=2, noise=0.1, seed=7, num_workers=1)
-SIM = SimConfig(name="metaworld", tasks=["coffee-button"], image_size=16, max_steps=200)
+SIM = SimConfig(name="metaworld", tasks=["coffee-button"], image_size=16, control_hz=20.0, max_steps=125)
 BUTTON = Task(name="coffee-button", instruction="press the button of the coffee machine")
 
 
@@ -198,7 +198,7 @@ def test_an_interrupt_keeps_finished_episodes_and_leaves_no_process(tmp_path):
     code = (
         "from pathlib import Path; from robovlms.collect import collect_demos;"
         "from robovlms.config import CollectConfig, SimConfig;"
-        "sim = SimConfig(name='metaworld', tasks=['coffee-button'], image_size=16, max_steps=200);"
+        "sim = SimConfig(name='metaworld', tasks=['coffee-button'], image_size=16, control_hz=20.0, max_steps=125);"
         f"collect_demos(CollectConfig(demos_per_task=500, num_workers=1), sim, Path({str(tmp_path / 'demos')!r}))"
     )
     started = subprocess.Popen(

@@ -44,6 +44,7 @@ def test_anything_else_is_refused_with_both_forms(text: str) -> None:
         ("view.views=[sid]", "'sid', which the data config does not map. Did you mean 'side'? It maps side, wrist"),
         ("view.views=[side,side]", "must name each camera once"),
         ("view.views=[]", "must name each camera once"),
+        ("data.proprio_key=robot_obs", "data.proprio_key=robot_obs and data.proprio_names=[] belong together"),
         ("device_batch_size=3", "batch_size=128 is not a multiple of device_batch_size=3"),
         ("device_batch_size=0", "device_batch_size=0 must be at least 1"),
         ("evaluation.enabled=true", "need a simulator: choose one, e.g. sim=metaworld"),

@@ -83,7 +83,7 @@ def test_the_command_line_beats_a_preset_and_a_preset_beats_a_group() -> None:
 
 def test_the_other_commands_compose() -> None:
     evaluate = completed(composed(config_name="evaluate"), schema=EvaluateConfig)
-    assert (evaluate.sim.name, evaluate.evaluation.enabled) == ("metaworld", True)
+    assert (evaluate.sim, evaluate.evaluation.enabled) == (None, True)
     collect = completed(composed(config_name="collect_demos"), schema=CollectDemosConfig)
     assert (collect.sim.name, collect.collect.enabled) == ("metaworld", True)
 
@@ -97,5 +97,6 @@ def test_the_quickstart_collects_trains_and_evaluates_the_same_tasks_without_bei
 
 
 def test_the_meta_world_data_means_what_the_simulator_means() -> None:
-    data = completed(composed("data=metaworld")).data
-    assert asdict(data.contract) == asdict(SIMULATORS.get("metaworld").contract)
+    config = completed(composed("data=metaworld", "sim=metaworld"))
+    simulator = SIMULATORS.get("metaworld")(config.sim)
+    assert asdict(config.data.contract) == asdict(simulator.contract)

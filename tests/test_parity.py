@@ -8,20 +8,20 @@ from robovlms.actions import ActionNormalizer, ActionStats
 from robovlms.choices import NormalizationMode, Structure
 from robovlms.config import ActionContract, HeadConfig, LSTMHeadConfig, NormalizationConfig
 from robovlms.heads.base import HeadSizes
-from robovlms.policy import VLAPolicy
+from robovlms.policy import ProprioEncoder, VLAPolicy
 from robovlms.processor import Processor
 from robovlms.registry import BACKBONES, HEADS
 from robovlms.runner import PolicyRunner
 from robovlms.types import Batch, Observation
 
-W, K, A = 3, 4, 7
+W, K, A, P = 3, 4, 7, 2
 VIEWS = ["side", "wrist"]
 ROWS = np.random.default_rng(0).uniform(-1, 1, (50, A)).astype(np.float32)
 NORMALIZER = ActionNormalizer(NormalizationConfig(mode=NormalizationMode.min_max), ActionStats.compute(ROWS))
 CONTRACT = ActionContract(names=list("xyzuvwg"), representation="delta", frame="world", units="1 m", control_hz=10.0)
 
 
-def make_policy(backbone_name, structure, head_name):
+def make_policy(backbone_name, structure, head_name, proprio=False):
     torch.manual_seed(0)
     backbone = BACKBONES.get(backbone_name).tiny()
     config = LSTMHeadConfig if head_name == "lstm" else HeadConfig
@@ -30,30 +30,34 @@ def make_policy(backbone_name, structure, head_name):
         HeadSizes(feature_dim=backbone.hidden_dim, action_dim=A, window_size=W, chunk_size=K),
     )
     torch.nn.init.normal_(head.query, std=0.5)
-    return VLAPolicy(backbone, head, structure, Processor(backbone, VIEWS, max_text_tokens=64)).eval()
+    encoder = ProprioEncoder(P, backbone.hidden_dim) if proprio else None
+    return VLAPolicy(backbone, head, structure, Processor(backbone, VIEWS, max_text_tokens=64), encoder).eval()
 
 
 def observe(step):
     generator = np.random.default_rng(step)
     sizes = {"side": 40, "wrist": 24}
     frames = {view: generator.integers(0, 256, (size, size, 3), dtype=np.uint8) for view, size in sizes.items()}
-    return Observation(frames=frames, instruction="open the drawer")
+    proprio = generator.standard_normal(P).astype(np.float32)
+    return Observation(frames=frames, instruction="open the drawer", proprio=proprio)
 
 
 def whole_window(policy, steps):
     frames = {view: torch.from_numpy(np.stack([observe(step).frames[view] for step in steps]))[None] for view in VIEWS}
     ids, mask = policy.processor.text(["open the drawer"])
-    chunk = policy.predict(Batch(frames=frames, text_ids=ids, text_mask=mask))
+    proprio = torch.from_numpy(np.stack([observe(step).proprio for step in steps]))[None]
+    chunk = policy.predict(Batch(frames=frames, text_ids=ids, text_mask=mask, proprio=proprio))
     return NORMALIZER.denormalize(chunk)[0, 0].numpy()
 
 
+@pytest.mark.parametrize("proprio", [False, True])
 @pytest.mark.parametrize("backbone_name", BACKBONES.names())
 @pytest.mark.parametrize(
     ("structure", "head_name", "w"),
     [(Structure.policy_head, "lstm", W), (Structure.policy_head, "mlp", W), (Structure.one_step, "mlp", 1)],
 )
-def test_each_streamed_action_equals_the_batch_forward_of_its_window(backbone_name, structure, head_name, w):
-    policy = make_policy(backbone_name, structure, head_name)
+def test_each_streamed_action_equals_the_batch_forward_of_its_window(backbone_name, structure, head_name, w, proprio):
+    policy = make_policy(backbone_name, structure, head_name, proprio)
     runner = PolicyRunner(policy, NORMALIZER, CONTRACT, window_size=w)
     for _ in range(2):  # the second episode must not remember the first
         runner.reset()
@@ -78,3 +82,27 @@ def test_a_missing_view_is_named():
     del observation.frames["wrist"]
     with pytest.raises(ValueError, match=r"needs the views \['wrist'\]"):
         runner.step(observation)
+
+
+def test_proprioception_decides_the_action_when_the_policy_sees_it():
+    policy = make_policy("nano", Structure.policy_head, "mlp", proprio=True)
+    runner = PolicyRunner(policy, NORMALIZER, CONTRACT, window_size=1)
+    moved = observe(0)
+    moved.proprio = moved.proprio + np.float32(1)
+    assert not np.allclose(runner.step(observe(0)), runner.step(moved))
+
+
+@pytest.mark.parametrize(("proprio", "found"), [(None, "none"), (np.zeros(P + 1, np.float32), "3 entries")])
+def test_missing_proprioception_is_named(proprio, found):
+    policy = make_policy("nano", Structure.policy_head, "mlp", proprio=True)
+    observation = observe(0)
+    observation.proprio = proprio
+    with pytest.raises(ValueError, match=f"proprioception of 2 entries; the observation has {found}"):
+        PolicyRunner(policy, NORMALIZER, CONTRACT, window_size=W).step(observation)
+
+
+def test_proprioception_is_normalised_by_the_training_set_and_constants_keep_their_scale():
+    encoder = ProprioEncoder(P, 8)
+    encoder.calibrate(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    assert encoder.mean.tolist() == [2, 5]
+    assert encoder.std.tolist() == [1, 1]

@@ -13,7 +13,7 @@ from calvin_folder import assert_same_state, losses, tiny_run
 from composing import completed, composed
 
 from robovlms.build import train
-from robovlms.checkpoint import checkpoints, resolve_checkpoint
+from robovlms.checkpoint import checkpoints, load_policy, resolve_checkpoint
 from robovlms.choices import ScheduleName
 from robovlms.config import OptimizerConfig, ScheduleConfig
 from robovlms.data.calvin import CalvinDataset
@@ -33,6 +33,18 @@ def test_two_steps_and_a_resume_equal_four_steps_bit_for_bit(calvin_folder, tmp_
     run(calvin_folder, part, "schedule.total=4 step", "trainer.resume=auto")
     assert_same_state(whole, part)
     assert losses(whole) == losses(part)
+
+
+def test_proprioception_is_trained_on_resumed_and_saved_with_its_statistics(calvin_folder, tmp_path):
+    proprio = ["data.proprio_key=robot_obs", "data.proprio_names=[x,y]"]
+    whole, part = run(calvin_folder, tmp_path / "whole", *proprio), tmp_path / "part"
+    run(calvin_folder, part, "schedule.total=2 step", *proprio)
+    run(calvin_folder, part, "schedule.total=4 step", "trainer.resume=auto", *proprio)
+    assert_same_state(whole, part)
+    _, policy, stats = load_policy(resolve_checkpoint(whole))
+    assert policy.proprio.mean.tolist() == pytest.approx([mean + 1 for mean in stats.mean[:2]], abs=1e-5)
+    with pytest.raises(ValueError, match=r"data\.proprio_key"):
+        run(calvin_folder, part, "schedule.total=6 step", "trainer.resume=auto")
 
 
 def test_accumulation_does_not_change_the_numbers(calvin_folder, tmp_path):

@@ -1,6 +1,6 @@
 """A few-million-parameter VLM of our own that learns from scratch on a CPU: for the quickstart, CI and teaching.
 
-A convolutional stem turns each view into 17 tokens, a small causal transformer reads [views | text | queries]. Its
+A convolutional stem turns each view into four tokens, a small causal transformer reads [views | text | queries]. Its
 tokenizer needs no file: words are hashed into a fixed vocabulary.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,9 @@ from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
 
 VOCAB_SIZE = 2048
-GRID = 4  # image tokens per side
+VIEW_TOKENS = 4  # a view's tokens
+SIZES = ("image_size", "hidden_dim", "num_layers", "num_heads")  # what a checkpoint decides
+STRIDE = 16  # of the convolutions together
 
 
 class Block(nn.Module):
@@ -44,41 +48,26 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-    """Strided convolutions from pixels to tokens: a 4 x 4 grid, and one token of keypoints.
+    """Strided convolutions from pixels to tokens, each of which sees the whole image.
 
-    The first stride is 4, because early maps cost the most. The grid's kernel is as wide as its stride: it merges a
-    patch without averaging it. The keypoints are the expected positions of 64 feature maps (spatial softmax): they say
-    where things are to a fraction of a pixel of the map, also where no demonstration had them.
-    Source: spatial softmax, Levine et al., End-to-End Training of Deep Visuomotor Policies, arXiv:1504.00702.
+    The first stride is 4, because early maps cost the most. Nothing is pooled: where a thing is must survive to a
+    fraction of a map's pixel. A few tokens that each read the flattened map learn that faster than a grid of patches,
+    whose positions a query must first learn to attend to.
     """
 
     def __init__(self, image_size: int, dim: int) -> None:
         super().__init__()
-        size = image_size // 8
         self.conv = nn.Sequential(
             nn.Conv2d(3, 32, 8, stride=4, padding=2), nn.GroupNorm(8, 32), nn.ReLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GroupNorm(8, 64), nn.ReLU(),
+            nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.GroupNorm(8, 64), nn.ReLU(),
         )  # fmt: skip
-        self.merge = nn.Conv2d(64, dim, size // GRID, stride=size // GRID)
-        self.position = nn.Parameter(torch.randn(GRID * GRID, dim) * 0.02)
-        self.project = nn.Linear(dim, dim)
-        self.attend = nn.Conv2d(64, 64, 1)
-        self.locate = nn.Linear(2 * 64, dim)
+        self.tokens = nn.Linear(64 * (image_size // STRIDE) ** 2, VIEW_TOKENS * dim)
+        self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         maps = self.conv(images.contiguous(memory_format=torch.channels_last))
-        grid = rearrange(self.merge(maps).relu(), "n d h x -> n (h x) d")
-        keypoints = self.locate(expected_positions(self.attend(maps)))
-        return torch.cat([self.project(grid) + self.position, keypoints[:, None]], dim=1)
-
-
-def expected_positions(logits: Float[Tensor, "n k h x"]) -> Float[Tensor, "n k2"]:
-    """Give each map's expected (row, column) under a softmax over its pixels, in [-1, 1]."""
-    rows, columns = (torch.linspace(-1, 1, size, device=logits.device) for size in logits.shape[-2:])
-    weights = logits.float().flatten(2).softmax(-1).view_as(logits)
-    row = (weights.sum(3) * rows).sum(-1)
-    column = (weights.sum(2) * columns).sum(-1)
-    return torch.cat([row, column], dim=1).to(logits.dtype)
+        return self.norm(rearrange(self.tokens(maps.flatten(1)), "n (m d) -> n m d", m=VIEW_TOKENS))
 
 
 @BACKBONES.register("nano")
@@ -89,8 +78,8 @@ class Nano(PrefixBackbone):
 
     def __init__(self, config: NanoBackboneConfig) -> None:
         super().__init__()
-        if config.image_size % (8 * GRID):
-            raise ValueError(f"backbone.image_size={config.image_size} must be a multiple of {8 * GRID}.")
+        if config.image_size % STRIDE:
+            raise ValueError(f"backbone.image_size={config.image_size} must be a multiple of {STRIDE}.")
         if config.hidden_dim % (2 * config.num_heads):
             raise ValueError(f"backbone.hidden_dim={config.hidden_dim} must be a multiple of 2 * backbone.num_heads.")
         self.config, self.prompt, self.hidden_dim = config, config.prompt, config.hidden_dim
@@ -107,10 +96,13 @@ class Nano(PrefixBackbone):
         """Build with random weights, or read a folder written by `save_pretrained`."""
         if config.size is ModelSize.tiny:
             backbone = cls.tiny()
-        else:
+        elif config.checkpoint is None:
             backbone = cls(config)
-            if config.checkpoint and not config.random_init:
-                backbone._load(Path(config.checkpoint))
+        else:
+            folder = Path(config.checkpoint)
+            backbone = cls(replace(config, **_read_sizes(folder)))
+            if not config.random_init:
+                backbone._load(folder)
         backbone.freeze(config)
         return backbone
 
@@ -159,8 +151,7 @@ class Nano(PrefixBackbone):
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        keys = ("image_size", "hidden_dim", "num_layers", "num_heads")
-        sizes = {key: getattr(self.config, key) for key in keys}
+        sizes = {key: getattr(self.config, key) for key in SIZES}
         (folder / "config.json").write_text(json.dumps({"model_type": "nano", **sizes}, indent=2) + "\n")
         if weights:
             save_file(self.state_dict(), folder / "model.safetensors")
@@ -168,12 +159,21 @@ class Nano(PrefixBackbone):
     def _load(self, folder: Path) -> None:
         from safetensors.torch import load_file
 
-        if not (folder / "model.safetensors").is_file():
-            raise FileNotFoundError(
-                f"{folder / 'model.safetensors'} does not exist: backbone.checkpoint must be a folder written by "
-                "save_pretrained; backbone.checkpoint=null starts from random weights."
-            )
-        self.load_state_dict(load_file(folder / "model.safetensors"))
+        self.load_state_dict(load_file(_existing(folder / "model.safetensors")))
+
+
+def _read_sizes(folder: Path) -> dict[str, Any]:
+    saved = json.loads(_existing(folder / "config.json").read_text())
+    return {key: saved[key] for key in SIZES}
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist: backbone.checkpoint must be a folder written by save_pretrained; "
+            "backbone.checkpoint=null starts from random weights."
+        )
+    return file
 
 
 def sinusoids(length: int, dim: int, like: Tensor) -> Float[Tensor, "s d"]:

@@ -110,7 +110,7 @@ class EvaluateConfig:
     checkpoint: str = ask("runs/quickstart_nano/checkpoints/step_1000")
     output_dir: str | None = None  # unset: `evaluation/<sim>` beside the checkpoint
     overwrite: bool = False
-    sim: SimConfig = MISSING
+    sim: SimConfig | None = None  # unset: that of the training run
     evaluation: EvaluationConfig = MISSING
 
 
@@ -144,6 +144,11 @@ def check_policy(structure: StructureConfig, window: WindowConfig, view: ViewCon
                 f"view.views has '{name}', which the data config does not map.{nearest(name, data.views)} "
                 f"It maps {', '.join(data.views)}: choose another view=, or map it with +data.views.{name}=<key>."
             )
+    if (data.proprio_key is None) == bool(data.proprio_names):
+        raise ValueError(
+            f"data.proprio_key={data.proprio_key} and data.proprio_names={data.proprio_names} belong together: "
+            "give the data set's key and a name for each of its entries, or neither."
+        )
     if unknown := set(data.shift) - set(data.views):
         raise ValueError(f"data.shift names {sorted(unknown)}, which are not among data.views {list(data.views)}.")
 

@@ -14,7 +14,8 @@ class SimConfig:
     name: str = MISSING
     tasks: list[str] = field(default_factory=list)  # empty: all of the suite
     image_size: int = MISSING  # px, square, every view
-    max_steps: int = MISSING  # control steps before an episode counts as failed
+    control_hz: float = MISSING  # actions per second
+    max_steps: int = MISSING  # actions before an episode counts as failed
 
 
 @dataclass(kw_only=True)

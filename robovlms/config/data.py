@@ -40,9 +40,12 @@ class DataConfig:
     contract: ActionContract = MISSING
     normalization: NormalizationConfig = MISSING
     shift: dict[str, int] = field(default_factory=dict)  # random shift per view, px at 224 x 224; 0 or absent: none
+    proprio_key: str | None = None  # the data set's key of proprioception; null: the policy does not see it
+    proprio_names: list[str] = field(default_factory=list)  # one per entry of proprio_key, e.g. [x, y, z, opening]
     resize: Resize = Resize.device
     skip_bad: bool = False  # drop unreadable segments with a counted warning instead of stopping
     num_workers: int = 4  # loader processes per rank; 0 reads in the training process
+    cache_mb: int = 0  # windows kept decoded by every process that reads, 10**6 bytes of pixels; 0: none
     fraction: float = 1.0  # leading share of the training segments, evenly thinned
 
 
@@ -61,5 +64,4 @@ class LeRobotDataConfig(DataConfig):
     """LeRobotDataset v3.0 folder."""
 
     action_key: str = "action"
-    proprio_key: str | None = None
     validation_fraction: float = 0.05  # share of the episodes of every task kept for validation, at least one

@@ -28,7 +28,7 @@ class BackboneConfig:
 class NanoBackboneConfig(BackboneConfig):
     """Sizes of the embedded few-million-parameter VLM."""
 
-    image_size: int = MISSING  # px, a multiple of 32
+    image_size: int = MISSING  # px, a multiple of 16
     hidden_dim: int = MISSING
     num_layers: int = MISSING
     num_heads: int = MISSING

@@ -52,6 +52,10 @@ class RobotDataset(ABC):
         """Read up to `max_rows` raw action rows, evenly spread over the frames, without decoding an image."""
 
     @abstractmethod
+    def proprio(self, max_rows: int) -> Float32[np.ndarray, "r p"]:
+        """Read up to `max_rows` raw rows of `data.proprio_key`, like `actions`."""
+
+    @abstractmethod
     def source(self, index: int) -> str:
         """Name the file and frames of a window, for error messages."""
 

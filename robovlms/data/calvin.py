@@ -6,9 +6,10 @@ Source: github.com/mees/calvin dataset/README.md (layout); RoboVLMs robovlms/dat
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 
 from robovlms.config import CalvinDataConfig
 from robovlms.data.base import RobotDataset, WindowIndex
@@ -27,6 +28,14 @@ from robovlms.types import Sample
 
 ACTION_KEY = "rel_actions"  # 3 x 0.02 m, 3 x 0.05 rad (world frame), gripper -1 closed, +1 open
 ACTION_DIM = 7
+
+
+class Frame(NamedTuple):
+    """What is read of one npz file."""
+
+    images: dict[str, UInt8[np.ndarray, "_h _x c"]]
+    action: Float32[np.ndarray, "a"]
+    proprio: Float32[np.ndarray, "p"] | None
 
 
 @DATASETS.register("calvin")
@@ -53,6 +62,7 @@ class CalvinDataset(RobotDataset):
         self._split, self._window_size, self._chunk_size = split, window_size, chunk_size
         self._folder = split_folder(config, split)
         self._keys = {view: config.views[view] for view in views}
+        self._proprio_key, self._proprio_names = config.proprio_key, config.proprio_names
         self._image_shapes: dict[str, tuple[int, ...]] = {}  # per view, as in the first readable frame
         segments = read_segments(self._folder)
         if split == "train":
@@ -82,20 +92,30 @@ class CalvinDataset(RobotDataset):
         frames = np.arange(first, first + self._window_size + self._chunk_size - 1)
         read = [self._read(frame, self._keys) for frame in range(first, first + self._window_size)]
         read += [self._read(frame, {}) for frame in range(first + self._window_size, min(frames[-1], segment.end) + 1)]
-        actions = np.stack([action for _, action in read])
-        observed = [images for images, _ in read[: self._window_size]]
+        actions = np.stack([frame.action for frame in read])
+        observed = read[: self._window_size]
         return Sample(
-            frames={view: np.stack([images[view] for images in observed]) for view in self._keys},
+            frames={view: np.stack([frame.images[view] for frame in observed]) for view in self._keys},
             actions=actions[np.minimum(frames, segment.end) - first],
             action_mask=frames < segment.end,
             instruction=segment.instruction,
+            proprio=_stack_proprio(observed),
         )
 
     def actions(self, max_rows: int) -> Float32[np.ndarray, "r a"]:
         """Read up to `max_rows` raw actions, evenly spread over the frames whose actions count."""
+        return np.stack([frame.action for frame in self._read_spread(max_rows)])
+
+    def proprio(self, max_rows: int) -> Float32[np.ndarray, "r p"]:
+        """Read up to `max_rows` raw rows of proprioception, evenly spread over the frames whose actions count."""
+        rows = _stack_proprio(self._read_spread(max_rows))
+        assert rows is not None
+        return rows
+
+    def _read_spread(self, max_rows: int) -> list[Frame]:
         frames = self._annotated_frames()
         rows = spread(len(frames), min(max_rows, len(frames)))
-        return np.stack([self._read(frame, {})[1] for frame in frames[rows].tolist()])
+        return [self._read(frame, {}) for frame in frames[rows].tolist()]
 
     def source(self, index: int) -> str:
         """Name the folder, the frames and the instruction of a window."""
@@ -123,18 +143,23 @@ class CalvinDataset(RobotDataset):
     def _annotated_frames(self) -> Int64[np.ndarray, "f"]:
         return np.unique(np.concatenate([np.arange(segment.start, segment.end) for segment in self._segments]))
 
-    def _read(self, frame: int, views: dict[str, str]) -> tuple[dict[str, np.ndarray], Float32[np.ndarray, "a"]]:
-        """Give the images of `views` and the action of one frame, checked."""
+    def _read(self, frame: int, views: dict[str, str]) -> Frame:
+        """Give the images of `views`, the action and the proprioception of one frame, checked."""
         path = self._path(frame)
+        proprio_key = self._proprio_key
         try:
-            arrays = read_npz(path, [ACTION_KEY, *views.values()])
+            arrays = read_npz(path, [ACTION_KEY, *views.values(), *([proprio_key] if proprio_key else [])])
             images = {view: arrays[key] for view, key in views.items()}
             self._check(path, arrays[ACTION_KEY], images)
+            proprio = self._check_proprio(path, arrays[proprio_key]) if proprio_key else None
         except KeyError as error:
-            raise ValueError(f"{error.args[0]} Choose another view=, or change data.views={self._keys}.") from error
+            raise ValueError(
+                f"{error.args[0]} Choose another view=, or change data.views={self._keys} or data.proprio_key="
+                f"{proprio_key}."
+            ) from error
         except ValueError as error:
             raise ValueError(f"{error}. Replace the file, or set data.skip_bad=true to drop its segment.") from error
-        return images, arrays[ACTION_KEY].astype(np.float32)
+        return Frame(images, arrays[ACTION_KEY].astype(np.float32), proprio)
 
     def _check(self, path: Path, action: np.ndarray, images: dict[str, np.ndarray]) -> None:
         if action.shape != (ACTION_DIM,) or action.dtype.kind != "f" or not np.isfinite(action).all():
@@ -146,6 +171,14 @@ class CalvinDataset(RobotDataset):
             expected = self._image_shapes.setdefault(view, image.shape)
             if image.shape != expected:
                 raise ValueError(f"{found}, but the first frame of the data set has {expected}")
+
+    def _check_proprio(self, path: Path, proprio: np.ndarray) -> Float32[np.ndarray, "p"]:
+        if proprio.shape != (len(self._proprio_names),) or proprio.dtype.kind != "f" or not np.isfinite(proprio).all():
+            raise ValueError(
+                f"{path}: {self._proprio_key} must be {len(self._proprio_names)} finite floats, as many as "
+                f"data.proprio_names lists, but is {proprio!r}"
+            )
+        return proprio.astype(np.float32)
 
     def _frame_faults(self, segments: list[Segment], skip: set[int]) -> dict[int, Exception]:
         """Open every frame of every segment not in `skip`, and give the first fault of each segment that has one."""
@@ -174,3 +207,8 @@ class CalvinDataset(RobotDataset):
                 f"window.window_size={self._window_size} exceeds every segment of {self._folder}: the longest has "
                 f"{longest} usable frames (its last frame is padding). Choose window.window_size <= {longest}."
             )
+
+
+def _stack_proprio(frames: list[Frame]) -> Float32[np.ndarray, "w p"] | None:
+    rows = [frame.proprio for frame in frames if frame.proprio is not None]
+    return np.stack(rows) if rows else None

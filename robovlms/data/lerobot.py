@@ -153,10 +153,17 @@ class LeRobotDataset(RobotDataset):
 
     def actions(self, max_rows: int) -> Float32[np.ndarray, "r a"]:
         """Give up to `max_rows` raw action rows of this split, evenly spread over its frames."""
-        key = self._config.action_key
+        return self._rows_of(self._config.action_key, max_rows)
+
+    def proprio(self, max_rows: int) -> Float32[np.ndarray, "r p"]:
+        """Give up to `max_rows` raw rows of proprioception of this split, evenly spread over its frames."""
+        assert self._config.proprio_key is not None
+        return self._rows_of(self._config.proprio_key, max_rows)
+
+    def _rows_of(self, key: str, max_rows: int) -> Float32[np.ndarray, "r _n"]:
         rows = np.concatenate([self._columns[episode.file][key][_rows(episode)] for episode in self._episodes])
         count = min(max_rows, len(rows))
-        chosen: Float32[np.ndarray, "r a"] = rows[np.arange(count) * len(rows) // max(count, 1)]
+        chosen: Float32[np.ndarray, "r _n"] = rows[np.arange(count) * len(rows) // max(count, 1)]
         return chosen
 
     def source(self, index: int) -> str:
@@ -192,12 +199,17 @@ class LeRobotDataset(RobotDataset):
                     f"{option}={key} is not a float feature of {self._root}.{nearest(key, known)} "
                     f"It has: {', '.join(known) or 'none'}. Set {option}=<key>."
                 )
-        names, shape = self._config.contract.names, self._info.features[action_key]["shape"]
+        self._check_width("data.contract.names", action_key, self._config.contract.names, "data.action_key")
+        if proprio_key is not None:
+            self._check_width("data.proprio_names", proprio_key, self._config.proprio_names, "data.proprio_key")
+
+    def _check_width(self, option: str, key: str, names: list[str], key_option: str) -> None:
+        shape = self._info.features[key]["shape"]
         if list(shape) != [len(names)]:
             raise ValueError(
-                f"'{action_key}' of {self._root} has shape {list(shape)}, but data.contract.names lists "
-                f"{len(names)} entries ({', '.join(names)}): set data.contract to what this data set records, or "
-                "choose another data.action_key."
+                f"'{key}' of {self._root} has shape {list(shape)}, but {option} lists {len(names)} entries "
+                f"({', '.join(names)}): set {option.removesuffix('.names')} to what this data set records, or choose "
+                f"another {key_option}."
             )
 
     def _read_columns(self, episodes: list[Episode]) -> dict[Path, dict[str, np.ndarray]]:

@@ -104,24 +104,18 @@ GRIP_EFFORT = 0.6  # what gripper -1 executes; at 1.0 the fingers squeeze object
 SOFT_GRIP_EFFORT = {"peg-unplug-side": 0.1, "pick-out-of-hole": 0.1}
 """Source: the efforts of metaworld.policies, mostly 0.6 and for these tasks 0.1."""
 
-MAX_STEPS = 500  # Meta-World's own horizon; its environments refuse to step beyond
+MAX_STEPS = 500  # Meta-World's own horizon in simulation steps; its environments refuse to step beyond
+STEPS_PER_SECOND = 80  # of the simulation
 
 
 @SIMULATORS.register("metaworld")
 class MetaWorld(Simulator):
     """Meta-World's Sawyer arm, seen from the `side` and the `wrist`; proprio is hand x, y, z (m) and opening [0, 1].
 
-    The hand does not turn: the three rotation entries of an action are ignored. Scene and renderer are kept
-    while the task stays the same and cost about a second when it changes.
+    The hand does not turn: the three rotation entries of an action are ignored. An action is held for the
+    `80 / config.control_hz` simulation steps until the next. Scene and renderer are kept while the task stays the
+    same and cost about a second when it changes.
     """
-
-    contract = ActionContract(
-        names=["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
-        representation="delta",
-        frame="world",
-        units="1.0 moves the hand's target by 0.01 m; rotation is always 0",
-        control_hz=80.0,
-    )
 
     def __init__(self, config: SimConfig) -> None:
         for name in config.tasks:
@@ -130,8 +124,23 @@ class MetaWorld(Simulator):
                     f"sim.tasks has '{name}', which Meta-World does not have.{nearest(name, INSTRUCTIONS)} "
                     f"Tasks: {', '.join(INSTRUCTIONS)}."
                 )
-        if not 1 <= config.max_steps <= MAX_STEPS:
-            raise ValueError(f"sim.max_steps={config.max_steps} must be 1 to {MAX_STEPS}, Meta-World's own horizon.")
+        if config.control_hz <= 0 or STEPS_PER_SECOND % config.control_hz:
+            raise ValueError(
+                f"sim.control_hz={config.control_hz:g} must divide {STEPS_PER_SECOND}, Meta-World's simulation rate."
+            )
+        self._repeat = round(STEPS_PER_SECOND / config.control_hz)
+        if not 1 <= config.max_steps <= MAX_STEPS // self._repeat:
+            raise ValueError(
+                f"sim.max_steps={config.max_steps} must be 1 to {MAX_STEPS // self._repeat}: Meta-World's own horizon "
+                f"is {MAX_STEPS} simulation steps, {self._repeat} for every action."
+            )
+        self.contract = ActionContract(
+            names=["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
+            representation="delta",
+            frame="world",
+            units="1.0 moves the hand's target by 0.01 m 80 times a second; rotation is always 0",
+            control_hz=config.control_hz,
+        )
         self._config = config
         self._scene: _Scene | None = None
         self._instruction = ""
@@ -153,14 +162,16 @@ class MetaWorld(Simulator):
         return self._observe()
 
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:
-        """Apply one 7-D action, clipped to [-1, 1], for 12.5 ms and render; done after `config.max_steps`."""
+        """Hold one 7-D action, clipped to [-1, 1], for 1 / control_hz seconds and render; done after
+        `config.max_steps`. Success at any simulation step in between counts.
+        """
         if action.shape != (7,):
             raise ValueError(
                 f"sim=metaworld takes 7 action entries ({', '.join(self.contract.names)}), not {action.shape}"
             )
-        success = self._current.step(action[:3], float(action[6]))
+        solved = [self._current.step(action[:3], float(action[6])) for _ in range(self._repeat)]
         self._num_steps += 1
-        return Step(self._observe(), success, self._num_steps >= self._config.max_steps)
+        return Step(self._observe(), any(solved), self._num_steps >= self._config.max_steps)
 
     def expert(self) -> Float32[np.ndarray, "a"]:
         """Give the scripted expert's action: arm within [-1, 1], gripper exactly -1 (close) or +1 (open).

@@ -8,7 +8,7 @@ from robovlms.config import BackboneConfig, NanoBackboneConfig
 from robovlms.registry import BACKBONES
 
 NAMES = BACKBONES.names()
-NANO = {"image_size": 32, "hidden_dim": 32, "num_layers": 2, "num_heads": 2}
+NANO = {"image_size": 48, "hidden_dim": 64, "num_layers": 1, "num_heads": 4}  # a saved folder knows better
 
 
 def config(name, **options):

@@ -20,6 +20,7 @@ def write_frame(folder: Path, frame: int, **replaced: np.ndarray) -> None:
         "rel_actions": np.full(7, frame, np.float64),
         "rgb_static": np.full((4, 4, 3), frame, np.uint8),
         "rgb_gripper": np.full((2, 2, 3), frame, np.uint8),
+        "robot_obs": np.full(2, frame, np.float64),
         "depth_static": np.zeros((4, 4), np.float32),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -337,3 +338,15 @@ def test_the_released_ten_shot_list_has_ten_segments_of_each_task(shared_data, r
 
     with pytest.raises(ValueError, match="none of the 340 segments"):
         read(root, few_shot_file=str(few))
+
+
+def test_proprioception_is_read_for_the_observed_frames_only_when_asked(root):
+    dataset = read(root, proprio_key="robot_obs", proprio_names=["x", "y"])
+    assert dataset[1].proprio.tolist() == [[11, 11], [12, 12], [13, 13]]
+    np.testing.assert_array_equal(dataset.proprio(4)[:, 0], dataset.actions(4)[:, 0])
+    assert read(root)[1].proprio is None
+
+
+def test_proprioception_of_another_size_than_its_names_is_refused(root):
+    with pytest.raises(ValueError, match=r"robot_obs must be 3 finite floats, as many as data.proprio_names lists"):
+        read(root, proprio_key="robot_obs", proprio_names=["x", "y", "z"])

@@ -65,7 +65,7 @@ def make_config(root: Path, **changes) -> LeRobotDataConfig:
         views={"side": "observation.images.side", "wrist": "observation.images.wrist"},
         contract=contract,
         normalization=NormalizationConfig(mode=NormalizationMode.min_max),
-        **{"proprio_key": "observation.state", **changes},
+        **{"proprio_key": "observation.state", "proprio_names": ["x", "y"], **changes},
     )
 
 
@@ -446,6 +446,16 @@ def test_an_unknown_action_or_proprio_key_names_the_option(folder, option):
 def test_an_action_of_another_size_than_the_contract_is_refused(folder):
     with pytest.raises(ValueError, match=r"shape \[2\], but data\.contract\.names lists 3 entries"):
         read(folder, action_key="observation.state")
+
+
+def test_proprioception_of_another_size_than_its_names_is_refused(folder):
+    with pytest.raises(ValueError, match=r"shape \[2\], but data\.proprio_names lists 1 entries \(x\)"):
+        read(folder, proprio_names=["x"])
+
+
+def test_rows_of_proprioception_are_those_of_the_actions_frames(folder):
+    dataset = read(folder)
+    np.testing.assert_allclose(dataset.proprio(100), dataset.actions(100)[:, :2] / 10, rtol=1e-6)
 
 
 def test_a_window_longer_than_every_episode_is_refused(folder):

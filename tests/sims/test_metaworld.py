@@ -15,12 +15,13 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from robovlms.sims.metaworld import INSTRUCTIONS, MARKED_GOALS, OPPOSITES, SOFT_GRIP_EFFORT, MetaWorld
 
 TASKS = ["drawer-close", "faucet-open"]
+HZ = 80.0  # one simulation step an action
 RIGHT, STAY = np.array([1, 0, 0, 0, 0, 0, 1], np.float32), np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
 
 
 @pytest.fixture(scope="module")
 def sim():
-    simulator = MetaWorld(SimConfig(name="metaworld", tasks=TASKS, image_size=48, max_steps=200))
+    simulator = MetaWorld(SimConfig(name="metaworld", tasks=TASKS, image_size=48, control_hz=HZ, max_steps=200))
     yield simulator
     simulator.close()
 
@@ -58,17 +59,17 @@ def test_opposite_tasks_share_a_scene(name):
 
 
 def test_an_empty_task_list_means_all_fifty():
-    assert len(MetaWorld(SimConfig(name="metaworld", image_size=48, max_steps=200)).tasks()) == 50
+    assert len(MetaWorld(SimConfig(name="metaworld", image_size=48, control_hz=HZ, max_steps=200)).tasks()) == 50
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_spelling():
     with pytest.raises(ValueError, match=r"sim.tasks has 'draw-open'.*Did you mean 'drawer-open'"):
-        MetaWorld(SimConfig(name="metaworld", tasks=["draw-open"], image_size=48, max_steps=200))
+        MetaWorld(SimConfig(name="metaworld", tasks=["draw-open"], image_size=48, control_hz=HZ, max_steps=200))
 
 
 def test_an_episode_longer_than_the_benchmarks_horizon_is_refused():
     with pytest.raises(ValueError, match=r"sim.max_steps=501 must be 1 to 500"):
-        MetaWorld(SimConfig(name="metaworld", image_size=48, max_steps=501))
+        MetaWorld(SimConfig(name="metaworld", image_size=48, control_hz=HZ, max_steps=501))
 
 
 def test_without_meta_world_the_extra_to_install_is_named():
@@ -128,6 +129,30 @@ def test_an_action_entry_of_one_moves_the_hand_by_a_centimetre_a_step_at_80_hz(s
     assert sim.contract.control_hz == pytest.approx(1 / sim._current._env.dt)
 
 
+def test_at_20_hz_an_action_is_held_for_four_simulation_steps(sim):
+    slow = MetaWorld(SimConfig(name="metaworld", tasks=TASKS, image_size=48, control_hz=20.0, max_steps=125))
+    slow.reset(slow.tasks()[0], 0)
+    sim.reset(sim.tasks()[0], 0)
+    for _ in range(3):
+        held = slow.step(RIGHT).observation
+        for _ in range(4):
+            stepped = sim.step(RIGHT).observation
+        assert np.array_equal(held.proprio, stepped.proprio)
+    assert slow.contract.control_hz == 20
+    slow.close()
+
+
+@pytest.mark.parametrize("hz", [0.0, -20.0, 30.0, 160.0])
+def test_a_control_rate_that_does_not_divide_the_simulations_is_refused(hz):
+    with pytest.raises(ValueError, match=rf"sim.control_hz={hz:g} must divide 80"):
+        MetaWorld(SimConfig(name="metaworld", image_size=48, control_hz=hz, max_steps=10))
+
+
+def test_the_horizon_counts_actions_of_the_chosen_rate():
+    with pytest.raises(ValueError, match=r"sim.max_steps=126 must be 1 to 125.*4 for every action"):
+        MetaWorld(SimConfig(name="metaworld", image_size=48, control_hz=20.0, max_steps=126))
+
+
 def test_gripper_minus_one_closes_and_plus_one_opens(sim):
     sim.reset(sim.tasks()[0], 0)
     openings = []
@@ -160,7 +185,7 @@ def test_an_instruction_can_be_replaced(sim):
 
 
 def test_an_episode_is_done_after_max_steps():
-    sim = MetaWorld(SimConfig(name="metaworld", tasks=TASKS, image_size=16, max_steps=3))
+    sim = MetaWorld(SimConfig(name="metaworld", tasks=TASKS, image_size=16, control_hz=HZ, max_steps=3))
     sim.reset(sim.tasks()[0], 0)
     assert [sim.step(STAY).done for _ in range(3)] == [False, False, True]
     sim.close()
