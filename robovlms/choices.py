@@ -32,6 +32,13 @@ class ArmLoss(StrEnum):
     l1 = auto()
 
 
+class FlowSolver(StrEnum):
+    """Integration of a flow head."""
+
+    euler = auto()
+    heun = auto()  # two velocities a step, second order
+
+
 class ModelSize(StrEnum):
     """`tiny` keeps a family's architecture with a few hundred thousand random weights, for smoke runs and tests."""
 

@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from robovlms.actions import ActionNormalizer, ActionStats
-from robovlms.choices import NormalizationMode, Structure
-from robovlms.config import ActionContract, HeadConfig, LSTMHeadConfig, NormalizationConfig
+from robovlms.choices import ArmLoss, NormalizationMode, Structure
+from robovlms.config import (
+    ActionContract,
+    FlowHeadConfig,
+    GPTHeadConfig,
+    HeadConfig,
+    LSTMHeadConfig,
+    NormalizationConfig,
+)
 from robovlms.heads.base import HeadSizes
 from robovlms.policy import ProprioEncoder, VLAPolicy
 from robovlms.processor import Processor
@@ -17,6 +24,12 @@ from robovlms.types import Batch, Observation
 W, K, A, P = 3, 4, 7, 2
 VIEWS = ["side", "wrist"]
 ROWS = np.random.default_rng(0).uniform(-1, 1, (50, A)).astype(np.float32)
+HEAD_CONFIGS = {
+    "flow": FlowHeadConfig(name="flow", hidden_dim=16, loss=ArmLoss.mse),
+    "gpt": GPTHeadConfig(name="gpt", hidden_dim=16),
+    "lstm": LSTMHeadConfig(name="lstm", hidden_dim=16),
+    "mlp": HeadConfig(name="mlp", hidden_dim=16),
+}
 NORMALIZER = ActionNormalizer(NormalizationConfig(mode=NormalizationMode.min_max), ActionStats.compute(ROWS))
 CONTRACT = ActionContract(names=list("xyzuvwg"), representation="delta", frame="world", units="1 m", control_hz=10.0)
 
@@ -24,9 +37,8 @@ CONTRACT = ActionContract(names=list("xyzuvwg"), representation="delta", frame="
 def make_policy(backbone_name, structure, head_name, proprio=False):
     torch.manual_seed(0)
     backbone = BACKBONES.get(backbone_name).tiny()
-    config = LSTMHeadConfig if head_name == "lstm" else HeadConfig
     head = HEADS.get(head_name)(
-        config(name=head_name, hidden_dim=16),
+        HEAD_CONFIGS[head_name],
         HeadSizes(feature_dim=backbone.hidden_dim, action_dim=A, window_size=W, chunk_size=K),
     )
     torch.nn.init.normal_(head.query, std=0.5)
@@ -54,7 +66,7 @@ def whole_window(policy, steps):
 @pytest.mark.parametrize("backbone_name", BACKBONES.names())
 @pytest.mark.parametrize(
     ("structure", "head_name", "w"),
-    [(Structure.policy_head, "lstm", W), (Structure.policy_head, "mlp", W), (Structure.one_step, "mlp", 1)],
+    [*((Structure.policy_head, name, W) for name in HEAD_CONFIGS), (Structure.one_step, "mlp", 1)],
 )
 def test_each_streamed_action_equals_the_batch_forward_of_its_window(backbone_name, structure, head_name, w, proprio):
     policy = make_policy(backbone_name, structure, head_name, proprio)

@@ -47,6 +47,15 @@ def test_proprioception_is_trained_on_resumed_and_saved_with_its_statistics(calv
         run(calvin_folder, part, "schedule.total=6 step", "trainer.resume=auto")
 
 
+@pytest.mark.parametrize("head", ["flow", "gpt"])
+def test_a_head_with_attention_resumes_bit_for_bit_noise_included(calvin_folder, tmp_path, head):
+    choice = [f"head={head}", "head.num_heads=2"]
+    whole, part = run(calvin_folder, tmp_path / "whole", *choice), tmp_path / "part"
+    run(calvin_folder, part, "schedule.total=2 step", *choice)
+    run(calvin_folder, part, "trainer.resume=auto", *choice)
+    assert_same_state(whole, part)
+
+
 def test_accumulation_does_not_change_the_numbers(calvin_folder, tmp_path):
     one = run(calvin_folder, tmp_path / "one", "device_batch_size=8")
     four = run(calvin_folder, tmp_path / "four", "device_batch_size=2")

@@ -14,6 +14,8 @@ from robovlms.config.closed_loop import CollectConfig, EvaluationConfig, SimConf
 from robovlms.config.data import ActionContract, CalvinDataConfig, DataConfig, LeRobotDataConfig, NormalizationConfig
 from robovlms.config.policy import (
     BackboneConfig,
+    FlowHeadConfig,
+    GPTHeadConfig,
     HeadConfig,
     LSTMHeadConfig,
     NanoBackboneConfig,
@@ -42,6 +44,8 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "EvaluationConfig",
+    "FlowHeadConfig",
+    "GPTHeadConfig",
     "HeadConfig",
     "LSTMHeadConfig",
     "LeRobotDataConfig",
@@ -162,6 +166,8 @@ SCHEMAS: dict[str, type] = {
     "backbone/base": BackboneConfig,
     "backbone/nano": NanoBackboneConfig,
     "head/base": HeadConfig,
+    "head/flow": FlowHeadConfig,
+    "head/gpt": GPTHeadConfig,
     "head/lstm": LSTMHeadConfig,
     "data/base": DataConfig,
     "data/calvin": CalvinDataConfig,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from robovlms.choices import MISSING, ArmLoss, ModelSize, Structure
+from robovlms.choices import MISSING, ArmLoss, FlowSolver, ModelSize, Structure
 
 
 @dataclass(kw_only=True)
@@ -51,6 +51,26 @@ class LSTMHeadConfig(HeadConfig):
 
     num_layers: int = 4
     dropout: float = 0.0
+
+
+@dataclass(kw_only=True)
+class GPTHeadConfig(HeadConfig):
+    """Transformer policy head."""
+
+    num_layers: int = 8
+    num_heads: int = 8
+    dropout: float = 0.0
+
+
+@dataclass(kw_only=True)
+class FlowHeadConfig(HeadConfig):
+    """Flow matching over the chunk."""
+
+    num_layers: int = 4
+    num_heads: int = 8
+    dropout: float = 0.0
+    num_steps: int = 10  # of the integration from noise to action
+    solver: FlowSolver = FlowSolver.euler
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ instructions are ours. Task names are Meta-World's without the version suffix: `
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from typing import Any
@@ -19,6 +20,7 @@ from robovlms.sims.base import Simulator, Step, Task
 from robovlms.types import Observation
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco when it is imported; needs no display and no GPU
+logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it reports what it did not find
 try:
     import mujoco
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS

@@ -1,0 +1,48 @@
+"""A causal transformer over the window, then one decoder for the arm and one for the gripper."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robovlms.config import GPTHeadConfig
+from robovlms.heads.base import HeadSizes, RegressionHead
+from robovlms.registry import HEADS
+
+
+@HEADS.register("gpt")
+class GPTHead(RegressionHead):
+    """GPT-2's blocks (pre-norm, GELU, learned positions) over one token per frame.
+
+    Position 0 is the oldest frame of the window, in training and in rollout, also before the window is full.
+    Source: RoboVLMs policy_head/base_policy.py, GPTDecoder (8 layers, 8 heads; works for one query per frame only).
+    """
+
+    def __init__(self, config: GPTHeadConfig, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
+        width = config.hidden_dim * config.num_queries
+        if width % config.num_heads:
+            raise ValueError(
+                f"head.hidden_dim={config.hidden_dim} x head.num_queries={config.num_queries} must be a multiple of "
+                f"head.num_heads={config.num_heads}."
+            )
+        self.project = nn.Linear(sizes.feature_dim * config.num_queries, width)
+        self.position = nn.Parameter(torch.randn(sizes.window_size, width) * 0.02)
+        # Not nn.TransformerEncoder: it copies one block, so that all of them start with the same weights.
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, config.num_heads, 4 * width, config.dropout, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
+        """Let every frame attend to itself and the earlier ones."""
+        w = features.shape[1]
+        later = torch.ones(w, w, dtype=torch.bool, device=features.device).triu(1)
+        x = self.project(features) + self.position[:w]
+        for block in self.blocks:
+            x = block(x, src_mask=later, is_causal=True)
+        return self.norm(x)
