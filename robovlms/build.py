@@ -48,7 +48,8 @@ def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
 def train(config: TrainConfig) -> Path:
     """Run a config from demonstrations to report, as far as it asks; give the final checkpoint folder."""
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled):
-        SIMULATORS.get(config.sim.name)(config.sim)  # a missing simulator or an unknown task is found before training
+        # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
+        check_contract(config.data.contract, SIMULATORS.get(config.sim.name)(config.sim).contract, "the simulator")
     with Trainer(config) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.collect import collect_demos

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from composing import BACKBONES, PRESETS, completed, composed
 from omegaconf import OmegaConf
 
+from robovlms.build import train
 from robovlms.cli import config_folder, entry, options
 from robovlms.config import CollectDemosConfig, EvaluateConfig, TrainConfig
 from robovlms.registry import SIMULATORS
@@ -94,6 +96,14 @@ def test_the_quickstart_collects_trains_and_evaluates_the_same_tasks_without_bei
     assert config.collect.enabled
     assert config.evaluation.enabled
     assert len(config.sim.tasks) == 6
+
+
+def test_a_simulator_whose_actions_mean_something_else_stops_before_anything_is_collected(tmp_path: Path) -> None:
+    pytest.importorskip("metaworld", reason='pip install "robovlms[metaworld]"')
+    places = [f"data.root={tmp_path}/demos", f"output_dir={tmp_path}/run"]
+    with pytest.raises(ValueError, match=r"control_hz: policy 20\.0, the simulator 80\.0"):
+        train(completed(composed("experiment=quickstart", "sim.control_hz=80", *places)))
+    assert not (tmp_path / "demos").exists()
 
 
 def test_the_meta_world_data_means_what_the_simulator_means() -> None:

@@ -199,6 +199,12 @@ class LeRobotDataset(RobotDataset):
                     f"{option}={key} is not a float feature of {self._root}.{nearest(key, known)} "
                     f"It has: {', '.join(known) or 'none'}. Set {option}=<key>."
                 )
+        hz, fps = self._config.contract.control_hz, self._info.fps
+        if abs(hz - fps) > 0.5:  # a recording's rate is often rounded
+            raise ValueError(
+                f"{self._root} was recorded at {fps:g} frames a second, but data.contract.control_hz={hz:g}: set it to "
+                f"{fps:g}, which is how often the policy's actions will have to be executed."
+            )
         self._check_width("data.contract.names", action_key, self._config.contract.names, "data.action_key")
         if proprio_key is not None:
             self._check_width("data.proprio_names", proprio_key, self._config.proprio_names, "data.proprio_key")

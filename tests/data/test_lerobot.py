@@ -63,9 +63,8 @@ def make_config(root: Path, **changes) -> LeRobotDataConfig:
         name="lerobot",
         root=str(root),
         views={"side": "observation.images.side", "wrist": "observation.images.wrist"},
-        contract=contract,
         normalization=NormalizationConfig(mode=NormalizationMode.min_max),
-        **{"proprio_key": "observation.state", "proprio_names": ["x", "y"], **changes},
+        **{"contract": contract, "proprio_key": "observation.state", "proprio_names": ["x", "y"], **changes},
     )
 
 
@@ -446,6 +445,14 @@ def test_an_unknown_action_or_proprio_key_names_the_option(folder, option):
 def test_an_action_of_another_size_than_the_contract_is_refused(folder):
     with pytest.raises(ValueError, match=r"shape \[2\], but data\.contract\.names lists 3 entries"):
         read(folder, action_key="observation.state")
+
+
+def test_a_recording_of_another_rate_than_the_contract_is_refused(folder):
+    contract = dataclasses.replace(make_config(folder).contract, control_hz=20.0)
+    with pytest.raises(
+        ValueError, match=r"recorded at 10 frames a second, but data\.contract\.control_hz=20: set it to 10"
+    ):
+        read(folder, contract=contract)
 
 
 def test_proprioception_of_another_size_than_its_names_is_refused(folder):
