@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -71,6 +71,15 @@ class Backbone(nn.Module, ABC):
                     module.requires_grad_(False)
 
 
+class Layout(NamedTuple):
+    """What the packed tokens of a batch are."""
+
+    mask: Bool[Tensor, "n s"]  # True = a real token; the rest is padding and comes last
+    frame: Int64[Tensor, "n s"]  # number of the frame the token belongs to
+    is_query: Bool[Tensor, "n s"]
+    patch: Int64[Tensor, "n s"]  # number of an image token within its image, row by row; -1 = not of an image
+
+
 class PrefixBackbone(Backbone):
     """A decoder-only VLM that reads, frame after frame, [text head | views | text tail | queries].
 
@@ -80,6 +89,7 @@ class PrefixBackbone(Backbone):
     """
 
     num_head_tokens: int = 0  # leading text ids that stand before the images
+    num_marks: tuple[int, int] = (0, 0)  # text tokens that `embed_images` puts before and behind each image
 
     @abstractmethod
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
@@ -90,20 +100,12 @@ class PrefixBackbone(Backbone):
         """Look the text up in the input embedding."""
 
     @abstractmethod
-    def decode(
-        self,
-        embeds: Float[Tensor, "n s d"],
-        mask: Bool[Tensor, "n s"],
-        frame: Int64[Tensor, "n s"],
-        is_query: Bool[Tensor, "n s"],
-    ) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
         """Run the decoder trunk, without vocabulary logits.
 
         Args:
             embeds: packed tokens, padding last.
-            mask: True = a real token.
-            frame: number of the frame each token belongs to, for models whose prefix is bidirectional.
-            is_query: True at the queries.
+            layout: what each of them is.
         """
 
     def forward(
@@ -121,17 +123,22 @@ class PrefixBackbone(Backbone):
         text = repeat(self.embed_text(text_ids).to(image.dtype), "n l d -> n t l d", t=t)
         tokens = torch.cat([text[:, :, :head], image, text[:, :, head:], queries.to(image.dtype)], dim=2)
 
-        def per_frame(left: Tensor, middle: Any, right: Tensor, end: Any) -> Tensor:
-            sizes = (image.shape[2], q)
-            block = [left, left.new_full((n, sizes[0]), middle), right, left.new_full((n, sizes[1]), end)]
+        numbers = self._number_patches(image.shape[2] // v, image.device).repeat(v).expand(n, -1)
+
+        def per_frame(text: Tensor, image: Tensor, query: int) -> Tensor:
+            block = [text[:, :head], image, text[:, head:], text.new_full((n, q), query)]
             return repeat(torch.cat(block, dim=1), "n s -> n (t s)", t=t)
 
-        mask = per_frame(text_mask[:, :head], True, text_mask[:, head:], True)
-        no = torch.zeros_like(text_mask)
-        is_query = per_frame(no[:, :head], False, no[:, head:], True)
+        mask = per_frame(text_mask, torch.ones_like(numbers, dtype=torch.bool), True)
+        is_query = per_frame(torch.zeros_like(text_mask), torch.zeros_like(numbers, dtype=torch.bool), True)
+        patch = per_frame(torch.full_like(text_ids, -1), numbers, -1)
         frame = torch.arange(t, device=mask.device).repeat_interleave(tokens.shape[2]).expand(n, -1)
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # real tokens first, each in its order
         packed = rearrange(tokens, "n t s d -> n (t s) d").gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
-        mask, frame, is_query = (x.gather(1, order) for x in (mask, frame, is_query))
-        hidden = self.decode(packed, mask, frame, is_query)
-        return hidden[is_query].view(n, t, q, -1)
+        layout = Layout(*(x.gather(1, order) for x in (mask, frame, is_query, patch)))
+        return self.decode(packed, layout)[layout.is_query].view(n, t, q, -1)
+
+    def _number_patches(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:
+        before, behind = self.num_marks
+        numbers = torch.arange(num_tokens, device=device) - before
+        return torch.where(numbers < num_tokens - before - behind, numbers, -1).clamp(min=-1)

@@ -17,11 +17,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from einops import repeat
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Tokenizer,
+)
 
 from robovlms.backbones.base import PrefixBackbone
 from robovlms.choices import ModelSize
@@ -38,6 +47,9 @@ TINY_VISION = {
 }  # fmt: skip
 TINY_TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 TINY_CHARACTERS = ["▁", "\n", *string.ascii_letters, *string.digits, *string.punctuation]
+PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
+TINY_BYTES = [chr(byte) for byte in PRINTABLE_BYTES] + [chr(256 + i) for i in range(256 - len(PRINTABLE_BYTES))]
+"""GPT-2's characters for the 256 bytes: printable ones stand for themselves, the others for 256 and up."""
 
 
 class HuggingFaceBackbone(PrefixBackbone):
@@ -45,7 +57,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     Args:
         model: the family's bare model (`AutoModel`).
-        tokenizer: with a start token; `<start> prompt` is what `tokenize` gives.
+        tokenizer: the family's; `<start> prompt` is what `tokenize` gives.
         image_processor: only its mean, standard deviation and size are used; it travels along for `save_pretrained`.
 
     Raises:
@@ -54,7 +66,9 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     model_type: ClassVar[str]  # transformers' name of the family
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
+    has_start: ClassVar[bool] = True  # whether the family has a start token
     text_end: ClassVar[str] = ""  # what the family's own format puts after the prompt
+    image_marks: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())  # tokens before and behind every image
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
         super().__init__()
@@ -66,9 +80,20 @@ class HuggingFaceBackbone(PrefixBackbone):
                 f"The tokenizer has {len(tokenizer)} tokens, but the {self.model_type} model embeds {rows}: "
                 "backbone.checkpoint mixes files of two models."
             )
-        self.image_spec = _image_spec(model, image_processor)
+        self.image_spec = self._make_image_spec()
+        before, behind = self.image_marks
+        marks = tokenizer.convert_tokens_to_ids([*before, *behind])
+        self.register_buffer("mark_ids", torch.tensor(marks, dtype=torch.long), persistent=False)
+        self.num_marks = (len(before), len(behind))
         for module in self.unused():
             module.requires_grad_(False)
+
+    mark_ids: Int64[Tensor, "_marks"]
+
+    def put_marks(self, tokens: Float[Tensor, "n m d"]) -> Float[Tensor, "n _m d"]:
+        """Put the family's marks around the tokens of every image."""
+        marks = repeat(self.embedding(self.mark_ids).to(tokens.dtype), "marks d -> n marks d", n=len(tokens))
+        return torch.cat([marks[:, : self.num_marks[0]], tokens, marks[:, self.num_marks[0] :]], dim=1)
 
     @classmethod
     @abstractmethod
@@ -83,6 +108,25 @@ class HuggingFaceBackbone(PrefixBackbone):
     def unused(self) -> list[nn.Module]:
         """Give modules whose weights no feature depends on; they are frozen, since DDP waits for every gradient."""
         return []
+
+    @classmethod
+    def processor_size(cls, processor: Any) -> tuple[int, int]:
+        """Give the height and width (px) that the family's image processor makes."""
+        size = processor.crop_size if processor.do_center_crop else processor.size
+        return size["height"], size["width"]
+
+    def _make_image_spec(self) -> ImageSpec:
+        wanted = self.model.config.vision_config.image_size
+        size, _ = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
+        height, width = self.processor_size(self.image_processor)
+        if (height, width) != (size, size):
+            raise ValueError(
+                f"The image processor makes {height} x {width} px, but the vision tower wants {size} x {size}: "
+                "backbone.checkpoint mixes files of two models."
+            )
+        return ImageSpec(
+            size=size, mean=tuple(self.image_processor.image_mean), std=tuple(self.image_processor.image_std)
+        )
 
     @classmethod
     def from_config(cls, config: BackboneConfig) -> HuggingFaceBackbone:
@@ -120,19 +164,27 @@ class HuggingFaceBackbone(PrefixBackbone):
         return embeds
 
     def tokenize(self, prompts: list[str]) -> list[list[int]]:
-        """Give `<start> prompt` plus what the family's own format puts behind it; never the end token.
+        """Give `<start> prompt` plus what the family's own format puts behind it; never the end token. Some have no
+        start token.
 
         An end token would follow the query, and in a causal decoder nothing after the query changes its feature.
         """
         texts = [prompt.strip() + self.text_end for prompt in prompts]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [[self.tokenizer.bos_token_id, *row] for row in ids]
+        start = [self.tokenizer.bos_token_id] if self.has_start else []
+        return [[*start, *row] for row in ids]
 
     def save_pretrained(self, folder: Path, weights: bool = True) -> None:
         """Write model, tokenizer and image processor in Hugging Face format; without `weights`, the config alone."""
         (self.model if weights else self.model.config).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
+
+
+def tiny_qwen_tokenizer(marks: tuple[str, ...]) -> Qwen2Tokenizer:
+    """Give Qwen's tokenizer class with one token per byte, then `marks`."""
+    vocab = {token: i for i, token in enumerate(["<|endoftext|>", *TINY_BYTES, *marks])}
+    return Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=list(marks))
 
 
 def _load(cls: type[HuggingFaceBackbone], config: BackboneConfig) -> tuple[PreTrainedModel, Any, Any]:
@@ -148,6 +200,8 @@ def _load(cls: type[HuggingFaceBackbone], config: BackboneConfig) -> tuple[PreTr
         model_config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     with _explained(config, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # some classes come up empty without their files
+            raise OSError("its files hold no vocabulary")
     with _explained(config, "the image processor"):
         image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
     options: dict[str, Any] = {"attn_implementation": config.attn_implementation, "dtype": torch.float32}
@@ -243,14 +297,3 @@ def _check_attention(cls: type[HuggingFaceBackbone], config: BackboneConfig) -> 
     if choice.startswith("flash") and not (torch.cuda.is_available() and importlib.util.find_spec("flash_attn")):
         lack = "the flash_attn package" if torch.cuda.is_available() else "a GPU"
         raise ValueError(f"{option} needs {lack}, which is not here: use backbone.attn_implementation=sdpa.")
-
-
-def _image_spec(model: PreTrainedModel, processor: Any) -> ImageSpec:
-    size = model.config.vision_config.image_size
-    given = processor.crop_size if processor.do_center_crop else processor.size
-    if (given["height"], given["width"]) != (size, size):
-        raise ValueError(
-            f"The image processor makes {given['height']} x {given['width']} px, but the vision tower wants "
-            f"{size} x {size}: backbone.checkpoint mixes files of two models."
-        )
-    return ImageSpec(size=size, mean=tuple(processor.image_mean), std=tuple(processor.image_std))

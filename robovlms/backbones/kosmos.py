@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
     AddedToken,
@@ -16,6 +16,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_VISION, HuggingFaceBackbone
 from robovlms.registry import BACKBONES
 
@@ -86,18 +87,12 @@ class Kosmos(HuggingFaceBackbone):
         latents: Tensor = self.model.get_image_features(pixel_values=images).pooler_output
         return latents.to(self.embedding.weight.dtype)
 
-    def decode(
-        self,
-        embeds: Float[Tensor, "n s d"],
-        mask: Bool[Tensor, "n s"],
-        frame: Int64[Tensor, "n s"],
-        is_query: Bool[Tensor, "n s"],
-    ) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
         """Run the causal decoder, which scales its input by sqrt(d) and counts positions from padding_idx + 1."""
         padding = self.model.config.text_config.pad_token_id
-        positions = mask.long().cumsum(1) * mask + padding
+        positions = layout.mask.long().cumsum(1) * layout.mask + padding
         hidden: Tensor = self.model.text_model.model(
-            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, use_cache=False
+            inputs_embeds=embeds, attention_mask=layout.mask.long(), position_ids=positions, use_cache=False
         ).last_hidden_state
         return hidden
 

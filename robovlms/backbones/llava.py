@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, LlamaTokenizer, LlavaConfig, LlavaModel
 
+from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
 from robovlms.registry import BACKBONES
 
@@ -68,16 +69,10 @@ class Llava(HuggingFaceBackbone):
         )
         return torch.stack(list(output.pooler_output)).to(self.embedding.weight.dtype)
 
-    def decode(
-        self,
-        embeds: Float[Tensor, "n s d"],
-        mask: Bool[Tensor, "n s"],
-        frame: Int64[Tensor, "n s"],
-        is_query: Bool[Tensor, "n s"],
-    ) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
         """Run the causal decoder."""
         hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False
+            inputs_embeds=embeds, attention_mask=layout.mask.long(), use_cache=False
         ).last_hidden_state
         return hidden
 

@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robovlms.backbones.base import PrefixBackbone
+from robovlms.backbones.base import Layout, PrefixBackbone
 from robovlms.choices import ModelSize
 from robovlms.config import NanoBackboneConfig
 from robovlms.registry import BACKBONES
@@ -124,13 +124,7 @@ class Nano(PrefixBackbone):
         """Look words up."""
         return self.embedding(text_ids)
 
-    def decode(
-        self,
-        embeds: Float[Tensor, "n s d"],
-        mask: Bool[Tensor, "n s"],
-        frame: Int64[Tensor, "n s"],
-        is_query: Bool[Tensor, "n s"],
-    ) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
         """Run the causal transformer with sinusoidal positions; padding comes last, so causality alone hides it."""
         s = embeds.shape[1]
         allowed = torch.ones(s, s, dtype=torch.bool, device=embeds.device).tril()[None, None]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import GemmaTokenizer, PaliGemmaConfig, PaliGemmaModel, SiglipImageProcessorPil
 
+from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
 from robovlms.registry import BACKBONES
 
@@ -65,30 +66,23 @@ class PaliGemma(HuggingFaceBackbone):
         patches: Tensor = self.model.get_image_features(pixel_values=images).pooler_output
         return patches.to(self.embedding.weight.dtype)
 
-    def decode(
-        self,
-        embeds: Float[Tensor, "n s d"],
-        mask: Bool[Tensor, "n s"],
-        frame: Int64[Tensor, "n s"],
-        is_query: Bool[Tensor, "n s"],
-    ) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
         """Run Gemma with positions from 1 and the prefix mask, made additive because eager attention needs that."""
-        allowed = prefix_mask(mask, frame, is_query)
+        allowed = prefix_mask(layout)
         additive = torch.zeros(allowed.shape, dtype=embeds.dtype, device=embeds.device)
         additive = additive.masked_fill(~allowed, torch.finfo(embeds.dtype).min)[:, None]
         hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds, attention_mask=additive, position_ids=mask.long().cumsum(1), use_cache=False
+            inputs_embeds=embeds, attention_mask=additive, position_ids=layout.mask.long().cumsum(1), use_cache=False
         ).last_hidden_state
         return hidden
 
 
-def prefix_mask(
-    mask: Bool[Tensor, "n s"], frame: Int64[Tensor, "n s"], is_query: Bool[Tensor, "n s"]
-) -> Bool[Tensor, "n s s"]:
+def prefix_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
     """Say which token (row) sees which (column): all before it, and images and text of one frame each other.
 
     Padding is seen by nobody but itself, so that no row is empty.
     """
+    mask, frame, is_query, _ = layout
     order = torch.arange(mask.shape[1], device=mask.device)
     same_frame = frame[:, :, None] == frame[:, None, :]
     prefix = ~is_query[:, :, None] & ~is_query[:, None, :]
