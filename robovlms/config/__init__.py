@@ -41,6 +41,7 @@ __all__ = [
     "ClusterConfig",
     "CollectConfig",
     "CollectDemosConfig",
+    "ConvertBackboneConfig",
     "DataConfig",
     "EvaluateConfig",
     "EvaluationConfig",
@@ -127,6 +128,15 @@ class CollectDemosConfig:
     collect: CollectConfig = MISSING
 
 
+@dataclass(kw_only=True)
+class ConvertBackboneConfig:
+    """An original checkpoint to be made a folder of ours (`scripts/convert_backbone.py`)."""
+
+    family: str = ask("moondream")  # a backbone's name
+    source: str = ask("/path/to/moondream2")
+    output_dir: str = ask("checkpoints/moondream")
+
+
 def check_policy(structure: StructureConfig, window: WindowConfig, view: ViewConfig, data: DataConfig) -> None:
     """Refuse combinations that cannot be built.
 
@@ -163,6 +173,7 @@ SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "collect_demos": CollectDemosConfig,
+    "convert_backbone": ConvertBackboneConfig,
     "backbone/base": BackboneConfig,
     "backbone/nano": NanoBackboneConfig,
     "head/base": HeadConfig,

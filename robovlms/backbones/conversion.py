@@ -1,0 +1,129 @@
+"""What conversions of original checkpoints share: reading their weights, renaming, and naming every key that is left.
+
+Families that transformers does not know keep a folder of ours in Hugging Face format, written once by
+`scripts/convert_backbone.py` from the original files.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from robovlms.backbones.base import Backbone
+from robovlms.registry import BACKBONES
+
+logger = logging.getLogger(__name__)
+
+Weights = dict[str, Tensor]
+NUM_SHOWN = 12  # keys of an error message
+
+
+@runtime_checkable
+class Convertible(Protocol):
+    """A backbone that can be read from its authors' own files."""
+
+    @classmethod
+    def from_original(cls, source: Path) -> Backbone:
+        """Build the backbone from the folder its authors published.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a weight has no place in our model, or one of ours is not among them; lists them.
+        """
+
+
+def convert_folder(family: str, source: str, output_dir: str) -> None:
+    """Read the original of backbone `family` from `source` and write `output_dir`, complete or not at all.
+
+    Raises:
+        FileNotFoundError: `source` lacks a file.
+        FileExistsError: `output_dir` exists.
+        ValueError: the backbone needs no conversion, or the original does not fit; lists the weights.
+    """
+    backbone = BACKBONES.get(family)
+    if not issubclass(backbone, Convertible):
+        raise ValueError(f"backbone={family} reads published checkpoints itself: set backbone.checkpoint={source}.")
+    folder, target = Path(source).expanduser(), Path(output_dir).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"source={source} is not a folder: give the one that holds the original files.")
+    if target.exists():
+        raise FileExistsError(f"output_dir={output_dir} exists: choose another, or delete it.")
+    unfinished = target.with_name(f"{target.name}.partial")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    backbone.from_original(folder).save_pretrained(unfinished)
+    unfinished.replace(target)
+    logger.info("%s: use it with backbone=%s backbone.checkpoint=%s", target, family, target)
+
+
+def read_weights(folder: Path) -> Weights:
+    """Read every `*.safetensors` of a folder, or else every `*.bin` and `*.pt`; nothing in them is executed.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    if paths := sorted(folder.glob("*.safetensors")):
+        parts = [load_file(path) for path in paths]
+    elif paths := sorted([*folder.glob("*.bin"), *folder.glob("*.pt")]):
+        parts = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
+    else:
+        raise FileNotFoundError(f"{folder} holds no weights (*.safetensors, *.bin or *.pt): give the published folder.")
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def rename(weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str]], drop: Sequence[str] = ()) -> Weights:
+    r"""Give every weight its new name.
+
+    Args:
+        weights: in the original naming.
+        rules: pattern of the whole name, and its replacement (`\1` for groups); the first that fits counts.
+        drop: patterns of whole names that are left out, such as buffers.
+
+    Raises:
+        ValueError: no rule fits some weights; lists them.
+    """
+    renamed, unknown = {}, []
+    for key, value in weights.items():
+        if any(re.fullmatch(pattern, key) for pattern in drop):
+            continue
+        match = next(((found, new) for old, new in rules if (found := re.fullmatch(old, key))), None)
+        if match is None:
+            unknown.append(key)
+        else:
+            renamed[match[0].expand(match[1])] = value
+    if unknown:
+        raise ValueError(f"{len(unknown)} weights of the original have no place in our model: {_some(unknown)}.")
+    return renamed
+
+
+def load_converted(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy converted weights into `model`, which must have exactly these.
+
+    Raises:
+        ValueError: weights are missing, too many, or of another shape; lists them.
+    """
+    wanted = model.state_dict()
+    problems = {
+        "are missing": [key for key in wanted if key not in weights],
+        "are not the model's": [key for key in weights if key not in wanted],
+        "have another shape": [
+            f"{key} {tuple(weights[key].shape)} instead of {tuple(wanted[key].shape)}"
+            for key in wanted
+            if key in weights and weights[key].shape != wanted[key].shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"The original's weights do not fill our model. {found}.")
+    model.load_state_dict(dict(weights))
+
+
+def _some(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - NUM_SHOWN} more" if len(keys) > NUM_SHOWN else ""
+    return ", ".join(keys[:NUM_SHOWN]) + more
