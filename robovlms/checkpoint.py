@@ -25,8 +25,9 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
 from robovlms.actions import ActionStats
+from robovlms.backbones.lora import merge_lora
 from robovlms.choices import ModelSize
-from robovlms.config import SCHEMAS, TrainConfig
+from robovlms.config import SCHEMAS, LoRAConfig, TrainConfig
 from robovlms.policy import VLAPolicy
 
 CONFIG, WEIGHTS, STATS, CONTRACT = "config.yaml", "model.safetensors", "action_stats.json", "contract.json"
@@ -74,6 +75,23 @@ def load_policy(folder: Path) -> tuple[TrainConfig, VLAPolicy, ActionStats]:
     policy = VLAPolicy.from_config(replace(config, backbone=backbone))
     load_weights(policy, folder)
     return config, policy, ActionStats.load(folder / STATS)
+
+
+def merge_checkpoint(folder: Path, target: Path) -> None:
+    """Write a checkpoint whose LoRA adapters are part of the weights: it needs no peft, and acts the same.
+
+    Raises:
+        FileExistsError: `target` exists.
+        ValueError: the checkpoint has no adapters, or merging would change what it does.
+    """
+    if target.exists():
+        raise FileExistsError(f"output_dir={target} exists: choose another, or delete it.")
+    config, policy, stats = load_policy(folder)
+    if not config.backbone.lora.rank:
+        raise ValueError(f"{folder} has no adapters to merge: it was trained with backbone.lora.rank=0.")
+    merge_lora(policy.backbone)
+    with atomic_folder(target) as unfinished:
+        save_policy(unfinished, replace(config, backbone=replace(config.backbone, lora=LoRAConfig())), policy, stats)
 
 
 def load_weights(policy: VLAPolicy, folder: Path) -> None:

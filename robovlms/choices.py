@@ -32,6 +32,13 @@ class ArmLoss(StrEnum):
     l1 = auto()
 
 
+class QueryInit(StrEnum):
+    """What learned queries start from."""
+
+    zero = auto()  # upstream
+    embedding = auto()  # Gaussian, as large as the backbone's own text tokens
+
+
 class FlowSolver(StrEnum):
     """Integration of a flow head."""
 

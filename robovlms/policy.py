@@ -69,6 +69,7 @@ class VLAPolicy(nn.Module):
                 action_dim=len(config.data.contract.names),
                 window_size=config.window.window_size,
                 chunk_size=config.window.chunk_size,
+                embedding_rms=backbone.embedding_rms(),
             ),
         )
         processor = Processor(

@@ -25,9 +25,10 @@ def validate(
 ) -> tuple[dict[str, float], Examples]:
     """Give metrics over all ranks' batches, and this rank's first examples.
 
-    `val/action_error` is the mean absolute arm error of the newest frame's chunk in normalised units, and
-    `val/mean_action_error` that of always predicting `mean_action`: a policy above it has learned nothing. The loss
-    terms are weighed by their real steps.
+    `val/action_error` is the mean absolute arm error of the newest frame's chunk in normalised units, `val/action_rmse`
+    the root of its mean square; `val/mean_action_error` and `val/mean_action_rmse` are those of always predicting
+    `mean_action`. No constant has a smaller root mean square, so a policy above that has learned nothing; a constant
+    near the median may have a smaller absolute error. The loss terms are weighed by their real steps.
 
     Args:
         mean_action: the training set's mean arm action, normalised, on the policy's device.
@@ -45,14 +46,17 @@ def validate(
         count = batch.action_mask.sum()
         terms = {f"val/{name}": value.float() * count for name, value in policy(batch).items()}
         terms |= {"steps": count.float(), "newest_steps": mask.sum().float()}
-        terms["val/action_error"] = (predicted - taught)[..., :-1].abs().mean(-1)[mask].sum().float()
-        terms["val/mean_action_error"] = (mean_action - taught[..., :-1]).abs().mean(-1)[mask].sum()
+        for name, guess in (("action", predicted[..., :-1]), ("mean_action", mean_action)):
+            error = (guess - taught[..., :-1]).float()
+            terms[f"val/{name}_error"] = error.abs().mean(-1)[mask].sum()
+            terms[f"val/{name}_rmse"] = error.square().mean(-1)[mask].sum()
         sums = {name: sums.get(name, 0) + value for name, value in terms.items()}
         if len(examples) * len(batch) < MAX_EXAMPLES:
             examples.append((predicted.float(), taught, mask))
     policy.train()
     totals = dict(zip(sums, reduce(torch.stack(list(sums.values()))).tolist(), strict=True))
     steps, newest = totals.pop("steps"), totals.pop("newest_steps")
-    metrics = {name: total / (newest if name.endswith("action_error") else steps) for name, total in totals.items()}
+    metrics = {name: total / (newest if "action_" in name else steps) for name, total in totals.items()}
+    metrics |= {name: value**0.5 for name, value in metrics.items() if name.endswith("_rmse")}
     parts = [torch.cat(part)[:MAX_EXAMPLES].cpu().numpy() for part in zip(*examples, strict=True)]
     return metrics, dict(zip(("predicted", "taught", "mask"), parts, strict=True))

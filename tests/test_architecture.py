@@ -31,7 +31,7 @@ DOORS = {
     "data/*": "registry types choices config actions processor",
     "sims/*": "registry types config",
     "policy": "registry types choices config processor backbones.base heads.base",
-    "checkpoint": "choices config policy actions",
+    "checkpoint": "choices config policy actions backbones.lora",
     "run_folder": "config checkpoint",
     "runner": "types config policy processor actions checkpoint",
     "validation": "types policy",
@@ -46,7 +46,7 @@ DOORS = {
     "cli": "config cli_errors",
     "cli_errors": "cli registry",
     "train": "cli config build",
-    "scripts/*": "cli config build collect",
+    "scripts/*": "cli config build collect checkpoint backbones.conversion",
 }
 
 # Who may import which library; the others are free.
@@ -58,6 +58,7 @@ LIBRARIES = {
     "transformers": "backbones",
     "metaworld": "sims",
     "mujoco": "sims",
+    "peft": "backbones",
     "gymnasium": "sims",
 }
 

@@ -88,6 +88,7 @@ def test_the_arm_error_falls_below_that_of_the_mean_action(calvin_folder, tmp_pa
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validation = next(row for row in rows if "val/action_error" in row)
     assert validation["val/action_error"] < 0.6 * validation["val/mean_action_error"]
+    assert validation["val/action_rmse"] < 0.6 * validation["val/mean_action_rmse"]
 
 
 def test_a_run_folder_holds_what_a_user_looks_for(calvin_folder, tmp_path):

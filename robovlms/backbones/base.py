@@ -63,12 +63,43 @@ class Backbone(nn.Module, ABC):
     def parts(self) -> dict[str, list[nn.Module]]:
         """Give the modules behind freeze_vision, freeze_text and freeze_embeddings: keys vision, text, embeddings."""
 
-    def freeze(self, config: BackboneConfig) -> None:
-        """Stop training what the config's freeze options name."""
-        for part, modules in self.parts().items():
+    @abstractmethod
+    def embed_text(self, text_ids: Int64[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
+        """Look the text up in the input embedding, scaled as the decoder wants to read it."""
+
+    @torch.no_grad()
+    def embedding_rms(self) -> float:
+        """Give the root mean square of the entries of text tokens, as they stand beside the queries."""
+        ids = torch.tensor(self.tokenize([self.prompt.format(instruction="pick up the red block on the table")]))
+        device = next(self.parameters()).device
+        return self.embed_text(ids.to(device)).float().square().mean().sqrt().item()
+
+    def select_trainable(self, config: BackboneConfig) -> None:
+        """Stop training what the config names, then put low-rank adapters where it wants them.
+
+        Raises:
+            ValueError: `train_text_layers` exceeds the decoder, or both it and `freeze_text` are set.
+        """
+        parts = self.parts()
+        for part, modules in parts.items():
             if getattr(config, f"freeze_{part}"):
                 for module in modules:
                     module.requires_grad_(False)
+        if config.train_text_layers is not None:
+            self._train_last_layers(config.train_text_layers, config.freeze_text)
+        if config.lora.rank:
+            from robovlms.backbones.lora import add_lora
+
+            add_lora(self, config.lora)
+
+    def _train_last_layers(self, count: int, freeze_text: bool) -> None:
+        layers = next(module for module in self.parts()["text"] if isinstance(module, nn.ModuleList))
+        option = f"backbone.train_text_layers={count}"
+        if freeze_text:
+            raise ValueError(f"{option} contradicts backbone.freeze_text=true: set one of them.")
+        if not 0 < count <= len(layers):
+            raise ValueError(f"{option} must be 1 to {len(layers)}, the decoder's layers.")
+        layers[: len(layers) - count].requires_grad_(False)
 
 
 class Layout(NamedTuple):
@@ -94,10 +125,6 @@ class PrefixBackbone(Backbone):
     @abstractmethod
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Give the image tokens as the decoder wants to read them."""
-
-    @abstractmethod
-    def embed_text(self, text_ids: Int64[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
-        """Look the text up in the input embedding."""
 
     @abstractmethod
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:

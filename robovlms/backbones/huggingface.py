@@ -145,7 +145,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         backbone.prompt = config.prompt
         if config.gradient_checkpointing:
             backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        backbone.freeze(config)
+        backbone.select_trainable(config)
         parameters = list(backbone.parameters())
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         frozen = sum(p.numel() for p in parameters) - trainable

@@ -103,7 +103,7 @@ class Nano(PrefixBackbone):
             backbone = cls(replace(config, **_read_sizes(folder)))
             if not config.random_init:
                 backbone._load(folder)
-        backbone.freeze(config)
+        backbone.select_trainable(config)
         return backbone
 
     @classmethod

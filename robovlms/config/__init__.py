@@ -17,6 +17,7 @@ from robovlms.config.policy import (
     FlowHeadConfig,
     GPTHeadConfig,
     HeadConfig,
+    LoRAConfig,
     LSTMHeadConfig,
     NanoBackboneConfig,
     StructureConfig,
@@ -48,7 +49,9 @@ __all__ = [
     "FlowHeadConfig",
     "GPTHeadConfig",
     "HeadConfig",
+    "LoRAConfig",
     "LSTMHeadConfig",
+    "MergeLoRAConfig",
     "LeRobotDataConfig",
     "NanoBackboneConfig",
     "NormalizationConfig",
@@ -137,6 +140,14 @@ class ConvertBackboneConfig:
     output_dir: str = ask("checkpoints/moondream")
 
 
+@dataclass(kw_only=True)
+class MergeLoRAConfig:
+    """A checkpoint whose adapters are to be merged (`scripts/merge_lora.py`)."""
+
+    checkpoint: str = ask("runs/calvin_perform")
+    output_dir: str = ask("runs/calvin_perform_merged")
+
+
 def check_policy(structure: StructureConfig, window: WindowConfig, view: ViewConfig, data: DataConfig) -> None:
     """Refuse combinations that cannot be built.
 
@@ -174,6 +185,7 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "collect_demos": CollectDemosConfig,
     "convert_backbone": ConvertBackboneConfig,
+    "merge_lora": MergeLoRAConfig,
     "backbone/base": BackboneConfig,
     "backbone/nano": NanoBackboneConfig,
     "head/base": HeadConfig,

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from robovlms.choices import MISSING, ArmLoss, FlowSolver, ModelSize, Structure
+from robovlms.choices import MISSING, ArmLoss, FlowSolver, ModelSize, QueryInit, Structure
+
+
+@dataclass(kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters instead of full weights (arXiv:2106.09685)."""
+
+    rank: int = 0  # 0 = no adapters
+    alpha: int = 16  # the adapter's output is scaled by alpha / rank
+    dropout: float = 0.0
+    parts: list[str] = field(default_factory=lambda: ["text"])  # of vision, text
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"backbone.lora.rank={self.rank} must be at least 0 (no adapters).")
 
 
 @dataclass(kw_only=True)
@@ -20,6 +34,8 @@ class BackboneConfig:
     freeze_vision: bool = False
     freeze_text: bool = False
     freeze_embeddings: bool = False
+    train_text_layers: int | None = None  # only the last so many decoder layers are trained; unset: all
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     gradient_checkpointing: bool = False
     attn_implementation: str = "sdpa"
 
@@ -40,6 +56,7 @@ class HeadConfig:
 
     name: str = MISSING
     num_queries: int = 1  # learned queries per frame
+    query_init: QueryInit = QueryInit.zero
     loss: ArmLoss = ArmLoss.huber
     gripper_weight: float = 0.01  # loss = arm + gripper_weight * gripper (arXiv:2412.14058, lambda)
     hidden_dim: int = 1024

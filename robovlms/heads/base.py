@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robovlms.choices import ArmLoss
+from robovlms.choices import ArmLoss, QueryInit
 from robovlms.config import HeadConfig
 from robovlms.types import Losses
 
@@ -30,6 +30,14 @@ class HeadSizes:
     action_dim: int  # gripper included
     window_size: int
     chunk_size: int
+    embedding_rms: float = 0.0  # size of the backbone's text tokens, for head.query_init=embedding
+
+
+def start_query(config: HeadConfig, sizes: HeadSizes) -> nn.Parameter:
+    """Give a learned query as `head.query_init` wants it to start."""
+    if config.query_init is QueryInit.zero:
+        return nn.Parameter(torch.zeros(sizes.feature_dim))
+    return nn.Parameter(sizes.embedding_rms * torch.randn(sizes.feature_dim))
 
 
 class ActionHead(nn.Module, ABC):
@@ -70,8 +78,8 @@ class ActionDecoder(nn.Sequential):
 class RegressionHead(ActionHead):
     """Heads that regress a chunk at every frame: tanh on the arm, a logit for the gripper.
 
-    One zero-initialised learned vector is repeated `num_queries` times per frame, as upstream does. Every position of
-    the window is supervised. A subclass says how features become one vector per frame.
+    One learned vector, zero unless the config says otherwise, is repeated `num_queries` times per frame, as upstream
+    does. Every position of the window is supervised. A subclass says how features become one vector per frame.
 
     Source: RoboVLMs policy_head/base_policy.py; loss = arm + 0.01 * gripper, arXiv:2412.14058.
     """
@@ -80,7 +88,7 @@ class RegressionHead(ActionHead):
         super().__init__(config, sizes)
         self.num_queries, self.chunk_size, arm_dim = config.num_queries, sizes.chunk_size, sizes.action_dim - 1
         self.arm_loss, self.gripper_weight = config.loss, config.gripper_weight
-        self.query = nn.Parameter(torch.zeros(sizes.feature_dim))
+        self.query = start_query(config, sizes)
         out_dim = config.hidden_dim * config.num_queries
         self.arm = ActionDecoder(out_dim, arm_dim * sizes.chunk_size)
         self.gripper = ActionDecoder(out_dim, sizes.chunk_size)

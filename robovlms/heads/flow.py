@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robovlms.choices import ArmLoss, FlowSolver
 from robovlms.config import FlowHeadConfig
-from robovlms.heads.base import ActionDecoder, ActionHead, HeadSizes, Read, masked_mean
+from robovlms.heads.base import ActionDecoder, ActionHead, HeadSizes, Read, masked_mean, start_query
 from robovlms.registry import HEADS
 from robovlms.types import Losses
 
@@ -49,7 +49,7 @@ class FlowHead(ActionHead):
             raise ValueError(f"head.num_steps={config.num_steps} must be at least 1.")
         self.config, self.num_queries, self.chunk_size = config, config.num_queries, sizes.chunk_size
         width, arm_dim = config.hidden_dim, sizes.action_dim - 1
-        self.query = nn.Parameter(torch.zeros(sizes.feature_dim))
+        self.query = start_query(config, sizes)
         self.register_buffer("noise", torch.randn(sizes.chunk_size, arm_dim))
         self.read_features = nn.Linear(sizes.feature_dim, width)
         self.frame_position = nn.Parameter(torch.randn(sizes.window_size, width) * 0.02)

@@ -1,0 +1,77 @@
+"""Low-rank adapters beside frozen weights, by peft.
+
+Source: LoRA, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from robovlms.backbones.base import Backbone
+from robovlms.config import LoRAConfig
+
+logger = logging.getLogger(__name__)
+
+MERGE_TOLERANCE = 1e-5
+
+
+def add_lora(backbone: Backbone, config: LoRAConfig) -> None:
+    """Freeze the parts that `config` names and put an adapter beside every linear layer in them.
+
+    The rest stays as trainable as it was. At the start adapters change nothing: their second factor is zero.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: a part does not exist or has no linear layer.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError('backbone.lora.rank > 0 needs peft. Install it with pip install "robovlms[lora]".')
+    from peft import LoraConfig, inject_adapter_in_model
+
+    parts = backbone.parts()
+    if unknown := [part for part in config.parts if part not in parts]:
+        raise ValueError(f"backbone.lora.parts has '{unknown[0]}': choose from {', '.join(parts)}.")
+    modules = [module for part in config.parts for module in parts[part]]
+    linear = {id(each) for module in modules for each in module.modules() if type(each) is nn.Linear}
+    names = [name for name, module in backbone.named_modules() if id(module) in linear]
+    if not names:
+        raise ValueError(f"backbone.lora.parts={config.parts} has no linear layer to adapt.")
+    frozen = {id(p) for module in modules for p in module.parameters()}
+    trained = [p for p in backbone.parameters() if p.requires_grad and id(p) not in frozen]
+    options = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names)
+    inject_adapter_in_model(options, backbone)
+    for parameter in trained:  # peft freezes everything but its adapters
+        parameter.requires_grad_(True)
+    logger.info("LoRA of rank %d beside %d linear layers", config.rank, len(names))
+
+
+@torch.no_grad()
+def merge_lora(backbone: Backbone) -> None:
+    """Add every adapter to the weight it stands beside and take it away.
+
+    Raises:
+        ValueError: a layer's output then differs by more than `MERGE_TOLERANCE` of its largest value, as it does in
+            bfloat16.
+    """
+    from peft.tuners.lora import Linear
+
+    layers: list[tuple[str, Any]] = [each for each in backbone.named_modules() if isinstance(each[1], Linear)]
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in layers:
+        plain, weight = layer.get_base_layer(), layer.weight
+        inputs = torch.randn(8, plain.in_features, generator=generator).to(weight)
+        wanted = layer.eval()(inputs)
+        layer.merge()
+        difference = ((plain(inputs) - wanted).abs().max() / wanted.abs().max()).item()
+        if not difference <= MERGE_TOLERANCE:
+            raise ValueError(
+                f"merging the adapter of {name} changes its output by {difference:.1e} of the largest value, allowed "
+                f"are {MERGE_TOLERANCE:g}: weights of {weight.dtype} are too coarse, merge in float32."
+            )
+        parent, _, child = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), child, plain)

@@ -1,0 +1,108 @@
+"""Which weights a run trains: adapters, the last layers, and what a query starts from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from calvin_folder import make_calvin_folder, tiny_run
+from composing import completed, composed
+from test_backbones import NAMES, gradients, inputs, tiny
+
+from robovlms.backbones.lora import add_lora, merge_lora
+from robovlms.build import train
+from robovlms.checkpoint import load_policy, merge_checkpoint, resolve_checkpoint
+from robovlms.choices import QueryInit
+from robovlms.config import LoRAConfig, LSTMHeadConfig
+from robovlms.heads.base import HeadSizes, start_query
+
+
+def shake(backbone):
+    """Give the adapters weights, as training would."""
+    torch.manual_seed(3)
+    for name, p in backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapters_start_as_nothing_take_all_gradients_and_merge_away(name):
+    pytest.importorskip("peft")
+    plain, adapted = tiny(name), tiny(name, lora=LoRAConfig(rank=4))
+    batch = inputs(plain)
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(*batch), plain(*batch), rtol=0, atol=1e-6)
+    text = {id(p) for module in plain.parts()["text"] for p in module.parameters()}
+    elsewhere = {key for key, p in plain.named_parameters() if p.requires_grad and id(p) not in text}
+    grads = gradients(adapted, *batch)
+    assert {key for key in grads if "lora" not in key} == elsewhere
+    assert any("lora_A" in key for key in grads)
+    assert all(grad is not None for grad in grads.values())
+
+    shake(adapted.eval())
+    with torch.no_grad():
+        wanted = adapted(*batch)
+        assert (wanted - plain(*batch)).abs().max() > 1e-4
+        merge_lora(adapted)
+        torch.testing.assert_close(adapted(*batch), wanted, rtol=0, atol=1e-5)
+    assert set(adapted.state_dict()) == set(plain.state_dict())
+
+
+def test_merging_weights_too_coarse_for_it_is_refused():
+    pytest.importorskip("peft")
+    backbone = tiny("nano").bfloat16()
+    add_lora(backbone, LoRAConfig(rank=4))
+    shake(backbone)
+    with pytest.raises(ValueError, match="bfloat16 are too coarse, merge in float32"):
+        merge_lora(backbone)
+
+
+def test_adapters_in_a_part_that_does_not_exist_are_refused():
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match=r"backbone\.lora\.parts has 'txt': choose from vision, text, embeddings"):
+        tiny("nano", lora=LoRAConfig(rank=4, parts=["txt"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_last_layers_of_the_decoder_train(name):
+    backbone = tiny(name, train_text_layers=1)
+    layers = next(module for module in backbone.parts()["text"] if isinstance(module, torch.nn.ModuleList))
+    trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+    assert trained == [False] * (len(layers) - 1) + [True]
+    assert all(grad is not None for grad in gradients(backbone, *inputs(backbone)).values())
+
+
+def test_more_layers_than_there_are_and_contradictions_are_refused():
+    with pytest.raises(ValueError, match=r"backbone\.train_text_layers=3 must be 1 to 2"):
+        tiny("nano", train_text_layers=3)
+    with pytest.raises(ValueError, match=r"contradicts backbone\.freeze_text=true"):
+        tiny("nano", train_text_layers=1, freeze_text=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_query_can_start_as_large_as_the_backbones_own_tokens(name):
+    backbone = tiny(name)
+    ids = torch.tensor(backbone.tokenize(["pick up the red block on the table"]))
+    rms = backbone.embedding_rms()
+    assert rms == pytest.approx(backbone.embed_text(ids).square().mean().sqrt().item(), rel=0.2)  # other prompt
+    sizes = HeadSizes(feature_dim=10_000, action_dim=7, window_size=1, chunk_size=1, embedding_rms=rms)
+    query = start_query(LSTMHeadConfig(name="lstm", query_init=QueryInit.embedding), sizes)
+    assert query.square().mean().sqrt().item() == pytest.approx(rms, rel=0.05)
+    assert not start_query(LSTMHeadConfig(name="lstm"), sizes).any()
+
+
+def test_a_checkpoint_with_adapters_loads_and_merges_into_one_without(tmp_path: Path):
+    pytest.importorskip("peft")
+    folder = make_calvin_folder(tmp_path / "calvin")
+    extra = ("schedule.total=2 step", "trainer.save_every=2 step", "backbone.lora.rank=4", "optimizer.lr=1e-2")
+    run = train(completed(composed(*tiny_run(folder, tmp_path / "run", *extra))))
+    merge_checkpoint(resolve_checkpoint(run), tmp_path / "merged")
+    with pytest.raises(FileExistsError, match="choose another, or delete it"):
+        merge_checkpoint(resolve_checkpoint(run), tmp_path / "merged")
+    with pytest.raises(ValueError, match="has no adapters to merge"):
+        merge_checkpoint(tmp_path / "merged", tmp_path / "twice")
+    _, adapted, _ = load_policy(resolve_checkpoint(run))
+    config, merged, _ = load_policy(tmp_path / "merged")
+    assert config.backbone.lora.rank == 0
+    batch = inputs(merged.backbone)
+    with torch.no_grad():
+        torch.testing.assert_close(merged.eval().backbone(*batch), adapted.eval().backbone(*batch), rtol=0, atol=1e-5)
