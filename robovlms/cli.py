@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -169,7 +170,7 @@ def help_page(config_name: str) -> str:
     lines = [*_head(file), "", "Groups (group=option; * is the default):"]
     for group in sorted(set(groups) - {"experiment"}):
         names = [f"{name}*" if name == groups[group] else name for name in options(group)]
-        lines.append(f"  {group:<12}{' '.join(names)}")
+        lines += textwrap.wrap(" ".join(names), 116, initial_indent=f"  {group:<12}", subsequent_indent=" " * 14)
     if "experiment" in groups:
         lines += ["", "Presets (experiment=preset):"]
         for name in options("experiment"):
