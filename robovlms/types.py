@@ -16,6 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
+from PIL.Image import Resampling
 from torch import Tensor
 
 Losses: TypeAlias = dict[str, Tensor]
@@ -87,3 +88,4 @@ class ImageSpec:
     size: int
     mean: Sequence[float]
     std: Sequence[float]
+    resample: Resampling = Resampling.BICUBIC  # how the checkpoint's own image processor resizes

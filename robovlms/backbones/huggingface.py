@@ -21,6 +21,7 @@ from einops import repeat
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 from jaxtyping import Float, Int64
+from PIL.Image import Resampling
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -124,8 +125,15 @@ class HuggingFaceBackbone(PrefixBackbone):
                 f"The image processor makes {height} x {width} px, but the vision tower wants {size} x {size}: "
                 "backbone.checkpoint mixes files of two models."
             )
+        return self._spec_of_size(size)
+
+    def _spec_of_size(self, size: int) -> ImageSpec:
+        processor = self.image_processor
         return ImageSpec(
-            size=size, mean=tuple(self.image_processor.image_mean), std=tuple(self.image_processor.image_std)
+            size=size,
+            mean=tuple(processor.image_mean),
+            std=tuple(processor.image_std),
+            resample=Resampling(processor.resample),
         )
 
     @classmethod

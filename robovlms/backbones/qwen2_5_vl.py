@@ -65,7 +65,7 @@ class Qwen25VL(HuggingFaceBackbone):
         processor, vision = self.image_processor, self.model.config.vision_config
         limits = (processor.size["shortest_edge"], processor.size["longest_edge"])
         size, _ = smart_resize(IMAGE_SIZE, IMAGE_SIZE, vision.patch_size * vision.spatial_merge_size, *limits)
-        return ImageSpec(size=size, mean=tuple(processor.image_mean), std=tuple(processor.image_std))
+        return self._spec_of_size(size)
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """Give vision tower, decoder and embedding; the merger between them is always trained."""
