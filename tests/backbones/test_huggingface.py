@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -328,3 +329,9 @@ def test_attention_that_cannot_run_names_an_alternative():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"needs a GPU.*backbone\.attn_implementation=sdpa"):
             tiny("llava", "flash_attention_2")
+
+
+@pytest.mark.parametrize("path", ["robovlms/backbones/internvl.py", "configs/backbone/internvl.yaml"])
+def test_the_page_on_adding_a_backbone_shows_the_adapter_that_runs(path):
+    root = Path(__file__).parents[2]
+    assert (root / path).read_text() in (root / "docs" / "add_a_backbone.md").read_text()
