@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -123,15 +124,15 @@ class PrefixBackbone(Backbone):
     num_marks: tuple[int, int] = (0, 0)  # text tokens that `embed_images` puts before and behind each image
 
     @abstractmethod
-    def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
-        """Give the image tokens as the decoder wants to read them."""
+    def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m e"]:
+        """Give the image tokens as the decoder wants to read them; what they have beyond d entries travels along."""
 
     @abstractmethod
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s e"], layout: Layout) -> Float[Tensor, "n s d"]:
         """Run the decoder trunk, without vocabulary logits.
 
         Args:
-            embeds: packed tokens, padding last.
+            embeds: packed tokens, padding last; e > d only if image tokens are wider, and then zero in the others.
             layout: what each of them is.
         """
 
@@ -148,7 +149,9 @@ class PrefixBackbone(Backbone):
         image = self.embed_images(rearrange(images, "n t v c h x -> (n t v) c h x"))
         image = rearrange(image, "(n t v) m d -> n t (v m) d", n=n, t=t, v=v)
         text = repeat(self.embed_text(text_ids).to(image.dtype), "n l d -> n t l d", t=t)
-        tokens = torch.cat([text[:, :, :head], image, text[:, :, head:], queries.to(image.dtype)], dim=2)
+        beyond = image.shape[-1] - text.shape[-1]
+        text, asked = (F.pad(each, (0, beyond)) for each in (text, queries.to(image.dtype)))
+        tokens = torch.cat([text[:, :, :head], image, text[:, :, head:], asked], dim=2)
 
         numbers = self._number_patches(image.shape[2] // v, image.device).repeat(v).expand(n, -1)
 

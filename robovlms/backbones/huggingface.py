@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from einops import repeat
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
@@ -91,9 +92,10 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     mark_ids: Int64[Tensor, "_marks"]
 
-    def put_marks(self, tokens: Float[Tensor, "n m d"]) -> Float[Tensor, "n _m d"]:
+    def put_marks(self, tokens: Float[Tensor, "n m e"]) -> Float[Tensor, "n _m e"]:
         """Put the family's marks around the tokens of every image."""
-        marks = repeat(self.embedding(self.mark_ids).to(tokens.dtype), "marks d -> n marks d", n=len(tokens))
+        marks = F.pad(self.embedding(self.mark_ids).to(tokens.dtype), (0, tokens.shape[-1] - self.hidden_dim))
+        marks = repeat(marks, "marks e -> n marks e", n=len(tokens))
         return torch.cat([marks[:, : self.num_marks[0]], tokens, marks[:, self.num_marks[0] :]], dim=1)
 
     @classmethod

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange, repeat
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from robovlms.backbones.base import Layout
-from robovlms.backbones.huggingface import TINY_IMAGE_SIZE, TINY_TEXT, HuggingFaceBackbone, tiny_qwen_tokenizer
+from robovlms.backbones.huggingface import TINY_IMAGE_SIZE, TINY_TEXT, tiny_qwen_tokenizer
+from robovlms.backbones.qwen import BEFORE, BEHIND, IMAGE, VIDEO, QwenVL
 from robovlms.registry import BACKBONES
-from robovlms.types import ImageSpec
-
-IMAGE_SIZE = 224  # px: 64 tokens a view; the family reads any size, and this is what robots mostly record
-BEFORE, BEHIND, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
 
 
 @BACKBONES.register("qwen2_5_vl")
-class Qwen25VL(HuggingFaceBackbone):
-    """Reads `[start 64 tokens end, per view] {instruction} [queries]`, causally, without a chat template.
-
-    Image tokens get their row and column as position, text and queries go on behind the largest of them.
-    """
+class Qwen25VL(QwenVL):
+    """Sees a view of 224 px as 64 tokens."""
 
     model_type = "qwen2_5_vl"
-    attentions = ("sdpa", "eager", "flash_attention_2")
-    has_start = False
-    image_marks = ((BEFORE,), (BEHIND,))
 
     @classmethod
     def published_config(cls) -> Qwen2_5_VLConfig:
@@ -61,53 +50,17 @@ class Qwen25VL(HuggingFaceBackbone):
         processor = Qwen2VLImageProcessorPil(size={"shortest_edge": area, "longest_edge": area})
         return cls(Qwen2_5_VLModel(config), tokenizer, processor)
 
-    def _make_image_spec(self) -> ImageSpec:
-        processor, vision = self.image_processor, self.model.config.vision_config
-        limits = (processor.size["shortest_edge"], processor.size["longest_edge"])
-        size, _ = smart_resize(IMAGE_SIZE, IMAGE_SIZE, vision.patch_size * vision.spatial_merge_size, *limits)
-        return self._spec_of_size(size)
-
-    def parts(self) -> dict[str, list[nn.Module]]:
-        """Give vision tower, decoder and embedding; the merger between them is always trained."""
-        vision, text = self.model.visual, self.model.language_model
-        return {
-            "vision": [vision.patch_embed, vision.blocks],
-            "text": [text.layers, text.norm],
-            "embeddings": [self.embedding],
-        }
-
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
-        """Give the merged patches between the family's marks; an image is a video of one frame, shown twice."""
-        vision = self.model.config.vision_config
-        p, merge = vision.patch_size, vision.spatial_merge_size
-        patches = rearrange(
-            repeat(images, "n c h x -> n c t h x", t=vision.temporal_patch_size),
-            "n c t (h i p) (x j q) -> (n h x i j) (c t p q)", i=merge, j=merge, p=p, q=p,
-        )  # fmt: skip
-        side = images.shape[-1] // p
-        grids = torch.tensor([[1, side, side]]).repeat(len(images), 1)
-        tokens = torch.stack(self.model.get_image_features(patches, grids.to(images.device)).pooler_output)
+        """Give the merged patches between the family's marks."""
+        tokens = torch.stack(self.see(images).pooler_output)
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
         """Run the causal decoder."""
-        vision = self.model.config.vision_config
-        side = self.image_spec.size // (vision.patch_size * vision.spatial_merge_size)
         hidden: Tensor = self.model.language_model(
             inputs_embeds=embeds,
             attention_mask=layout.mask.long(),
-            position_ids=rotary_positions(layout, side),
+            position_ids=self.positions(layout),
             use_cache=False,
         ).last_hidden_state
         return hidden
-
-
-def rotary_positions(layout: Layout, side: int) -> Int64[Tensor, "3 n s"]:
-    """Give time, row and column of every token, where an image is `side` x `side` tokens.
-
-    An image starts behind what precedes it and moves what follows by `side`; any other token by 1.
-    """
-    patch, is_patch = layout.patch.clamp(min=0), layout.patch >= 0
-    advance = torch.where(is_patch, side * (layout.patch == side * side - 1), 1)
-    start = advance.cumsum(1) - advance
-    return torch.stack([start, start + patch // side, start + patch % side])

@@ -18,15 +18,15 @@ from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_TEXT, missing_message
 from robovlms.backbones.kosmos import TAGS, Kosmos
 from robovlms.backbones.paligemma import prefix_mask
-from robovlms.backbones.qwen2_5_vl import rotary_positions
+from robovlms.backbones.qwen import rotary_positions
 from robovlms.choices import ModelSize, Resize
 from robovlms.config import BackboneConfig
 from robovlms.processor import Processor
 from robovlms.registry import BACKBONES
 from robovlms.types import Batch
 
-NAMES = ["gemma3", "internvl", "kosmos", "llava", "llava_onevision", "paligemma", "qwen2_5_vl", "smolvlm"]
-ANY_SIZE = ["qwen2_5_vl"]  # reads images of any size
+NAMES = ["gemma3", "internvl", "kosmos", "llava", "llava_onevision", "paligemma", "qwen2_5_vl", "qwen3_vl", "smolvlm"]
+ANY_SIZE = ["qwen2_5_vl", "qwen3_vl"]  # reads images of any size
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -75,7 +75,7 @@ def native(name, backbone, full, images, texts, query):
     if name == "llava_onevision":
         options["image_sizes"] = torch.tensor([images.shape[-2:]] * len(images))
         options["batch_num_images"] = torch.tensor([len(images)])  # images of several are not tiled
-    if name == "qwen2_5_vl":
+    if name in ANY_SIZE:
         pixels = [unnormalise(image, backbone.image_spec) for image in images]
         processed = backbone.image_processor(pixels, do_resize=False, return_tensors="pt")
         images, options["image_grid_thw"] = processed["pixel_values"], processed["image_grid_thw"]
@@ -106,7 +106,8 @@ def test_eager_attention_gives_the_same_features(name):
     torch.manual_seed(0)
     backbone = BACKBONES.get(name).tiny().eval()
     ids = torch.tensor(backbone.tokenize(["push it", "lift it"]))
-    batch = (torch.randn(2, 2, 1, 3, 56, 56), ids, torch.ones_like(ids, dtype=torch.bool), torch.randn(2, 2, 1, 64))
+    size = backbone.image_spec.size
+    batch = (torch.randn(2, 2, 1, 3, size, size), ids, torch.ones_like(ids, dtype=torch.bool), torch.randn(2, 2, 1, 64))
     expected = backbone(*batch)
     backbone.model.set_attn_implementation("eager")
     torch.testing.assert_close(backbone(*batch), expected, rtol=0, atol=1e-5)
@@ -148,6 +149,7 @@ def test_image_tokens_stand_in_rows_and_columns_and_text_goes_on_behind_the_larg
         ("internvl", 0.938),
         ("gemma3", 4.300),
         ("qwen2_5_vl", 3.755),
+        ("qwen3_vl", 2.128),
         ("smolvlm", 0.507),
     ],
 )
@@ -166,7 +168,7 @@ def test_the_tokens_stand_where_the_family_wants_them():
     assert tokens("kosmos", "<grounding>An") == ["<s>", "<grounding>", "▁", "A", "n"]
     assert tokens("paligemma", "go ") == ["<bos>", "g", "o", "\n"]
     assert tokens("llava", "go") == ["<s>", "▁", "g", "o"]
-    for name in ("internvl", "llava_onevision", "qwen2_5_vl"):
+    for name in ("internvl", "llava_onevision", "qwen2_5_vl", "qwen3_vl"):
         assert tokens(name, "go") == ["g", "o"]
     assert tokens("smolvlm", "go") == ["<|im_start|>", "g", "o"]
 
