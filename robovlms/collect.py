@@ -4,6 +4,9 @@ Noise is executed but the clean expert action is recorded, so that the demonstra
 episodes lie in `<root>.partial` until all are there: an interrupted collection continues where it stopped, and `root`
 appears only when it is complete.
 
+Where a scene's first picture tells its task, a policy may learn to ignore the instruction. Contrast demonstrations take
+that shortcut away: in the scene of `collect.contrast_tasks` the opposite is told, and the opposite's expert acts.
+
 Source: noise injection as in DART, arXiv:1703.09327.
 """
 
@@ -35,7 +38,10 @@ log = logging.getLogger(__name__)
 VERSION = 1  # raise it when the same request would give other demonstrations
 REQUEST_FILE = "robovlms_collect.json"
 HOLD_STEPS = 5  # recorded after success, so that a policy learns to stay there
-SELECTION = {"collect.demos_per_task", "collect.video", "sim.tasks", "instructions"}  # leave a single episode as it is
+SELECTION = {  # leaves a single episode as it is
+    "collect.demos_per_task", "collect.contrast_tasks", "collect.contrast_demos_per_task", "collect.video",
+    "sim.tasks", "instructions",
+}  # fmt: skip
 MIN_SUCCESS_RATE = 0.2
 MIN_ATTEMPTS = 20  # before the success rate is judged
 
@@ -49,32 +55,65 @@ class Demo:
     proprio: Float32[np.ndarray, "t p"]
 
 
-class Attempt(NamedTuple):
-    """Attempt `number` at a task; its seed, and so its outcome, depends on nothing but the request."""
+class Goal(NamedTuple):
+    """What the expert of `told` is to do in the scene of `task`; the same but in contrast demonstrations."""
 
     task: Task
+    told: Task
+
+    @property
+    def name(self) -> str:
+        """Give the task's name, and what is told where it differs."""
+        return self.task.name if self.told == self.task else f"{self.task.name}_told_{self.told.name}"
+
+
+class Attempt(NamedTuple):
+    """Attempt `number` at a goal; its seed, and so its outcome, depends on nothing but the request."""
+
+    goal: Goal
     number: int
 
     def path(self, work: Path) -> Path:
         """Give the file that holds the finished attempt, successful or not."""
-        return work / self.task.name / f"{self.number:05d}.npz"
+        return work / self.goal.name / f"{self.number:05d}.npz"
 
     def seed(self, base: int) -> int:
         """Derive the seed of start state and noise from `collect.seed`."""
-        task = zlib.crc32(self.task.name.encode())  # like `hash`, but the same in every process
-        return int(np.random.SeedSequence([base, task, self.number]).generate_state(1)[0])
+        goal = zlib.crc32(self.goal.name.encode())  # like `hash`, but the same in every process
+        return int(np.random.SeedSequence([base, goal, self.number]).generate_state(1)[0])
+
+
+def list_goals(tasks: list[Task], config: CollectConfig) -> dict[Goal, int]:
+    """Count the demonstrations wanted of every goal: of all tasks, then of their contrasts.
+
+    Raises:
+        ValueError: a contrast task is not among `tasks`, or its opposite is not.
+    """
+    by_name = {task.name: task for task in tasks}
+    goals = {Goal(task, task): config.demos_per_task for task in tasks}
+    for name in config.contrast_tasks:
+        if name not in by_name or by_name[name].opposite not in by_name:
+            raise ValueError(
+                f"collect.contrast_tasks has '{name}': it and its opposite must be in sim.tasks ({', '.join(by_name)})."
+            )
+        task = by_name[name]
+        goals[Goal(task, by_name[str(task.opposite)])] = config.contrast_demos_per_task
+    return goals
 
 
 def collect_demos(config: CollectConfig, sim: SimConfig, root: Path) -> Path:
-    """Give a LeRobot data set of `demos_per_task` expert episodes of every task; only successes are kept.
+    """Give a LeRobot data set of `demos_per_task` expert episodes of every task, and of `contrast_demos_per_task` of
+    every contrast task; only successes are kept.
 
     Demonstrations depend on the request alone, not on the number of workers or on interruptions. If `root` already
     holds what is asked for, nothing is done.
 
     Raises:
-        ValueError: `root` holds something else (says what differs), or the expert of a task mostly fails.
+        ValueError: `root` holds something else (says what differs), the expert of a task mostly fails, or a contrast
+            task has no opposite.
     """
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
+    goals = list_goals(simulator.tasks(), config)
     request = describe_request(config, sim, simulator.tasks())
     if root.is_dir() and any(root.iterdir()):
         check_request(root, root / "meta" / REQUEST_FILE, request)
@@ -86,7 +125,7 @@ def collect_demos(config: CollectConfig, sim: SimConfig, root: Path) -> Path:
         check_request(work, work / REQUEST_FILE, episode)
     work.mkdir(parents=True, exist_ok=True)
     (work / REQUEST_FILE).write_text(json.dumps(episode, indent=2))
-    kept = _collect(config, sim, simulator.tasks(), work)
+    kept = _collect(config, sim, goals, work)
     dataset = _assemble(kept, work, simulator, config, sim)
     (dataset / "meta" / REQUEST_FILE).write_text(json.dumps(request, indent=2))
     dataset.replace(root)
@@ -122,26 +161,41 @@ def check_request(folder: Path, file: Path, request: dict[str, Any]) -> None:
         raise ValueError(f"{folder} holds other demonstrations than asked for: {differences}. {advice}")
 
 
-def record_demo(simulator: Simulator, task: Task, seed: int, noise: float) -> Demo | None:
-    """Let the expert play one episode up to `HOLD_STEPS` after success; None if it fails.
+def record_demo(simulator: Simulator, goal: Goal, seed: int, config: CollectConfig, contrast_steps: int) -> Demo | None:
+    """Let the expert play one episode; None if it fails.
 
-    Gaussian noise of standard deviation `noise`, in action units, is executed on the arm but not recorded.
+    The hand first moves up to `config.max_start_steps` steps in a random direction, unrecorded. If it always started
+    at the same place, its own position would later tell where the expert is heading, and a policy could read the target
+    off the hand instead of the picture: in rollout that merely confirms whatever it did first.
+
+    An episode ends `HOLD_STEPS` after success. A contrast is `contrast_steps` long and fails if the scene's own task
+    gets solved: there is no measure for what was told. Gaussian noise of standard deviation `config.noise`, in action
+    units, is executed on the arm but not recorded.
     """
+    contrast = goal.told != goal.task
     generator = np.random.default_rng(seed)
-    observation, seen, actions = simulator.reset(task, seed), [], []
-    steps_left, done = None, False
+    observation = simulator.reset(goal.task, seed, goal.told.instruction)
+    solved, done = False, False
+    start = simulator.expert(goal.told)
+    start[:-1] = generator.uniform(-1, 1, len(start) - 1)
+    for _ in range(generator.integers(config.max_start_steps + 1)):
+        observation, success, done = simulator.step(start)
+        solved = solved or success
+    seen, actions = [], []
+    steps_left: int | None = contrast_steps if contrast else None
     while not done and steps_left != 0:
-        action = simulator.expert()
+        action = simulator.expert(goal.told)
         seen.append(observation)
         actions.append(action)
         disturbed = action.copy()
-        disturbed[:-1] = np.clip(action[:-1] + noise * generator.standard_normal(len(action) - 1), -1, 1)
+        disturbed[:-1] = np.clip(action[:-1] + config.noise * generator.standard_normal(len(action) - 1), -1, 1)
         observation, success, done = simulator.step(disturbed)
+        solved = solved or success
         if steps_left is not None:
             steps_left -= 1
         elif success:
             steps_left = HOLD_STEPS
-    if steps_left is None:
+    if solved == contrast:
         return None
     return Demo(
         frames={view: np.stack([each.frames[view] for each in seen]) for view in seen[0].frames},
@@ -183,24 +237,26 @@ def succeeded(path: Path) -> bool:
         return bool(file.files)
 
 
-def _collect(config: CollectConfig, sim: SimConfig, tasks: list[Task], work: Path) -> list[Attempt]:
-    """Give the first `demos_per_task` successful attempts of every task, in a fixed order.
+def _collect(config: CollectConfig, sim: SimConfig, goals: dict[Goal, int], work: Path) -> list[Attempt]:
+    """Give the first successful attempts of every goal, as many as wanted, in a fixed order.
 
     Each round tries exactly as often as demonstrations are missing, so outcomes alone decide which attempts are made.
     """
-    attempts: dict[str, list[Attempt]] = {task.name: [] for task in tasks}
-    bar = tqdm(total=config.demos_per_task * len(tasks), desc="demonstrations", unit="demo", disable=None)
+    attempts: dict[Goal, list[Attempt]] = {goal: [] for goal in goals}
+    bar = tqdm(total=sum(goals.values()), desc="demonstrations", unit="demo", disable=None)
     executor = ProcessPoolExecutor(config.num_workers, get_context("spawn"), _start_worker, (config, sim, work))
     try:
         while True:
             kept = [attempt for made in attempts.values() for attempt in made if succeeded(attempt.path(work))]
             missing = [
-                Attempt(task, number) for task in tasks for number in next_attempts(attempts[task.name], config, work)
+                Attempt(goal, number)
+                for goal, wanted in goals.items()
+                for number in next_attempts(attempts[goal], wanted, config, work)
             ]
             if not missing:
                 return kept
             for attempt in missing:
-                attempts[attempt.task.name].append(attempt)
+                attempts[attempt.goal].append(attempt)
             futures = [executor.submit(_make_attempt, attempt) for attempt in missing]
             for future in as_completed(futures):
                 bar.update(int(future.result()))
@@ -209,8 +265,8 @@ def _collect(config: CollectConfig, sim: SimConfig, tasks: list[Task], work: Pat
         bar.close()
 
 
-def next_attempts(made: list[Attempt], config: CollectConfig, work: Path) -> range:
-    """Number the attempts that a task still needs, as many as demonstrations are missing.
+def next_attempts(made: list[Attempt], wanted: int, config: CollectConfig, work: Path) -> range:
+    """Number the attempts that a goal still needs, as many as demonstrations are missing.
 
     Raises:
         ValueError: the expert mostly failed so far.
@@ -218,10 +274,10 @@ def next_attempts(made: list[Attempt], config: CollectConfig, work: Path) -> ran
     successes = sum(succeeded(attempt.path(work)) for attempt in made)
     if len(made) >= MIN_ATTEMPTS and successes < MIN_SUCCESS_RATE * len(made):
         raise ValueError(
-            f"the expert of {made[0].task.name} solved {successes} of {len(made)} episodes: lower collect.noise="
-            f"{config.noise}, raise sim.max_steps, or leave the task out of sim.tasks."
+            f"the expert of {made[0].goal.name} solved {successes} of {len(made)} episodes: lower collect.noise="
+            f"{config.noise}, raise sim.max_steps, or leave the task out of sim.tasks (or collect.contrast_tasks)."
         )
-    return range(len(made), len(made) + config.demos_per_task - successes)
+    return range(len(made), len(made) + wanted - successes)
 
 
 class _Worker(NamedTuple):
@@ -229,6 +285,7 @@ class _Worker(NamedTuple):
 
     simulator: Simulator
     config: CollectConfig
+    contrast_steps: int
     work: Path
 
 
@@ -239,15 +296,15 @@ def _start_worker(config: CollectConfig, sim: SimConfig, work: Path) -> None:
     """Build this process's simulator; Ctrl-C is the parent's to handle."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker = _Worker(SIMULATORS.get(sim.name)(sim), config, work)
+    _worker = _Worker(SIMULATORS.get(sim.name)(sim), config, sim.max_steps // 2, work)
 
 
 def _make_attempt(attempt: Attempt) -> bool:
     """Make one attempt, unless an earlier run did, and tell whether it succeeded."""
     path = attempt.path(_worker.work)
     if not path.is_file():
-        seed = attempt.seed(_worker.config.seed)
-        save_demo(path, record_demo(_worker.simulator, attempt.task, seed, _worker.config.noise))
+        config, seed = _worker.config, attempt.seed(_worker.config.seed)
+        save_demo(path, record_demo(_worker.simulator, attempt.goal, seed, config, _worker.contrast_steps))
     return succeeded(path)
 
 
@@ -268,5 +325,5 @@ def _assemble(kept: list[Attempt], work: Path, simulator: Simulator, config: Col
     with writer:
         for attempt in tqdm(kept, desc="writing", unit="demo", disable=None):
             demo = load_demo(attempt.path(work))
-            writer.add_episode(demo.frames, demo.actions, demo.proprio, attempt.task.instruction)
+            writer.add_episode(demo.frames, demo.actions, demo.proprio, attempt.goal.told.instruction)
     return folder

@@ -24,9 +24,11 @@ from robovlms.collect import (
     SELECTION,
     Attempt,
     Demo,
+    Goal,
     check_request,
     collect_demos,
     describe_request,
+    list_goals,
     load_demo,
     next_attempts,
     record_demo,
@@ -38,10 +40,12 @@ from robovlms.sims.metaworld import MetaWorld
 CONFIG = CollectConfig(demos_per_task=2, noise=0.1, seed=7, num_workers=1)
 SIM = SimConfig(name="metaworld", tasks=["coffee-button"], image_size=16, control_hz=20.0, max_steps=125)
 BUTTON = Task(name="coffee-button", instruction="press the button of the coffee machine")
+PRESS = Goal(BUTTON, BUTTON)
+GO, BACK = Task(name="go", instruction="go", opposite="back"), Task(name="back", instruction="back", opposite="go")
 
 
 class Line(Simulator):
-    """A point that must pass 1; its expert moves by 0.25 until 1.5, its only other entry is the gripper."""
+    """A point that must pass 1 in the scene of "go"; experts move by 0.25, its only other entry is the gripper."""
 
     contract = ActionContract(names=["dx", "gripper"], representation="delta", frame="world", units="1", control_hz=1.0)
 
@@ -49,10 +53,10 @@ class Line(Simulator):
         self.config = config
 
     def tasks(self):
-        return [Task(name="go", instruction="go")]
+        return [GO, BACK]
 
     def reset(self, task, seed, instruction=None):
-        self.x, self.executed = 0.0, []
+        self.x, self.executed, self.instruction = 0.0, [], instruction
         return self._observe()
 
     def step(self, action):
@@ -60,8 +64,8 @@ class Line(Simulator):
         self.x += float(action[0])
         return Step(self._observe(), self.x >= 1, len(self.executed) >= self.config.max_steps)
 
-    def expert(self):
-        return np.array([0.25, 1], np.float32)
+    def expert(self, task):
+        return np.array([0.25 if task.name == "go" else -0.25, 1], np.float32)
 
     def close(self):
         pass
@@ -75,6 +79,11 @@ def line(max_steps=50):
     return Line(SimConfig(name="line", image_size=2, max_steps=max_steps))
 
 
+def record(sim, told=GO, task=GO, noise=0.0, start=0):
+    config = CollectConfig(noise=noise, max_start_steps=start)
+    return record_demo(sim, Goal(task, told), seed=0, config=config, contrast_steps=6)
+
+
 def request(config=CONFIG, sim=SIM):
     return describe_request(config, sim, [BUTTON])
 
@@ -85,7 +94,7 @@ def pretend(work: Path, outcomes: list[Demo | None]) -> None:
     episode = {key: value for key, value in request().items() if key not in SELECTION}
     (work / REQUEST_FILE).write_text(json.dumps(episode))
     for number, demo in enumerate(outcomes):
-        save_demo(Attempt(BUTTON, number).path(work), demo)
+        save_demo(Attempt(PRESS, number).path(work), demo)
 
 
 def made_up_demo(length: int) -> Demo:
@@ -111,7 +120,7 @@ def is_alive(group: int) -> bool:
 
 
 def test_an_episode_ends_a_few_steps_after_success():
-    demo = record_demo(line(), BUTTON, seed=0, noise=0.0)
+    demo = record(line())
     assert len(demo.actions) == 4 + HOLD_STEPS
     assert demo.proprio[:5, 0].tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert demo.frames["side"].shape == (9, 2, 2, 3)
@@ -119,24 +128,60 @@ def test_an_episode_ends_a_few_steps_after_success():
 
 def test_noise_moves_the_arm_but_neither_the_recorded_action_nor_the_gripper():
     sim = line()
-    demo = record_demo(sim, BUTTON, seed=0, noise=0.2)
+    demo = record(sim, noise=0.2)
     executed = np.array(sim.executed)
     assert np.array_equal(demo.actions, np.tile(np.float32([0.25, 1]), (len(executed), 1)))
     assert np.array_equal(executed[:, 1], demo.actions[:, 1])
     assert 0.05 < np.abs(executed[:, 0] - 0.25).mean() < 0.4
-    record_demo(sim, BUTTON, seed=0, noise=0.2)
+    record(sim, noise=0.2)
     assert np.array_equal(executed, np.array(sim.executed))
 
 
+def test_the_hand_starts_somewhere_else_and_the_way_there_is_not_recorded():
+    sim, starts, lengths = line(), [], []
+    for seed in range(20):
+        config = CollectConfig(noise=0.0, max_start_steps=2)
+        demo = record_demo(sim, Goal(GO, GO), seed=seed, config=config, contrast_steps=6)
+        starts.append(float(demo.proprio[0, 0]))
+        lengths.append(len(sim.executed) - len(demo.actions))
+        assert (demo.actions == np.float32([0.25, 1])).all()
+    assert set(lengths) == {0, 1, 2}
+    assert min(starts) < -0.5
+    assert max(starts) > 0.5
+    assert starts.count(0.0) == lengths.count(0)
+
+
 def test_a_failed_episode_gives_nothing(tmp_path):
-    demo = record_demo(line(max_steps=3), BUTTON, seed=0, noise=0.0)
+    demo = record(line(max_steps=3))
     assert demo is None
     save_demo(tmp_path / "go" / "00000.npz", demo)
     assert not succeeded(tmp_path / "go" / "00000.npz")
 
 
+def test_a_contrast_shows_the_opposites_expert_told_the_opposite():
+    sim = line()
+    demo = record(sim, told=BACK)
+    assert demo.actions[:, 0].tolist() == [-0.25] * 6
+    assert sim.instruction == "back"
+
+
+def test_a_contrast_that_solves_the_scenes_own_task_gives_nothing():
+    assert record(line(), task=BACK) is None
+
+
+def test_goals_are_the_tasks_and_then_their_contrasts():
+    config = CollectConfig(demos_per_task=5, contrast_tasks=["back"], contrast_demos_per_task=2)
+    assert list_goals([GO, BACK], config) == {Goal(GO, GO): 5, Goal(BACK, BACK): 5, Goal(BACK, GO): 2}
+
+
+@pytest.mark.parametrize("tasks", [[BUTTON], [BACK], [GO]])
+def test_a_contrast_task_needs_its_opposite_in_the_suite(tasks):
+    with pytest.raises(ValueError, match=r"collect\.contrast_tasks has 'go': it and its opposite must be in"):
+        list_goals(tasks, CollectConfig(contrast_tasks=["go"]))
+
+
 def test_a_saved_demonstration_reads_back(tmp_path):
-    demo = record_demo(line(), BUTTON, seed=0, noise=0.1)
+    demo = record(line(), noise=0.1)
     save_demo(tmp_path / "00000.npz", demo)
     back = load_demo(tmp_path / "00000.npz")
     assert np.array_equal(back.actions, demo.actions)
@@ -146,17 +191,17 @@ def test_a_saved_demonstration_reads_back(tmp_path):
 
 
 def test_seeds_differ_between_attempts_tasks_and_configs():
-    other = Task(name="drawer-open", instruction="")
-    seeds = {Attempt(task, number).seed(base) for task in (BUTTON, other) for number in (0, 1) for base in (0, 1)}
-    assert len(seeds) == 8
+    goals = (PRESS, Goal(GO, GO), Goal(GO, BACK), Goal(BACK, GO))
+    seeds = {Attempt(goal, number).seed(base) for goal in goals for number in (0, 1) for base in (0, 1)}
+    assert len(seeds) == 16
 
 
 def test_an_expert_that_mostly_fails_is_given_up(tmp_path):
     pretend(tmp_path / "work", [made_up_demo(1)] * 3 + [None] * 17)
-    made = [Attempt(BUTTON, number) for number in range(20)]
-    assert next_attempts(made[:19], CollectConfig(demos_per_task=10), tmp_path / "work") == range(19, 26)
+    made = [Attempt(PRESS, number) for number in range(20)]
+    assert next_attempts(made[:19], 10, CONFIG, tmp_path / "work") == range(19, 26)
     with pytest.raises(ValueError, match=r"coffee-button solved 3 of 20 episodes: lower collect.noise=0.1"):
-        next_attempts(made, CollectConfig(demos_per_task=10), tmp_path / "work")
+        next_attempts(made, 10, CONFIG, tmp_path / "work")
 
 
 def test_an_interrupted_collection_continues_and_its_result_does_not_depend_on_the_workers(tmp_path):
@@ -165,7 +210,7 @@ def test_an_interrupted_collection_continues_and_its_result_does_not_depend_on_t
     assert collect_demos(CONFIG, SIM, root) == root
     assert [path.name for path in tmp_path.iterdir()] == ["demos"]
     sim = MetaWorld(SIM)
-    expected = record_demo(sim, BUTTON, Attempt(BUTTON, 2).seed(7), noise=0.1)
+    expected = record_demo(sim, PRESS, Attempt(PRESS, 2).seed(7), CONFIG, contrast_steps=62)
     sim.close()
     table = pq.read_table(next((root / "data").rglob("*.parquet")), columns=["episode_index", "action"])
     episodes, actions = np.array(table["episode_index"]), np.array(table["action"].to_pylist(), np.float32)

@@ -24,6 +24,9 @@ class CollectConfig:
 
     enabled: bool = False  # collect into data.root before training, unless the demonstrations are there
     demos_per_task: int = 20
+    contrast_tasks: list[str] = field(default_factory=list)  # in their scene the opposite is told and acted as well
+    contrast_demos_per_task: int = 20
+    max_start_steps: int = 0  # in a random direction before recording starts
     noise: float = 0.1  # standard deviation of the noise executed on top of the recorded expert action
     seed: int = 0
     num_workers: int = 2

@@ -60,8 +60,8 @@ class Simulator(ABC):
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:
         """Apply one action and render."""
 
-    def expert(self) -> Float32[np.ndarray, "a"]:
-        """Give the scripted expert's action for the current state.
+    def expert(self, task: Task) -> Float32[np.ndarray, "a"]:
+        """Give the action of `task`'s scripted expert for the current state, also in the scene of its opposite.
 
         Raises:
             NotImplementedError: this simulator has no experts.

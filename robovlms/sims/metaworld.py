@@ -175,12 +175,12 @@ class MetaWorld(Simulator):
         self._num_steps += 1
         return Step(self._observe(), any(solved), self._num_steps >= self._config.max_steps)
 
-    def expert(self) -> Float32[np.ndarray, "a"]:
-        """Give the scripted expert's action: arm within [-1, 1], gripper exactly -1 (close) or +1 (open).
+    def expert(self, task: Task) -> Float32[np.ndarray, "a"]:
+        """Give the action of `task`'s scripted expert: arm within [-1, 1], gripper exactly -1 (close) or +1 (open).
 
         Source: metaworld.policies. Its effort is reduced to its sign (0 opens): the action says what is executed.
         """
-        arm, effort = np.split(self._current.expert(), [3])
+        arm, effort = np.split(self._current.expert(task.name), [3])
         gripper = -1.0 if effort > 0 else 1.0
         return np.array([*np.clip(arm, -1, 1), 0, 0, 0, gripper], dtype=np.float32)
 
@@ -214,8 +214,7 @@ class _Scene:
         self.state: Float64[np.ndarray, "o"] = np.zeros(0)  # Meta-World's 39 numbers, the expert's observation
         self._env = _make_env(task)
         self._grip_effort = SOFT_GRIP_EFFORT.get(task, GRIP_EFFORT)
-        make_policy: Any = ENV_POLICY_MAP[f"{task}-v3"]
-        self._policy = make_policy()
+        self._experts: dict[str, Any] = {}
         self._options = mujoco.MjvOption()
         if task not in MARKED_GOALS:
             self._options.sitegroup[:] = 0
@@ -239,11 +238,14 @@ class _Scene:
         self.state, _, _, _, info = self._env.step(np.append(arm, np.float32(effort)))
         return bool(info["success"])
 
-    def expert(self) -> Float32[np.ndarray, "4"]:
-        """Give the expert's raw dx, dy, dz and gripper effort."""
+    def expert(self, task: str) -> Float32[np.ndarray, "4"]:
+        """Give the raw dx, dy, dz and gripper effort of `task`'s expert."""
+        if task not in self._experts:
+            make_expert: Any = ENV_POLICY_MAP[f"{task}-v3"]
+            self._experts[task] = make_expert()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Constant")  # "may be too high": we clip
-            effort: Float32[np.ndarray, "4"] = self._policy.get_action(self.state)
+            effort: Float32[np.ndarray, "4"] = self._experts[task].get_action(self.state)
         return effort
 
     def render(self) -> dict[str, UInt8[np.ndarray, "_h _x c"]]:

@@ -30,7 +30,7 @@ def play(sim, seed, num_steps=200):
     """Let the expert close the drawer; give the observations and whether it was ever closed."""
     seen, solved = [sim.reset(sim.tasks()[0], seed)], False
     for _ in range(num_steps):
-        step = sim.step(sim.expert())
+        step = sim.step(sim.expert(sim.tasks()[0]))
         seen.append(step.observation)
         solved = solved or step.success
         if solved:
@@ -112,7 +112,7 @@ def test_a_whole_episode_repeats_bit_for_bit_and_the_expert_solves_it(sim):
 
 def test_the_expert_speaks_the_action_contract(sim):
     sim.reset(sim.tasks()[0], 0)
-    action = sim.expert()
+    action = sim.expert(sim.tasks()[0])
     assert action.shape == (len(sim.contract.names),)
     assert np.abs(action).max() <= 1
     assert np.array_equal(action[3:6], np.zeros(3))
