@@ -108,6 +108,14 @@ class HuggingFaceBackbone(PrefixBackbone):
     def tiny(cls) -> HuggingFaceBackbone:
         """Build the real architecture and tokenizer class, two layers deep, random weights, no files."""
 
+    @classmethod
+    def check_config(cls, values: dict[str, Any]) -> None:
+        """Refuse a config.json of the family that this backbone cannot read.
+
+        Raises:
+            ValueError: names the backbone that can.
+        """
+
     def unused(self) -> list[nn.Module]:
         """Give modules whose weights no feature depends on; they are frozen, since DDP waits for every gradient."""
         return []
@@ -206,6 +214,7 @@ def _load(cls: type[HuggingFaceBackbone], config: BackboneConfig) -> tuple[PreTr
             f"backbone={config.name} reads '{cls.model_type}' checkpoints, but backbone.checkpoint={source} holds a "
             f"'{values.get('model_type', 'nameless')}' model: change one of the two options."
         )
+    cls.check_config(values)
     with _explained(config, "the model's config"):
         model_config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     with _explained(config, "the tokenizer"):

@@ -25,6 +25,7 @@ class QwenVL(HuggingFaceBackbone):
     """
 
     attentions = ("sdpa", "eager", "flash_attention_2")
+    prompt = "{instruction}"
     has_start = False
     image_marks = ((BEFORE,), (BEHIND,))
 

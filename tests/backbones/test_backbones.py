@@ -14,6 +14,7 @@ NANO = {"image_size": 48, "hidden_dim": 64, "num_layers": 1, "num_heads": 4}  # 
 def config(name, **options):
     if name == "nano":
         return NanoBackboneConfig(name=name, **NANO, **options)
+    options.setdefault("attn_implementation", BACKBONES.get(name).attentions[0])  # as in its YAML
     return BackboneConfig(name=name, **options)
 
 

@@ -12,12 +12,12 @@ from einops import rearrange
 from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 from PIL.Image import Resampling
-from transformers import AutoModelForImageTextToText, PaliGemmaConfig, XLMRobertaTokenizer
+from transformers import AutoModelForImageTextToText, XLMRobertaTokenizer
 
 from robovlms.backbones.base import Layout
-from robovlms.backbones.huggingface import TINY_TEXT, missing_message
+from robovlms.backbones.huggingface import missing_message
 from robovlms.backbones.kosmos import TAGS, Kosmos
-from robovlms.backbones.paligemma import prefix_mask
+from robovlms.backbones.prefix_gemma import prefix_mask
 from robovlms.backbones.qwen import rotary_positions
 from robovlms.choices import ModelSize, Resize
 from robovlms.config import BackboneConfig
@@ -25,7 +25,7 @@ from robovlms.processor import Processor
 from robovlms.registry import BACKBONES
 from robovlms.types import Batch
 
-NAMES = ["gemma3", "internvl", "kosmos", "llava", "llava_onevision", "paligemma", "qwen2_5_vl", "qwen3_vl", "smolvlm"]
+NAMES = [name for name in BACKBONES.names() if name != "nano"]
 ANY_SIZE = ["qwen2_5_vl", "qwen3_vl"]  # reads images of any size
 
 
@@ -42,6 +42,7 @@ def published(request, tmp_path_factory):
 
 
 def load(name, folder, **options):
+    options.setdefault("attn_implementation", BACKBONES.get(name).attentions[0])  # as in its YAML
     return BACKBONES.get(name).from_config(BackboneConfig(name=name, checkpoint=str(folder), **options)).eval()
 
 
@@ -68,7 +69,7 @@ def native(name, backbone, full, images, texts, query):
         options["image_embeds_position_mask"] = options["image_embeds_position_mask"].expand(len(ids), -1)
     if name == "gemma3":
         options["token_type_ids"] = (ids == slot).long()
-    if name == "paligemma":
+    if name.startswith("paligemma"):
         options["token_type_ids"] = (torch.arange(width) == last[:, None]).long()
     if name in ("smolvlm", "llava_onevision"):
         images = images[:, None]  # a sample may have several, or tiles
@@ -144,6 +145,7 @@ def test_image_tokens_stand_in_rows_and_columns_and_text_goes_on_behind_the_larg
     [
         ("kosmos", 1.664),
         ("paligemma", 2.923),
+        ("paligemma2", 3.033),
         ("llava", 7.063),
         ("llava_onevision", 0.894),
         ("internvl", 0.938),
@@ -221,22 +223,15 @@ def test_the_real_kosmos_vocabulary_gives_the_published_ids(shared_data):
     assert backbone.tokenize([prompt]) == [[0, 64012, 1264, 17772, 1357, 12, 10, 770, 9, 4464, 4]]
 
 
-def test_paligemma_2_runs_with_eager_attention_and_says_so(tmp_path):
-    one = BACKBONES.get("paligemma").tiny()
-    one.save_pretrained(tmp_path, weights=False)
-    text = {"model_type": "gemma2", "head_dim": 16, "num_key_value_heads": 1, "vocab_size": len(one.tokenizer)}
-    vision = one.model.config.vision_config.to_dict()
-    PaliGemmaConfig(
-        vision_config=vision, text_config={**text, **TINY_TEXT}, projection_dim=64, hidden_size=64
-    ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"use backbone\.attn_implementation=eager"):
-        load("paligemma", tmp_path, random_init=True)
-    two = load("paligemma", tmp_path, random_init=True, attn_implementation="eager")
-    ids = torch.tensor(two.tokenize(["push it"]))
-    features = two(
-        torch.randn(1, 2, 1, 3, 56, 56), ids, torch.ones_like(ids, dtype=torch.bool), torch.randn(1, 2, 1, 64)
-    )
-    assert features.isfinite().all()
+def test_a_paligemma_of_the_other_generation_names_the_backbone_that_reads_it(tmp_path):
+    for generation in ("paligemma", "paligemma2"):
+        BACKBONES.get(generation).tiny().save_pretrained(tmp_path / generation)
+    with pytest.raises(ValueError, match=r"has 'gemma2': use backbone=paligemma2"):
+        load("paligemma", tmp_path / "paligemma2")
+    with pytest.raises(ValueError, match=r"has 'gemma': use backbone=paligemma\."):
+        load("paligemma2", tmp_path / "paligemma")
+    with pytest.raises(ValueError, match=r"attn_implementation=sdpa does not fit backbone=paligemma2"):
+        load("paligemma2", tmp_path / "paligemma2", attn_implementation="sdpa")
 
 
 def test_llava_freezes_what_its_features_do_not_need():
@@ -276,7 +271,7 @@ def test_a_gated_model_says_where_to_accept_the_licence():
 
 def test_a_checkpoint_of_another_family_names_both(published):
     name, folder, full = published
-    other = NAMES[NAMES.index(name) - 1]
+    other = "llava" if name == "kosmos" else "kosmos"
     with pytest.raises(ValueError, match=f"backbone={other} reads .* holds a '{full.config.model_type}' model"):
         load(other, folder)
 

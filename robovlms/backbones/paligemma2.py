@@ -1,0 +1,34 @@
+"""PaliGemma 2 (arXiv:2412.03555): a bidirectional prefix before Gemma 2, whose attention logits are capped."""
+
+from __future__ import annotations
+
+from transformers import PaliGemmaConfig
+
+from robovlms.backbones.prefix_gemma import VISION, PrefixGemma
+from robovlms.registry import BACKBONES
+
+
+@BACKBONES.register("paligemma2")
+class PaliGemma2(PrefixGemma):
+    """256 tokens per 224 px view. The cap needs eager attention."""
+
+    text_type = "gemma2"
+    attentions = ("eager",)
+
+    @classmethod
+    def published_config(cls) -> PaliGemmaConfig:
+        """Give the config of google/paligemma2-3b-pt-224."""
+        text = {
+            "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 257216,
+        }  # fmt: skip
+        return PaliGemmaConfig(
+            vision_config=VISION, text_config=text, projection_dim=2304, hidden_size=2304, image_token_index=257152
+        )
+
+    @classmethod
+    def tiny(cls) -> PaliGemma2:
+        """Build 2 + 2 layers with 16 tokens per 56 px image."""
+        model, tokenizer, processor = cls._tiny_model()
+        model.set_attn_implementation("eager")
+        return cls(model, tokenizer, processor)

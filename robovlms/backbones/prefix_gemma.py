@@ -1,0 +1,99 @@
+"""What PaliGemma and PaliGemma 2 share: SigLIP-So400m/14, one token per patch, and a bidirectional prefix."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import GemmaTokenizer, PaliGemmaConfig, PaliGemmaModel, SiglipImageProcessorPil
+
+from robovlms.backbones.base import Layout
+from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+
+VISION = {
+    "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+    "num_attention_heads": 16, "patch_size": 14, "image_size": 224, "vision_use_head": False,
+}  # fmt: skip
+GENERATIONS = {"gemma": "paligemma", "gemma2": "paligemma2"}  # decoder to backbone
+
+
+class PrefixGemma(HuggingFaceBackbone):
+    r"""Reads `[256 tokens per view] <bos> {instruction} \n [queries]`, PaliGemma's own layout.
+
+    Images and text of a frame see each other, queries see them and earlier queries. Upstream runs PaliGemma causally
+    and with <eos> for <bos>; this is the form that it was pre-trained in.
+    """
+
+    model_type = "paligemma"
+    text_type: ClassVar[str]  # transformers' name of the decoder
+    text_end = "\n"
+    prompt = "{instruction}"
+
+    @classmethod
+    def check_config(cls, values: dict[str, Any]) -> None:
+        """Refuse the other generation."""
+        found = values["text_config"].get("model_type")
+        if found != cls.text_type:
+            right = f": use backbone={GENERATIONS[found]}" if found in GENERATIONS else ""
+            raise ValueError(
+                f"backbone={GENERATIONS[cls.text_type]} reads PaliGemma with the decoder '{cls.text_type}', but "
+                f"backbone.checkpoint has '{found}'{right}."
+            )
+
+    @classmethod
+    def _tiny_model(cls, **text: Any) -> tuple[PaliGemmaModel, GemmaTokenizer, SiglipImageProcessorPil]:
+        tokenizer = tiny_tokenizer()
+        vision = {"model_type": "siglip_vision_model", "vision_use_head": False, **TINY_VISION}
+        shape = {"head_dim": 16, "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
+        image_id = tokenizer.get_vocab()["<image>"]
+        config = PaliGemmaConfig(
+            vision_config=vision, text_config={"model_type": cls.text_type, **shape, **TINY_TEXT, **text},
+            projection_dim=64, hidden_size=64, image_token_index=image_id,
+        )  # fmt: skip
+        processor = SiglipImageProcessorPil(size={"height": TINY_IMAGE_SIZE, "width": TINY_IMAGE_SIZE})
+        return PaliGemmaModel(config), tokenizer, processor
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Give vision tower, decoder and embedding; the projector between them is always trained."""
+        text = self.model.language_model
+        return {"vision": [self.model.vision_tower], "text": [text.layers, text.norm], "embeddings": [self.embedding]}
+
+    def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
+        """Give the projected patches, unscaled: only the text embedding multiplies by sqrt(d)."""
+        patches: Tensor = self.model.get_image_features(pixel_values=images).pooler_output
+        return patches.to(self.embedding.weight.dtype)
+
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+        """Run the decoder with positions from 1 and the prefix mask, additive because eager attention needs that."""
+        allowed = prefix_mask(layout)
+        additive = torch.zeros(allowed.shape, dtype=embeds.dtype, device=embeds.device)
+        additive = additive.masked_fill(~allowed, torch.finfo(embeds.dtype).min)[:, None]
+        hidden: Tensor = self.model.language_model(
+            inputs_embeds=embeds, attention_mask=additive, position_ids=layout.mask.long().cumsum(1), use_cache=False
+        ).last_hidden_state
+        return hidden
+
+
+def prefix_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
+    """Say which token (row) sees which (column): all before it, and images and text of one frame each other.
+
+    Padding is seen by nobody but itself, so that no row is empty.
+    """
+    mask, frame, is_query, _ = layout
+    order = torch.arange(mask.shape[1], device=mask.device)
+    same_frame = frame[:, :, None] == frame[:, None, :]
+    prefix = ~is_query[:, :, None] & ~is_query[:, None, :]
+    causal = order[:, None] >= order
+    return (causal | (same_frame & prefix)) & mask[:, None, :] | (order[:, None] == order)
+
+
+@lru_cache(maxsize=1)
+def tiny_tokenizer() -> GemmaTokenizer:
+    """Give Gemma's tokenizer class with one token per character, and bytes for everything else."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    tokens = [*special, *(f"<0x{i:02X}>" for i in range(256)), *TINY_CHARACTERS, "<image>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return GemmaTokenizer(vocab=vocab, merges=[], extra_special_tokens=["<image>"])
