@@ -15,6 +15,7 @@ from PIL.Image import Resampling
 from transformers import AutoModelForImageTextToText, XLMRobertaTokenizer
 
 from robovlms.backbones.base import Layout
+from robovlms.backbones.florence2 import Florence2, context_mask
 from robovlms.backbones.huggingface import missing_message
 from robovlms.backbones.kosmos import TAGS, Kosmos
 from robovlms.backbones.prefix_gemma import prefix_mask
@@ -26,7 +27,7 @@ from robovlms.registry import BACKBONES
 from robovlms.types import Batch
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
-ANY_SIZE = ["qwen2_5_vl", "qwen3_vl"]  # reads images of any size
+ANY_SIZE = ["florence2", "qwen2_5_vl", "qwen3_vl"]  # reads images of any size
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -76,11 +77,16 @@ def native(name, backbone, full, images, texts, query):
     if name == "llava_onevision":
         options["image_sizes"] = torch.tensor([images.shape[-2:]] * len(images))
         options["batch_num_images"] = torch.tensor([len(images)])  # images of several are not tiled
-    if name in ANY_SIZE:
+    if name.startswith("qwen"):
         pixels = [unnormalise(image, backbone.image_spec) for image in images]
         processed = backbone.image_processor(pixels, do_resize=False, return_tensors="pt")
         images, options["image_grid_thw"] = processed["pixel_values"], processed["image_grid_thw"]
         options["mm_token_type_ids"] = (ids == slot).long()
+    if name == "florence2":  # an encoder's context would see the query; masked alike, the decoder must be as long
+        is_seen = (torch.arange(width) < last[:, None, None]) | torch.eye(width, dtype=torch.bool)
+        options["attention_mask"] = torch.zeros(is_seen.shape).masked_fill(~is_seen, -1e30)[:, None]
+        output = full(input_ids=ids, pixel_values=images, decoder_input_ids=ids, **options)
+        return output.encoder_last_hidden_state[torch.arange(len(ids)), last]
     output = full(input_ids=ids, pixel_values=images, output_hidden_states=True, **options)
     return output.hidden_states[-1][torch.arange(len(ids)), last]
 
@@ -131,6 +137,54 @@ def test_the_prefix_of_a_frame_is_bidirectional_and_its_queries_are_causal():
     assert allowed[:, 6].tolist() == [0, 0, 0, 0, 0, 0, 1]
 
 
+def test_florences_context_sees_earlier_frames_but_no_query():
+    mask = torch.tensor([[True] * 6 + [False]])
+    frame = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    is_query = torch.tensor([[False, False, True, False, True, True, False]])
+    expected = [
+        [1, 1, 0, 0, 0, 0, 0],  # context of frame 0
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],  # its query
+        [1, 1, 0, 1, 0, 0, 0],  # context of frame 1
+        [1, 1, 1, 1, 1, 0, 0],  # its queries
+        [1, 1, 1, 1, 1, 1, 0],
+    ]
+    allowed = context_mask(Layout(mask, frame, is_query, torch.zeros_like(frame)))[0].int()
+    assert allowed[:6].tolist() == expected
+    assert allowed[:, 6].tolist() == [0, 0, 0, 0, 0, 0, 1]
+
+
+@torch.no_grad()
+def test_florences_context_is_what_its_own_encoder_makes_of_image_and_text_without_queries():
+    backbone = Florence2.tiny().eval()
+    torch.manual_seed(4)
+    images, queries = torch.randn(1, 3, 64, 64), torch.randn(1, 2, 64)
+    text = torch.tensor(backbone.tokenize(["push it"]))
+    tokens = torch.cat([backbone.embed_images(images), backbone.embed_text(text)], dim=1)
+    length = tokens.shape[1]
+    is_query = torch.arange(length + 2)[None] >= length
+    layout = Layout(torch.ones_like(is_query), torch.zeros_like(is_query, dtype=torch.long), is_query, -is_query.long())
+    context = backbone.decode(torch.cat([tokens, queries], dim=1), layout)[:, :length]
+    ids = torch.cat([torch.full((1, 5), backbone.model.config.image_token_id), text], dim=1)
+    own = backbone.model(input_ids=ids, pixel_values=images, decoder_input_ids=text)
+    torch.testing.assert_close(context, own.encoder_last_hidden_state, rtol=0, atol=1e-5)
+
+
+def test_a_sequence_beyond_florences_learned_positions_names_what_makes_it_shorter():
+    backbone = Florence2.tiny()
+    ids = torch.full((1, 250), 5)
+    with pytest.raises(ValueError, match=r"256 learned positions, but a sequence here has 257 .*max_text_tokens"):
+        backbone(torch.zeros(1, 1, 1, 3, 64, 64), ids, ids == 5, torch.zeros(1, 1, 2, 64))
+
+
+@pytest.mark.parametrize("size", [80, 160])
+def test_a_size_that_florences_vision_tower_cannot_read_is_refused(size):
+    backbone = Florence2.tiny()
+    backbone.image_processor.size = {"height": size, "width": size}
+    with pytest.raises(ValueError, match=f"makes {size} x {size} px, but .* a multiple of 32 px, at most 128"):
+        Florence2(backbone.model, backbone.tokenizer, backbone.image_processor)
+
+
 def test_image_tokens_stand_in_rows_and_columns_and_text_goes_on_behind_the_largest():
     patch = torch.tensor([[-1, 0, 1, 2, 3, -1, -1, 0, 1, 2, 3, -1]])
     layout = Layout(torch.ones_like(patch, dtype=torch.bool), torch.zeros_like(patch), patch < -1, patch)
@@ -153,6 +207,7 @@ def test_image_tokens_stand_in_rows_and_columns_and_text_goes_on_behind_the_larg
         ("qwen2_5_vl", 3.755),
         ("qwen3_vl", 2.128),
         ("smolvlm", 0.507),
+        ("florence2", 0.2314),
     ],
 )
 def test_the_published_config_has_the_published_number_of_parameters(name, billions):
@@ -173,6 +228,7 @@ def test_the_tokens_stand_where_the_family_wants_them():
     for name in ("internvl", "llava_onevision", "qwen2_5_vl", "qwen3_vl"):
         assert tokens(name, "go") == ["g", "o"]
     assert tokens("smolvlm", "go") == ["<|im_start|>", "g", "o"]
+    assert tokens("florence2", "go") == ["<s>", "g", "o", "</s>"]
 
 
 def own_pixels(backbone, frame):
