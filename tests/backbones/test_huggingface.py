@@ -27,7 +27,7 @@ from robovlms.registry import BACKBONES
 from robovlms.types import Batch
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
-ANY_SIZE = ["florence2", "qwen2_5_vl", "qwen3_vl"]  # reads images of any size
+ANY_SIZE = ["florence2", "qwen2_5_vl", "qwen3_5", "qwen3_vl"]  # reads images of any size
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -208,6 +208,7 @@ def test_image_tokens_stand_in_rows_and_columns_and_text_goes_on_behind_the_larg
         ("qwen3_vl", 2.128),
         ("smolvlm", 0.507),
         ("florence2", 0.2314),
+        ("qwen3_5", 2.213),
     ],
 )
 def test_the_published_config_has_the_published_number_of_parameters(name, billions):
@@ -225,7 +226,7 @@ def test_the_tokens_stand_where_the_family_wants_them():
     assert tokens("kosmos", "<grounding>An") == ["<s>", "<grounding>", "▁", "A", "n"]
     assert tokens("paligemma", "go ") == ["<bos>", "g", "o", "\n"]
     assert tokens("llava", "go") == ["<s>", "▁", "g", "o"]
-    for name in ("internvl", "llava_onevision", "qwen2_5_vl", "qwen3_vl"):
+    for name in ("internvl", "llava_onevision", "qwen2_5_vl", "qwen3_5", "qwen3_vl"):
         assert tokens(name, "go") == ["g", "o"]
     assert tokens("smolvlm", "go") == ["<|im_start|>", "g", "o"]
     assert tokens("florence2", "go") == ["<s>", "g", "o", "</s>"]
