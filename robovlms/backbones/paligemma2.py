@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PaliGemmaConfig
 
-from robovlms.backbones.prefix_gemma import VISION, PrefixGemma
+from robovlms.backbones.base import Layout
+from robovlms.backbones.prefix_gemma import VISION, PrefixGemma, additive, prefix_mask
 from robovlms.registry import BACKBONES
 
 
@@ -28,7 +31,15 @@ class PaliGemma2(PrefixGemma):
 
     @classmethod
     def tiny(cls) -> PaliGemma2:
-        """Build 2 + 2 layers with 16 tokens per 56 px image."""
-        model, tokenizer, processor = cls._tiny_model()
+        """Build 2 + 2 layers with 16 tokens per 56 px image; the first sees 8 tokens back beyond its prefix."""
+        model, tokenizer, processor = cls._tiny_model(sliding_window=8)
         model.set_attn_implementation("eager")
         return cls(model, tokenizer, processor)
+
+    def masks(self, layout: Layout, embeds: Float[Tensor, "n s d"]) -> dict[str, Float[Tensor, "n 1 s s"]]:
+        """Give the mask of the full and of the sliding layers."""
+        window = self.model.config.text_config.sliding_window
+        return {
+            "full_attention": additive(prefix_mask(layout), embeds),
+            "sliding_attention": additive(prefix_mask(layout, window), embeds),
+        }

@@ -66,19 +66,24 @@ class PrefixGemma(HuggingFaceBackbone):
         patches: Tensor = self.model.get_image_features(pixel_values=images).pooler_output
         return patches.to(self.embedding.weight.dtype)
 
+    def masks(self, layout: Layout, embeds: Float[Tensor, "n s d"]) -> Any:
+        """Give what the decoder takes as its mask: a tensor, or one for each kind of its layers."""
+        return additive(prefix_mask(layout), embeds)
+
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
-        """Run the decoder with positions from 1 and the prefix mask, additive because eager attention needs that."""
-        allowed = prefix_mask(layout)
-        additive = torch.zeros(allowed.shape, dtype=embeds.dtype, device=embeds.device)
-        additive = additive.masked_fill(~allowed, torch.finfo(embeds.dtype).min)[:, None]
+        """Run the decoder with positions from 1 and the prefix mask."""
         hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds, attention_mask=additive, position_ids=layout.mask.long().cumsum(1), use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=self.masks(layout, embeds),
+            position_ids=layout.mask.long().cumsum(1),
+            use_cache=False,
         ).last_hidden_state
         return hidden
 
 
-def prefix_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
-    """Say which token (row) sees which (column): all before it, and images and text of one frame each other.
+def prefix_mask(layout: Layout, window: int | None = None) -> Bool[Tensor, "n s s"]:
+    """Say which token (row) sees which (column): all before it, with `window` only so many tokens back, and images and
+    text of one frame each other.
 
     Padding is seen by nobody but itself, so that no row is empty.
     """
@@ -87,7 +92,15 @@ def prefix_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
     same_frame = frame[:, :, None] == frame[:, None, :]
     prefix = ~is_query[:, :, None] & ~is_query[:, None, :]
     causal = order[:, None] >= order
+    if window is not None:
+        causal = causal & (order[:, None] - order < window)
     return (causal | (same_frame & prefix)) & mask[:, None, :] | (order[:, None] == order)
+
+
+def additive(allowed: Bool[Tensor, "n s s"], embeds: Float[Tensor, "n s d"]) -> Float[Tensor, "n 1 s s"]:
+    """Give 0 where a token sees another and the lowest number elsewhere: eager attention adds its mask."""
+    zeros = torch.zeros((), dtype=embeds.dtype, device=embeds.device)
+    return zeros.masked_fill(~allowed[:, None], torch.finfo(embeds.dtype).min)
 
 
 @lru_cache(maxsize=1)
