@@ -150,8 +150,8 @@ class PrefixBackbone(Backbone):
         image = rearrange(image, "(n t v) m d -> n t (v m) d", n=n, t=t, v=v)
         text = repeat(self.embed_text(text_ids).to(image.dtype), "n l d -> n t l d", t=t)
         beyond = image.shape[-1] - text.shape[-1]
-        text, asked = (F.pad(each, (0, beyond)) for each in (text, queries.to(image.dtype)))
-        tokens = torch.cat([text[:, :, :head], image, text[:, :, head:], asked], dim=2)
+        text, question = (F.pad(each, (0, beyond)) for each in (text, queries.to(image.dtype)))
+        tokens = torch.cat([text[:, :, :head], image, text[:, :, head:], question], dim=2)
 
         numbers = self._number_patches(image.shape[2] // v, image.device).repeat(v).expand(n, -1)
 
@@ -166,7 +166,10 @@ class PrefixBackbone(Backbone):
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # real tokens first, each in its order
         packed = rearrange(tokens, "n t s d -> n (t s) d").gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
         layout = Layout(*(x.gather(1, order) for x in (mask, frame, is_query, patch)))
-        return self.decode(packed, layout)[layout.is_query].view(n, t, q, -1)
+        hidden = self.decode(packed, layout)
+        places = (~layout.is_query).to(torch.uint8).argsort(dim=1, stable=True)[:, : t * q, None]
+        asked = hidden.gather(1, places.expand(-1, -1, hidden.shape[-1]))
+        return rearrange(asked, "n (t q) d -> n t q d", t=t)
 
     def _number_patches(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:
         before, behind = self.num_marks

@@ -38,9 +38,8 @@ class QwenVL(HuggingFaceBackbone):
     def parts(self) -> dict[str, list[nn.Module]]:
         """Give vision tower, decoder and embedding; what merges patches into tokens is always trained."""
         vision, text = self.model.visual, self.model.language_model
-        positions = [vision.pos_embed] if hasattr(vision, "pos_embed") else []
         return {
-            "vision": [vision.patch_embed, *positions, vision.blocks],
+            "vision": [module for name, module in vision.named_children() if "merger" not in name],
             "text": [text.layers, text.norm],
             "embeddings": [self.embedding],
         }
