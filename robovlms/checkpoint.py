@@ -26,7 +26,7 @@ from torch import Tensor
 
 from robovlms.actions import ActionStats
 from robovlms.backbones.lora import merge_lora
-from robovlms.choices import ModelSize
+from robovlms.choices import ModelSize, WeightType
 from robovlms.config import SCHEMAS, LoRAConfig, TrainConfig
 from robovlms.policy import VLAPolicy
 
@@ -59,8 +59,12 @@ def save_policy(folder: Path, config: TrainConfig, policy: VLAPolicy, stats: Act
     save_model(policy, str(folder / WEIGHTS))
 
 
-def load_policy(folder: Path) -> tuple[TrainConfig, VLAPolicy, ActionStats]:
+def load_policy(folder: Path, **changes: Any) -> tuple[TrainConfig, VLAPolicy, ActionStats]:
     """Rebuild the policy of a checkpoint folder, strictly.
+
+    Args:
+        folder: a `checkpoints/step_<number>` folder.
+        changes: of its backbone's config.
 
     Raises:
         FileNotFoundError: the folder is not a checkpoint.
@@ -71,6 +75,7 @@ def load_policy(folder: Path) -> tuple[TrainConfig, VLAPolicy, ActionStats]:
             f"{folder} is not a checkpoint: it has no {WEIGHTS}. Give .../checkpoints/step_<number>."
         )
     config = load_config(folder / CONFIG)
+    config = replace(config, backbone=replace(config.backbone, **changes))
     backbone = replace(config.backbone, checkpoint=str(folder / BACKBONE), random_init=True, size=ModelSize.full)
     policy = VLAPolicy.from_config(replace(config, backbone=backbone))
     load_weights(policy, folder)
@@ -78,7 +83,7 @@ def load_policy(folder: Path) -> tuple[TrainConfig, VLAPolicy, ActionStats]:
 
 
 def merge_checkpoint(folder: Path, target: Path) -> None:
-    """Write a checkpoint whose LoRA adapters are part of the weights: it needs no peft, and acts the same.
+    """Write a checkpoint whose LoRA adapters are part of its float32 weights: it needs no peft, and acts the same.
 
     Raises:
         FileExistsError: `target` exists.
@@ -86,7 +91,7 @@ def merge_checkpoint(folder: Path, target: Path) -> None:
     """
     if target.exists():
         raise FileExistsError(f"output_dir={target} exists: choose another, or delete it.")
-    config, policy, stats = load_policy(folder)
+    config, policy, stats = load_policy(folder, weights=WeightType.fp32)
     if not config.backbone.lora.rank:
         raise ValueError(f"{folder} has no adapters to merge: it was trained with backbone.lora.rank=0.")
     merge_lora(policy.backbone)

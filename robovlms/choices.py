@@ -53,6 +53,13 @@ class ModelSize(StrEnum):
     tiny = auto()
 
 
+class WeightType(StrEnum):
+    """How the backbone's weights are stored."""
+
+    fp32 = auto()  # what training needs: the optimizer's small steps are lost in anything coarser
+    bf16 = auto()  # half the memory, for weights that are frozen; adapters beside them stay float32
+
+
 class NormalizationMode(StrEnum):
     """Which bounds of each arm entry become -1 and +1."""
 

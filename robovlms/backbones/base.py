@@ -6,6 +6,7 @@ window becomes n = b * w sequences of one frame (policy head) or n = b sequences
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,11 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from robovlms.choices import WeightType
 from robovlms.config import BackboneConfig
 from robovlms.types import ImageSpec
+
+logger = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module, ABC):
@@ -76,7 +80,7 @@ class Backbone(nn.Module, ABC):
         return self.embed_text(ids.to(device)).float().square().mean().sqrt().item()
 
     def select_trainable(self, config: BackboneConfig) -> None:
-        """Stop training what the config names, then put low-rank adapters where it wants them.
+        """Stop training what the config names, store weights as it says, and put adapters where it wants them.
 
         Raises:
             ValueError: `train_text_layers` exceeds the decoder, or both it and `freeze_text` are set.
@@ -88,10 +92,21 @@ class Backbone(nn.Module, ABC):
                     module.requires_grad_(False)
         if config.train_text_layers is not None:
             self._train_last_layers(config.train_text_layers, config.freeze_text)
+        if config.weights is WeightType.bf16:
+            for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+                if tensor.is_floating_point() and "inv_freq" not in name:  # rotary frequencies need their digits
+                    tensor.data = tensor.data.bfloat16()
         if config.lora.rank:
             from robovlms.backbones.lora import add_lora
 
             add_lora(self, config.lora)
+        coarse = sum(p.numel() for p in self.parameters() if p.requires_grad and p.dtype is torch.bfloat16)
+        if coarse:
+            logger.warning(
+                "backbone.weights=bf16: %.1f M of them are trained, and steps below 0.4 %% of a weight are lost. "
+                "Freeze them or use backbone.weights=fp32.",
+                coarse / 1e6,
+            )
 
     def _train_last_layers(self, count: int, freeze_text: bool) -> None:
         layers = next(module for module in self.parts()["text"] if isinstance(module, nn.ModuleList))
@@ -146,7 +161,8 @@ class PrefixBackbone(Backbone):
         """Embed, pack, decode, and read at the queries."""
         n, t, v = images.shape[:3]
         q, head = queries.shape[2], self.num_head_tokens
-        image = self.embed_images(rearrange(images, "n t v c h x -> (n t v) c h x"))
+        weights = next(self.parameters()).dtype
+        image = self.embed_images(rearrange(images, "n t v c h x -> (n t v) c h x").to(weights))
         image = rearrange(image, "(n t v) m d -> n t (v m) d", n=n, t=t, v=v)
         text = repeat(self.embed_text(text_ids).to(image.dtype), "n l d -> n t l d", t=t)
         beyond = image.shape[-1] - text.shape[-1]

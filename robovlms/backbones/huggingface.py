@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from robovlms.backbones.base import PrefixBackbone
-from robovlms.choices import ModelSize
+from robovlms.choices import ModelSize, WeightType
 from robovlms.config import BackboneConfig
 from robovlms.registry import nearest
 from robovlms.types import ImageSpec
@@ -223,7 +223,8 @@ def _load(cls: type[HuggingFaceBackbone], config: BackboneConfig) -> tuple[PreTr
             raise OSError("its files hold no vocabulary")
     with _explained(config, "the image processor"):
         image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
-    options: dict[str, Any] = {"attn_implementation": config.attn_implementation, "dtype": torch.float32}
+    dtype = torch.bfloat16 if config.weights is WeightType.bf16 else torch.float32
+    options: dict[str, Any] = {"attn_implementation": config.attn_implementation, "dtype": dtype}
     if config.random_init:
         with _explained(config, "the model"):
             return AutoModel.from_config(model_config, **options), tokenizer, image_processor

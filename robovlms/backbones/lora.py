@@ -45,6 +45,9 @@ def add_lora(backbone: Backbone, config: LoRAConfig) -> None:
     trained = [p for p in backbone.parameters() if p.requires_grad and id(p) not in frozen]
     options = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names)
     inject_adapter_in_model(options, backbone)
+    for name, parameter in backbone.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()  # also beside coarser weights
     for parameter in trained:  # peft freezes everything but its adapters
         parameter.requires_grad_(True)
     logger.info("LoRA of rank %d beside %d linear layers", config.rank, len(names))

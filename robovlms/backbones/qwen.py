@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from transformers import AttentionInterface
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from robovlms.backbones.base import Layout
@@ -15,6 +17,8 @@ from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.types import ImageSpec
 
 IMAGE_SIZE = 224  # px; the family reads any size, and this is what robots mostly record
+EQUAL_SEGMENTS = "flash_equal_segments"
+"""Name of `attend_in_segments`: only an attention with flash in its name is handed all packed images at once."""
 BEFORE, BEHIND, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
 
 
@@ -45,16 +49,37 @@ class QwenVL(HuggingFaceBackbone):
         }
 
     def see(self, images: Float[Tensor, "n c h x"]) -> Any:
-        """Give the vision tower's output; an image is a video of one frame, shown twice."""
-        vision = self.model.config.vision_config
+        """Give the vision tower's output, all images in one row; an image is a video of one frame, shown twice."""
+        tower = self.model.visual
+        vision = tower.config
         p, merge = vision.patch_size, vision.spatial_merge_size
         patches = rearrange(
             repeat(images, "n c h x -> n c t h x", t=vision.temporal_patch_size),
             "n c t (h i p) (x j q) -> (n h x i j) (c t p q)", i=merge, j=merge, p=p, q=p,
         )  # fmt: skip
         side = images.shape[-1] // p
-        grids = torch.tensor([[1, side, side]]).repeat(len(images), 1)
-        return self.model.get_image_features(patches, grids.to(images.device))
+        if vision._attn_implementation == "sdpa":  # `set_attn_implementation` would look for a package of that name
+            vision._attn_implementation = EQUAL_SEGMENTS
+        grids = torch.full((len(images), 3), side, device=images.device)
+        grids[:, 0] = 1
+        return tower(patches.to(tower.dtype), grid_thw=grids, **self.geometry(len(images), side, images.device))
+
+    def geometry(self, n: int, side: int, device: torch.device) -> dict[str, Any]:
+        """Say what transformers would read off `grid_thw`, which stops the GPU: where patches stand, where images end.
+
+        Args:
+            n: number of images.
+            side: patches in a row of an image.
+            device: where the images are.
+        """
+        merge = self.model.config.vision_config.spatial_merge_size
+        rows = torch.arange(side, device=device).expand(side, side).T
+        blocks = [rearrange(each, "(h i) (x j) -> (h x i j)", i=merge, j=merge) for each in (rows, rows.T)]
+        return {
+            "position_ids": torch.stack(blocks, dim=1).repeat(n, 1),
+            "cu_seqlens": torch.arange(n + 1, dtype=torch.int32, device=device) * side**2,
+            "max_seqlen": side**2,
+        }
 
     def positions(self, layout: Layout) -> Int64[Tensor, "3 n s"]:
         """Give time, row and column of every token."""
@@ -71,3 +96,24 @@ def rotary_positions(layout: Layout, side: int) -> Int64[Tensor, "3 n s"]:
     advance = torch.where(is_patch, side * (layout.patch == side * side - 1), 1)
     start = advance.cumsum(1) - advance
     return torch.stack([start, start + patch // side, start + patch % side])
+
+
+def attend_in_segments(
+    module: nn.Module,
+    query: Float[Tensor, "1 g s e"],
+    key: Float[Tensor, "1 g s e"],
+    value: Float[Tensor, "1 g s e"],
+    attention_mask: None,
+    scaling: float,
+    max_length_q: int,
+    **unused: Any,
+) -> tuple[Float[Tensor, "1 s g e"], None]:
+    """Attend within every `max_length_q` tokens, all segments in one call.
+
+    Our images are equally large. transformers' own sdpa path takes one call for each image or window of each layer.
+    """
+    batch = [rearrange(each, "1 g (n l) e -> n g l e", l=max_length_q) for each in (query, key, value)]
+    return rearrange(F.scaled_dot_product_attention(*batch, scale=scaling), "n g l e -> 1 (n l) g e"), None
+
+
+AttentionInterface.register(EQUAL_SEGMENTS, attend_in_segments)

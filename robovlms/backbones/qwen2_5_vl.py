@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2VLImageProcessorPil
@@ -52,8 +55,30 @@ class Qwen25VL(QwenVL):
 
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Give the merged patches between the family's marks."""
-        tokens = torch.stack(self.see(images).pooler_output)
+        tokens = rearrange(self.see(images).pooler_output, "(n m) d -> n m d", n=len(images))
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
+
+    def geometry(self, n: int, side: int, device: torch.device) -> dict[str, Any]:
+        """Add the windows that most vision layers attend in."""
+        vision = self.model.config.vision_config
+        tokens, window = side // vision.spatial_merge_size, vision.window_size // vision.patch_size
+        window //= vision.spatial_merge_size  # tokens in a row of a window
+        if tokens % window:
+            raise ValueError(
+                f"backbone=qwen2_5_vl reads images of a multiple of {vision.window_size} px, but the image processor "
+                f"of backbone.checkpoint makes {side * vision.patch_size}: set size in preprocessor_config.json."
+            )
+        order = torch.arange(n * tokens**2, device=device)
+        order = rearrange(order, "(n i a j b) -> (n i j a b)", n=n, a=window, j=tokens // window, b=window)
+        patches = (window * vision.spatial_merge_size) ** 2
+        return {
+            **super().geometry(n, side, device),
+            "window_index": order,
+            "cu_window_seqlens": torch.arange(
+                n * (tokens // window) ** 2 + 1, dtype=torch.int32, device=device
+            ) * patches,
+            "max_window_seqlen": patches,
+        }  # fmt: skip
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
         """Run the causal decoder."""

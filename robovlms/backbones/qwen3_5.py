@@ -5,7 +5,7 @@ Source: the linear layers are gated delta networks, arXiv:2412.06464.
 
 from __future__ import annotations
 
-import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil, Qwen3_5Config, Qwen3_5Model, Qwen3_5Tokenizer
@@ -73,7 +73,7 @@ class Qwen35(QwenVL):
 
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Give the merged patches between the family's marks."""
-        tokens = torch.stack(self.see(images).pooler_output)
+        tokens = rearrange(self.see(images).pooler_output, "(n m) d -> n m d", n=len(images))
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:

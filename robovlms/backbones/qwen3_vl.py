@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLModel
@@ -67,8 +68,9 @@ class Qwen3VL(QwenVL):
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m e"]:
         """Give the merged patches between the family's marks; behind each token, what earlier layers saw of it."""
         seen = self.see(images)
-        layers = [torch.stack(each) for each in (seen.pooler_output, *seen.deepstack_features)]
-        return self.put_marks(torch.cat(layers, dim=-1).to(self.embedding.weight.dtype))
+        layers = torch.cat([seen.pooler_output, *seen.deepstack_features], dim=-1)
+        tokens = rearrange(layers, "(n m) e -> n m e", n=len(images))
+        return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
     def decode(self, embeds: Float[Tensor, "n s e"], layout: Layout) -> Float[Tensor, "n s d"]:
         """Run the causal decoder on the first d entries of every token; the rest of image tokens is DeepStack."""

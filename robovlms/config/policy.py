@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.choices import MISSING, ArmLoss, FlowSolver, ModelSize, QueryInit, Structure
+from robovlms.choices import MISSING, ArmLoss, FlowSolver, ModelSize, QueryInit, Structure, WeightType
 
 
 @dataclass(kw_only=True)
@@ -38,6 +38,7 @@ class BackboneConfig:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     gradient_checkpointing: bool = False
     attn_implementation: str = "sdpa"
+    weights: WeightType = WeightType.fp32
 
 
 @dataclass(kw_only=True)

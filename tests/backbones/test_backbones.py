@@ -1,5 +1,9 @@
 """The contract of every backbone, on tiny random models of the real architectures."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +12,8 @@ from robovlms.config import BackboneConfig, NanoBackboneConfig
 from robovlms.registry import BACKBONES
 
 NAMES = BACKBONES.names()
+COMPILED = ["kosmos", "nano", "paligemma", "qwen2_5_vl"]
+UNCOMPILED = ["qwen3_5", "qwen3_vl"]  # transformers looks at numbers on the way
 NANO = {"image_size": 48, "hidden_dim": 64, "num_layers": 1, "num_heads": 4}  # a saved folder knows better
 
 
@@ -137,6 +143,31 @@ def test_gradient_checkpointing_changes_no_gradient(name):
     assert left.keys() == right.keys()
     for key in left:
         torch.testing.assert_close(right[key], left[key], msg=key)
+
+
+COMPILE = """
+import sys, torch
+from test_backbones import inputs, tiny
+torch.set_num_threads(1)
+for name in sys.argv[1:]:
+    torch._dynamo.reset()
+    backbone = tiny(name)
+    batch = inputs(backbone, v=2)
+    with torch.no_grad():
+        features = backbone(*batch)  # first: transformers' first call takes a lock, which breaks a graph
+        compiled = torch.compile(backbone, fullgraph=True, backend="eager")(*batch)
+        torch.testing.assert_close(compiled, features, rtol=0, atol=1e-5, msg=name)
+"""
+
+
+OTHERS = sorted({*NAMES} - {*COMPILED, *UNCOMPILED})
+
+
+@pytest.mark.parametrize("names", [COMPILED, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["first", "others"])
+def test_torch_compile_makes_one_graph_of_the_forward(names):
+    here = Path(__file__).parent  # a process of its own: dynamo cannot look through the shape checks of the others
+    run = subprocess.run([sys.executable, "-c", COMPILE, *names], cwd=here, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Which weights a run trains: adapters, the last layers, and what a query starts from."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from test_backbones import NAMES, gradients, inputs, tiny
 from robovlms.backbones.lora import add_lora, merge_lora
 from robovlms.build import train
 from robovlms.checkpoint import load_policy, merge_checkpoint, resolve_checkpoint
-from robovlms.choices import QueryInit
+from robovlms.choices import QueryInit, WeightType
 from robovlms.config import LoRAConfig, LSTMHeadConfig
 from robovlms.heads.base import HeadSizes, start_query
 
@@ -45,6 +46,35 @@ def test_adapters_start_as_nothing_take_all_gradients_and_merge_away(name):
         merge_lora(adapted)
         torch.testing.assert_close(adapted(*batch), wanted, rtol=0, atol=1e-5)
     assert set(adapted.state_dict()) == set(plain.state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_weights_can_be_stored_in_half_the_memory(name, caplog):
+    frozen = {f"freeze_{part}": True for part in ("vision", "text", "embeddings")}
+    with caplog.at_level(logging.WARNING, "robovlms"):
+        coarse = tiny(name, weights=WeightType.bf16, lora=LoRAConfig(rank=4), **frozen)
+    adapters = {key: p for key, p in coarse.named_parameters() if "lora_" in key}
+    assert {p.dtype for p in adapters.values()} == {torch.float32}
+    assert {p.dtype for key, p in coarse.named_parameters() if key not in adapters} == {torch.bfloat16}
+    between = [key for key, p in coarse.named_parameters() if p.requires_grad and key not in adapters]
+    assert ("are lost" in caplog.text) == bool(between)  # what stands between vision and text is always trained
+    batch = inputs(coarse)
+    with torch.no_grad():
+        features, exact = coarse(*batch), tiny(name)(*batch)
+    assert (features.float() - exact).abs().max() < 0.05 * exact.abs().max()
+    grads = gradients(coarse, *batch)
+    assert all(grads[key].isfinite().all() for key in adapters)
+
+
+def test_weights_that_are_frozen_and_coarse_can_have_their_adapters_merged(tmp_path: Path):
+    pytest.importorskip("peft")
+    folder = make_calvin_folder(tmp_path / "calvin")
+    extra = ("schedule.total=2 step", "trainer.save_every=2 step", "backbone.lora.rank=4", "backbone.weights=bf16")
+    run = train(completed(composed(*tiny_run(folder, tmp_path / "run", *extra))))
+    merge_checkpoint(resolve_checkpoint(run), tmp_path / "merged")
+    config, merged, _ = load_policy(tmp_path / "merged")
+    assert config.backbone.weights is WeightType.fp32
+    assert {p.dtype for p in merged.parameters()} == {torch.float32}
 
 
 def test_merging_weights_too_coarse_for_it_is_refused():
