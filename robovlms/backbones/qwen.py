@@ -112,8 +112,8 @@ def attend_in_segments(
 
     Our images are equally large. transformers' own sdpa path takes one call for each image or window of each layer.
     """
-    batch = [rearrange(each, "1 g (n l) e -> n g l e", l=max_length_q) for each in (query, key, value)]
-    return rearrange(F.scaled_dot_product_attention(*batch, scale=scaling), "n g l e -> 1 (n l) g e"), None
+    q, k, v = (rearrange(each, "1 g (n l) e -> n g l e", l=max_length_q) for each in (query, key, value))
+    return rearrange(F.scaled_dot_product_attention(q, k, v, scale=scaling), "n g l e -> 1 (n l) g e"), None
 
 
 AttentionInterface.register(EQUAL_SEGMENTS, attend_in_segments)
