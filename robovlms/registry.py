@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +25,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 class Registry:
     """The options of one kind, found by the file names of one package."""
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, library: str | None = None) -> None:
         self.kind = kind
         self.package = package
+        self._library = library  # what all options stand on; its version is checked before one is imported
         self._classes: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -50,6 +52,7 @@ class Registry:
 
         Raises:
             ValueError: there is no such option; the message lists the options and the nearest spelling.
+            ImportError: the library that the options stand on has a version that was not tested.
         """
         if name not in self._classes:
             if name not in self.names():
@@ -57,11 +60,31 @@ class Registry:
                 raise ValueError(
                     f"{self.kind}={name} does not exist.{nearest(name, known)} Options: {', '.join(known)}."
                 )
+            if self._library is not None:
+                check_version(self._library)
             importlib.import_module(f"{self.package}.{name}")
         return self._classes[name]
 
 
-BACKBONES = Registry("backbone", "robovlms.backbones")
+def check_version(library: str) -> None:
+    """Compare the installed version of a library with what pyproject.toml asks for.
+
+    Raises:
+        ImportError: it is outside that range; names both.
+    """
+    from packaging.requirements import Requirement
+
+    installed = importlib.metadata.version(library)
+    for text in importlib.metadata.requires("robovlms") or []:
+        wanted = Requirement(text)
+        if wanted.name == library and wanted.marker is None and installed not in wanted.specifier:
+            raise ImportError(
+                f"{library} {installed} is installed, but robovlms needs {wanted.specifier}: run "
+                f"pip install '{library}{wanted.specifier}'."
+            )
+
+
+BACKBONES = Registry("backbone", "robovlms.backbones", library="transformers")
 HEADS = Registry("head", "robovlms.heads")
 DATASETS = Registry("data", "robovlms.data")
 SIMULATORS = Registry("sim", "robovlms.sims")

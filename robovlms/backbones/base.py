@@ -137,6 +137,7 @@ class PrefixBackbone(Backbone):
 
     num_head_tokens: int = 0  # leading text ids that stand before the images
     num_marks: tuple[int, int] = (0, 0)  # text tokens that `embed_images` puts before and behind each image
+    max_length: int | None = None  # tokens that the decoder has positions for; None: any number
 
     @abstractmethod
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m e"]:
@@ -158,7 +159,11 @@ class PrefixBackbone(Backbone):
         text_mask: Bool[Tensor, "n l"],
         queries: Float[Tensor, "n t q d"],
     ) -> Float[Tensor, "n t q d"]:
-        """Embed, pack, decode, and read at the queries."""
+        """Embed, pack, decode, and read at the queries.
+
+        Raises:
+            ValueError: a sequence is longer than the decoder's positions.
+        """
         n, t, v = images.shape[:3]
         q, head = queries.shape[2], self.num_head_tokens
         weights = next(self.parameters()).dtype
@@ -168,6 +173,13 @@ class PrefixBackbone(Backbone):
         beyond = image.shape[-1] - text.shape[-1]
         text, question = (F.pad(each, (0, beyond)) for each in (text, queries.to(image.dtype)))
         tokens = torch.cat([text[:, :, :head], image, text[:, :, head:], question], dim=2)
+        if self.max_length is not None and t * tokens.shape[2] > self.max_length:
+            raise ValueError(
+                f"A sequence of {t * tokens.shape[2]} tokens ({t} frames of {v} views x {image.shape[2] // v} tokens, "
+                f"{text.shape[2]} of text, {q} queries) exceeds the backbone's {self.max_length} positions: use fewer "
+                "views (view=side), a smaller backbone.max_text_tokens, structure=policy_head, or a checkpoint whose "
+                "preprocessor_config.json makes smaller images."
+            )
 
         numbers = self._number_patches(image.shape[2] // v, image.device).repeat(v).expand(n, -1)
 

@@ -103,18 +103,7 @@ class Florence2(HuggingFaceBackbone):
         return tokens.to(self.embedding.weight.dtype)
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
-        """Run the encoder, with a mask that hides the queries from what they ask about.
-
-        Raises:
-            ValueError: the sequence is longer than the table of learned positions.
-        """
-        length, limit = embeds.shape[1], self.model.config.text_config.max_position_embeddings
-        if length > limit:
-            raise ValueError(
-                f"backbone=florence2 has {limit} learned positions, but a sequence here has {length} tokens: use "
-                "view=side, a smaller backbone.max_text_tokens, or smaller images: give backbone.checkpoint a folder "
-                "whose preprocessor_config.json has the size 384 (145 tokens a view) or 224 (50)."
-            )
+        """Run the encoder, with a mask that hides the queries from what they ask about."""
         zeros = torch.zeros((), dtype=embeds.dtype, device=embeds.device)
         additive = zeros.masked_fill(~context_mask(layout)[:, None], torch.finfo(embeds.dtype).min)
         encoder = self.model.language_model.encoder

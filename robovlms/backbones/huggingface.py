@@ -83,6 +83,7 @@ class HuggingFaceBackbone(PrefixBackbone):
                 "backbone.checkpoint mixes files of two models."
             )
         self.image_spec = self._make_image_spec()
+        self.max_length = self.count_positions()
         before, behind = self.image_marks
         marks = tokenizer.convert_tokens_to_ids([*before, *behind])
         self.register_buffer("mark_ids", torch.tensor(marks, dtype=torch.long), persistent=False)
@@ -115,6 +116,11 @@ class HuggingFaceBackbone(PrefixBackbone):
         Raises:
             ValueError: names the backbone that can.
         """
+
+    def count_positions(self) -> int | None:
+        """Give how many tokens the decoder has positions for; None: any number."""
+        count: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+        return count
 
     def unused(self) -> list[nn.Module]:
         """Give modules whose weights no feature depends on; they are frozen, since DDP waits for every gradient."""

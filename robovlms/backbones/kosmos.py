@@ -73,6 +73,9 @@ class Kosmos(HuggingFaceBackbone):
         processor = CLIPImageProcessorPil(size={"shortest_edge": TINY_IMAGE_SIZE}, crop_size=size)
         return cls(Kosmos2Model(config), tokenizer, processor)
 
+    def count_positions(self) -> None:
+        """Say any number: positions are sines, computed as far as needed."""
+
     def parts(self) -> dict[str, list[nn.Module]]:
         """Give vision tower, decoder and embedding; the latent projection between them is always trained."""
         text = self.model.text_model.model

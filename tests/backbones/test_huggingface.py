@@ -1,5 +1,7 @@
 """What holds for the Hugging Face families alone: equality with their own forward, published sizes, tokens, errors."""
 
+import importlib.metadata
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -12,7 +14,7 @@ from einops import rearrange
 from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 from PIL.Image import Resampling
-from transformers import AutoModelForImageTextToText, XLMRobertaTokenizer
+from transformers import AutoModelForImageTextToText, Qwen2Tokenizer, XLMRobertaTokenizer
 
 from robovlms.backbones.base import Layout
 from robovlms.backbones.florence2 import Florence2, context_mask
@@ -23,7 +25,7 @@ from robovlms.backbones.qwen import rotary_positions
 from robovlms.choices import ModelSize, Resize
 from robovlms.config import BackboneConfig
 from robovlms.processor import Processor
-from robovlms.registry import BACKBONES
+from robovlms.registry import BACKBONES, check_version
 from robovlms.types import Batch
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
@@ -170,11 +172,35 @@ def test_florences_context_is_what_its_own_encoder_makes_of_image_and_text_witho
     torch.testing.assert_close(context, own.encoder_last_hidden_state, rtol=0, atol=1e-5)
 
 
-def test_a_sequence_beyond_florences_learned_positions_names_what_makes_it_shorter():
+def test_a_sequence_beyond_the_decoders_positions_names_what_makes_it_shorter():
     backbone = Florence2.tiny()
     ids = torch.full((1, 250), 5)
-    with pytest.raises(ValueError, match=r"256 learned positions, but a sequence here has 257 .*max_text_tokens"):
+    message = r"257 tokens \(1 frames of 1 views x 5 tokens, 250 of text, 2 queries\) exceeds .* 256 .*max_text_tokens"
+    with pytest.raises(ValueError, match=message):
         backbone(torch.zeros(1, 1, 1, 3, 64, 64), ids, ids == 5, torch.zeros(1, 1, 2, 64))
+    assert Kosmos.tiny().max_length is None
+
+
+def test_a_transformers_that_was_not_tested_is_refused_with_both_versions(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda library: "5.3.0")
+    with pytest.raises(ImportError, match=r"transformers 5\.3\.0 is installed, but robovlms needs .*>=5\.17"):
+        check_version("transformers")
+
+
+def test_the_real_qwen_vocabulary_gives_the_published_ids(shared_data):
+    folder = shared_data / "tokenizers" / "qwen2.5"
+    if not folder.is_dir():
+        pytest.skip(f"no tokenizer at {folder}")
+    expected = json.loads((folder.parent / "EXPECTED.json").read_text())["qwen2.5"]
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder)
+    for name in ("qwen2_5_vl", "qwen3_vl"):
+        backbone = BACKBONES.get(name).tiny()
+        backbone.tokenizer = tokenizer
+        assert backbone.tokenize([expected["text"]]) == [expected["ids"]]
+        instruction = backbone.tokenize(["open the drawer"])[0]  # upstream adds nothing to it either
+        assert tokenizer.convert_ids_to_tokens(instruction) == ["open", "Ġthe", "Ġdrawer"]
+        marks = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"])
+        assert marks == [151652, 151653, 151655]
 
 
 @pytest.mark.parametrize("size", [80, 160])
