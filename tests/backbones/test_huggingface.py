@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -415,3 +416,16 @@ def test_attention_that_cannot_run_names_an_alternative():
 def test_the_page_on_adding_a_backbone_shows_the_adapter_that_runs(path):
     root = Path(__file__).parents[2]
     assert (root / path).read_text() in (root / "docs" / "add_a_backbone.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_of_backbones_says_what_the_yaml_says(name):
+    root = Path(__file__).parents[2]
+    yaml = (root / "configs" / "backbone" / f"{name}.yaml").read_text()
+    tokens, size = re.search(r" (\d+) tokens per (\d+) px view", yaml.splitlines()[0]).groups()
+    checkpoint = re.search(r"^checkpoint: (\S+)", yaml, re.MULTILINE)[1]
+    page = (root / "docs" / "backbones.md").read_text().split("<!-- end of the table -->")[0]
+    cells = re.search(rf"^\| `{name}` \|.*$", page, re.MULTILINE)[0].split(" | ")
+    found, (view, counted, _) = cells[1], cells[-3:]
+    assert (found, view) == (checkpoint, f"{size} px"), "run benchmarks/backbones.py"
+    assert sum(map(int, counted.split(" + "))) >= int(tokens)

@@ -1,0 +1,122 @@
+"""Count every backbone at its published size and write the table into docs/backbones.md.
+
+    python benchmarks/backbones.py
+
+Nothing is downloaded. Parameters are counted on the meta device, the vocabulary head included where it is not tied. An
+operation is one multiplication or addition of the forward; a frame is one view, 8 tokens of text and a query, as
+`policy_head` reads it, without the vocabulary head.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModel, AutoModelForImageTextToText
+
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.registry import BACKBONES
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "backbones.md"
+START, END = "<!-- table of benchmarks/backbones.py -->\n", "<!-- end of the table -->\n"
+NEEDS_NUMBERS = ["qwen3_5", "qwen3_vl", "smolvlm"]  # look at numbers on the way, which the meta device has not
+NUM_TEXT = 8
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    checkpoint: str
+    licence: str
+    billions: float  # parameters
+    hidden: int
+    image_size: int  # px
+    tokens: int  # of a view
+    marks: int  # around them
+    gflop: float  # of a frame
+
+    def __str__(self) -> str:
+        marks = f" + {self.marks}" if self.marks else ""
+        size = f"{self.billions:.3f} B" if self.billions > 0.1 else f"{self.billions * 1000:.1f} M"
+        return (
+            f"| `{self.name}` | {self.checkpoint} | {self.licence} | {size} | {self.hidden} | {self.image_size} px | "
+            f"{self.tokens}{marks} | {self.gflop:,.0f} |"
+        )
+
+
+def read_yaml(name: str) -> tuple[str, str, int]:
+    """Give the hub id, licence and image size (px) that configs/backbone/<name>.yaml states.
+
+    Raises:
+        ValueError: its first line does not state them.
+    """
+    text = (ROOT / "configs" / "backbone" / f"{name}.yaml").read_text()
+    first = text.splitlines()[0].rstrip(".")
+    size = re.search(r" tokens per (\d+) px view", first)
+    licence = next((part for part in first.split(". ")[1:] if "licence" in part.lower()), None)
+    checkpoint = re.search(r"^checkpoint: (\S+)", text, re.MULTILINE)
+    if size is None or licence is None or checkpoint is None:
+        raise ValueError(f"{name}.yaml must begin '# Name, 1.0 B parameters, 64 tokens per 224 px view. MIT licence.'")
+    return checkpoint[1], licence.removesuffix(" licence").removeprefix("Licence: "), int(size[1])
+
+
+def count_parameters(name: str) -> int:
+    """Count the whole published model; a family that transformers lacks is built by `AutoModel` alone."""
+    config = BACKBONES.get(name).published_config()
+    auto = AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModel
+    with torch.device("meta"):
+        return sum(p.numel() for p in auto.from_config(config).parameters())
+
+
+@torch.no_grad()
+def measure(name: str) -> Row:
+    """Count one family at its published size, with the tokenizer of the tiny model and weights that are no numbers."""
+    checkpoint, licence, size = read_yaml(name)
+    cls = BACKBONES.get(name)
+    backbone: HuggingFaceBackbone = cls.tiny().eval()
+    attention = {"": "eager", "text_config": "eager", "vision_config": "sdpa"}  # sdpa's masks look at numbers
+    with torch.device("meta"):
+        model: Any = AutoModel.from_config(cls.published_config(), attn_implementation=attention).eval()
+    device = "cpu" if name in NEEDS_NUMBERS else "meta"
+    backbone.model = model.bfloat16().to_empty(device=device)
+    backbone.hidden_dim = backbone.embedding.weight.shape[1]
+    backbone.image_spec = replace(backbone.image_spec, size=size)
+    backbone.max_length = backbone.count_positions()
+    backbone.to(device).requires_grad_(False)
+
+    ids = torch.zeros(1, NUM_TEXT, dtype=torch.long, device=device)
+    images = torch.zeros(1, 1, 1, 3, size, size, device=device)
+    query = torch.zeros(1, 1, 1, backbone.hidden_dim, device=device)
+    with FlopCounterMode(display=False) as counter:
+        backbone(images, ids, torch.ones_like(ids, dtype=torch.bool), query)
+    tokens, marks = backbone.embed_images(images[0, 0].bfloat16()).shape[1], sum(backbone.num_marks)
+    return Row(
+        name=name, checkpoint=checkpoint, licence=licence, billions=count_parameters(name) / 1e9,
+        hidden=backbone.hidden_dim, image_size=size, tokens=tokens - marks, marks=marks,
+        gflop=counter.get_total_flops() / 1e9,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Measure all and replace the table."""
+    lines = [
+        "| option | hub id | licence | parameters | hidden | view | tokens + marks | GFLOP a frame |",
+        "|---" * 8 + "|",
+    ]
+    for name in BACKBONES.names():
+        if name != "nano":
+            lines.append(str(measure(name)))
+            print(lines[-1], flush=True)
+    page = PAGE.read_text()
+    before, after = page.split(START)[0], page.split(END)[1]
+    PAGE.write_text(before + START + "\n".join(lines) + "\n" + END + after)
+
+
+if __name__ == "__main__":
+    main()
