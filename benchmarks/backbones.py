@@ -60,18 +60,21 @@ def read_yaml(name: str) -> tuple[str, str, int]:
     first = text.splitlines()[0].rstrip(".")
     size = re.search(r" tokens per (\d+) px view", first)
     licence = next((part for part in first.split(". ")[1:] if "licence" in part.lower()), None)
-    checkpoint = re.search(r"^checkpoint: (\S+)", text, re.MULTILINE)
+    checkpoint = re.search(r"^# Convert (\S+) first", text, re.MULTILINE)
+    checkpoint = checkpoint or re.search(r"^checkpoint: (\S+)", text, re.MULTILINE)
     if size is None or licence is None or checkpoint is None:
         raise ValueError(f"{name}.yaml must begin '# Name, 1.0 B parameters, 64 tokens per 224 px view. MIT licence.'")
     return checkpoint[1], licence.removesuffix(" licence").removeprefix("Licence: "), int(size[1])
 
 
 def count_parameters(name: str) -> int:
-    """Count the whole published model; a family that transformers lacks is built by `AutoModel` alone."""
+    """Count the whole published model; to a model of ours, which has no vocabulary head, that head is added."""
     config = BACKBONES.get(name).published_config()
-    auto = AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModel
+    is_native = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     with torch.device("meta"):
-        return sum(p.numel() for p in auto.from_config(config).parameters())
+        model: Any = (AutoModelForImageTextToText if is_native else AutoModel).from_config(config)
+    head = 0 if is_native or config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
+    return head + sum(p.numel() for p in model.parameters())
 
 
 @torch.no_grad()

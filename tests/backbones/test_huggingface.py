@@ -15,7 +15,7 @@ from einops import rearrange
 from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 from PIL.Image import Resampling
-from transformers import AutoModelForImageTextToText, Qwen2Tokenizer, XLMRobertaTokenizer
+from transformers import AutoModel, AutoModelForImageTextToText, Qwen2Tokenizer, XLMRobertaTokenizer
 
 from robovlms.backbones.base import Layout
 from robovlms.backbones.florence2 import Florence2, context_mask
@@ -30,17 +30,19 @@ from robovlms.registry import BACKBONES, check_version
 from robovlms.types import Batch
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
+OURS = ["flamingo", "moondream", "qwen_vl", "uform"]  # families that transformers lacks, made of its blocks
 ANY_SIZE = ["florence2", "qwen2_5_vl", "qwen3_5", "qwen3_vl"]  # reads images of any size
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def published(request, tmp_path_factory):
-    """A checkpoint folder as publishers make it: the full model, vocabulary head included."""
+    """A checkpoint folder as publishers make it: the full model, with the vocabulary head if it is not ours."""
     folder = tmp_path_factory.mktemp(request.param)
     tiny = BACKBONES.get(request.param).tiny()
     tiny.save_pretrained(folder, weights=False)
     torch.manual_seed(3)
-    full = AutoModelForImageTextToText.from_config(tiny.model.config, attn_implementation="eager").eval()
+    auto = AutoModel if request.param in OURS else AutoModelForImageTextToText
+    full = auto.from_config(tiny.model.config, attn_implementation="eager").eval()
     full.save_pretrained(folder)
     return request.param, folder, full
 
@@ -97,6 +99,8 @@ def native(name, backbone, full, images, texts, query):
 @torch.no_grad()
 def test_features_equal_the_full_models_own_forward(published):
     name, folder, full = published
+    if name in OURS:
+        pytest.skip(f"compared with its authors' computation in test_{name}.py")
     backbone = load(name, folder)
     texts = backbone.tokenize(["push it", "lift the block"])
     width, query = max(map(len, texts)), texts[0][-2]
@@ -252,6 +256,7 @@ def test_the_tokens_stand_where_the_family_wants_them():
     assert tokens("gemma3", "go") == ["<bos>", "g", "o"]
     assert tokens("kosmos", "<grounding>An") == ["<s>", "<grounding>", "▁", "A", "n"]
     assert tokens("paligemma", "go ") == ["<bos>", "g", "o", "\n"]
+    assert tokens("moondream", "go") == ["<|endoftext|>", "g", "o"]
     assert tokens("llava", "go") == ["<s>", "▁", "g", "o"]
     for name in ("internvl", "llava_onevision", "qwen2_5_vl", "qwen3_5", "qwen3_vl"):
         assert tokens(name, "go") == ["g", "o"]
@@ -423,7 +428,7 @@ def test_the_table_of_backbones_says_what_the_yaml_says(name):
     root = Path(__file__).parents[2]
     yaml = (root / "configs" / "backbone" / f"{name}.yaml").read_text()
     tokens, size = re.search(r" (\d+) tokens per (\d+) px view", yaml.splitlines()[0]).groups()
-    checkpoint = re.search(r"^checkpoint: (\S+)", yaml, re.MULTILINE)[1]
+    checkpoint = re.search(r"^(?:# Convert (?=.* first)|checkpoint: )(\S+)", yaml, re.MULTILINE)[1]
     page = (root / "docs" / "backbones.md").read_text().split("<!-- end of the table -->")[0]
     cells = re.search(rf"^\| `{name}` \|.*$", page, re.MULTILINE)[0].split(" | ")
     found, (view, counted, _) = cells[1], cells[-3:]
