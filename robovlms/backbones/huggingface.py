@@ -68,7 +68,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     model_type: ClassVar[str]  # transformers' name of the family
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
-    has_start: ClassVar[bool] = True  # whether the family has a start token
+    has_start: bool = True  # whether the family has a start token
     text_end: ClassVar[str] = ""  # what the family's own format puts after the prompt
     image_marks: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())  # tokens before and behind every image
 

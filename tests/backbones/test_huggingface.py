@@ -258,7 +258,7 @@ def test_the_tokens_stand_where_the_family_wants_them():
     assert tokens("paligemma", "go ") == ["<bos>", "g", "o", "\n"]
     assert tokens("moondream", "go") == ["<|endoftext|>", "g", "o"]
     assert tokens("llava", "go") == ["<s>", "▁", "g", "o"]
-    for name in ("internvl", "llava_onevision", "qwen_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl"):
+    for name in ("internvl", "llava_onevision", "uform", "qwen_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl"):
         assert tokens(name, "go") == ["g", "o"]
     assert tokens("smolvlm", "go") == ["<|im_start|>", "g", "o"]
     assert tokens("florence2", "go") == ["<s>", "g", "o", "</s>"]
