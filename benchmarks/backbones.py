@@ -24,7 +24,8 @@ from robovlms.registry import BACKBONES
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "backbones.md"
 START, END = "<!-- table of benchmarks/backbones.py -->\n", "<!-- end of the table -->\n"
-NEEDS_NUMBERS = ["qwen3_5", "qwen3_vl", "smolvlm"]  # look at numbers on the way, which the meta device has not
+NEEDS_NUMBERS = ["qwen3_5", "qwen3_vl"]  # look at numbers on the way, which the meta device has not
+SEES_NUMBERS = ["idefics3", "smolvlm"]  # the same, in the vision tower alone
 NUM_TEXT = 8
 
 
@@ -97,6 +98,14 @@ def measure(name: str) -> Row:
     images = torch.zeros(1, 1, 1, 3, size, size, device=device)
     query = torch.zeros(1, 1, 1, backbone.hidden_dim, device=device)
     with FlopCounterMode(display=False) as counter:
+        if name in SEES_NUMBERS:
+            for part in (model.vision_model, model.connector):
+                part.to_empty(device="cpu")
+            patches = model.connector(
+                model.vision_model(torch.zeros(images.shape[3:])[None].bfloat16()).last_hidden_state
+            )
+            marked = backbone.put_marks(patches.to("meta"))
+            backbone.embed_images = lambda images: marked  # type: ignore[method-assign]
         backbone(images, ids, torch.ones_like(ids, dtype=torch.bool), query)
     tokens, marks = backbone.embed_images(images[0, 0].bfloat16()).shape[1], sum(backbone.num_marks)
     return Row(

@@ -77,7 +77,7 @@ def native(name, backbone, full, images, texts, query):
         options["token_type_ids"] = (ids == slot).long()
     if name.startswith("paligemma"):
         options["token_type_ids"] = (torch.arange(width) == last[:, None]).long()
-    if name in ("smolvlm", "llava_onevision"):
+    if name in ("idefics3", "smolvlm", "llava_onevision"):
         images = images[:, None]  # a sample may have several, or tiles
     if name == "llava_onevision":
         options["image_sizes"] = torch.tensor([images.shape[-2:]] * len(images))
@@ -234,6 +234,7 @@ def test_image_tokens_stand_in_rows_and_columns_and_text_goes_on_behind_the_larg
         ("llava", 7.063),
         ("llava_onevision", 0.894),
         ("internvl", 0.938),
+        ("idefics3", 8.462),
         ("gemma3", 4.300),
         ("qwen2_5_vl", 3.755),
         ("qwen3_vl", 2.128),
@@ -256,6 +257,7 @@ def test_the_tokens_stand_where_the_family_wants_them():
     assert tokens("gemma3", "go") == ["<bos>", "g", "o"]
     assert tokens("kosmos", "<grounding>An") == ["<s>", "<grounding>", "▁", "A", "n"]
     assert tokens("paligemma", "go ") == ["<bos>", "g", "o", "\n"]
+    assert tokens("idefics3", "go") == ["<|begin_of_text|>", "g", "o"]
     assert tokens("moondream", "go") == ["<|endoftext|>", "g", "o"]
     assert tokens("llava", "go") == ["<s>", "▁", "g", "o"]
     for name in ("internvl", "llava_onevision", "uform", "qwen_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl"):
