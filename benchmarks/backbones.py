@@ -101,10 +101,8 @@ def measure(name: str) -> Row:
         if name in SEES_NUMBERS:
             for part in (model.vision_model, model.connector):
                 part.to_empty(device="cpu")
-            patches = model.connector(
-                model.vision_model(torch.zeros(images.shape[3:])[None].bfloat16()).last_hidden_state
-            )
-            marked = backbone.put_marks(patches.to("meta"))
+            patches = model.vision_model(torch.zeros(1, 3, size, size).bfloat16()).last_hidden_state
+            marked = backbone.put_marks(model.connector(patches).to("meta"))
             backbone.embed_images = lambda images: marked  # type: ignore[method-assign]
         backbone(images, ids, torch.ones_like(ids, dtype=torch.bool), query)
     tokens, marks = backbone.embed_images(images[0, 0].bfloat16()).shape[1], sum(backbone.num_marks)
