@@ -159,16 +159,26 @@ class PrefixBackbone(Backbone):
         text_mask: Bool[Tensor, "n l"],
         queries: Float[Tensor, "n t q d"],
     ) -> Float[Tensor, "n t q d"]:
-        """Embed, pack, decode, and read at the queries.
+        """Embed images, then `read`."""
+        n, t, v = images.shape[:3]
+        weights = next(self.parameters()).dtype
+        image = self.embed_images(rearrange(images, "n t v c h x -> (n t v) c h x").to(weights))
+        return self.read(rearrange(image, "(n t v) m e -> n t v m e", n=n, t=t, v=v), text_ids, text_mask, queries)
+
+    def read(
+        self,
+        image: Float[Tensor, "n t v m e"],
+        text_ids: Int64[Tensor, "n l"],
+        text_mask: Bool[Tensor, "n l"],
+        queries: Float[Tensor, "n t q d"],
+    ) -> Float[Tensor, "n t q d"]:
+        """Embed text, pack it with image tokens and queries, decode, and give the hidden states at the queries.
 
         Raises:
             ValueError: a sequence is longer than the decoder's positions.
         """
-        n, t, v = images.shape[:3]
-        q, head = queries.shape[2], self.num_head_tokens
-        weights = next(self.parameters()).dtype
-        image = self.embed_images(rearrange(images, "n t v c h x -> (n t v) c h x").to(weights))
-        image = rearrange(image, "(n t v) m d -> n t (v m) d", n=n, t=t, v=v)
+        (n, t, v), q, head = image.shape[:3], queries.shape[2], self.num_head_tokens
+        image = rearrange(image, "n t v m e -> n t (v m) e")
         text = repeat(self.embed_text(text_ids).to(image.dtype), "n l d -> n t l d", t=t)
         beyond = image.shape[-1] - text.shape[-1]
         text, question = (F.pad(each, (0, beyond)) for each in (text, queries.to(image.dtype)))

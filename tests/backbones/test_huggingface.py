@@ -257,6 +257,7 @@ def test_the_tokens_stand_where_the_family_wants_them():
     assert tokens("gemma3", "go") == ["<bos>", "g", "o"]
     assert tokens("kosmos", "<grounding>An") == ["<s>", "<grounding>", "▁", "A", "n"]
     assert tokens("paligemma", "go ") == ["<bos>", "g", "o", "\n"]
+    assert tokens("flamingo", "go") == ["<image>", "g", "o", "<|endofchunk|>"]
     assert tokens("idefics3", "go") == ["<|begin_of_text|>", "g", "o"]
     assert tokens("moondream", "go") == ["<|endoftext|>", "g", "o"]
     assert tokens("llava", "go") == ["<s>", "▁", "g", "o"]
