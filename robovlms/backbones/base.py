@@ -17,6 +17,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from robovlms.backbones.flamingo_layers import Perceiver
 from robovlms.choices import WeightType
 from robovlms.config import BackboneConfig
 from robovlms.types import ImageSpec
@@ -138,6 +139,26 @@ class PrefixBackbone(Backbone):
     num_head_tokens: int = 0  # leading text ids that stand before the images
     num_marks: tuple[int, int] = (0, 0)  # text tokens that `embed_images` puts before and behind each image
     max_length: int | None = None  # tokens that the decoder has positions for; None: any number
+    can_resample: bool = False  # whether the decoder takes any number of tokens for an image
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resampler: Perceiver | None = None
+
+    def add_resampler(self, num_tokens: int) -> None:
+        """Turn the tokens of every image into `num_tokens`, by a random perceiver that starts at the text's scale.
+
+        Source: RoboVLMs model/vision_encoder/vision_resampler.py: six layers of the decoder's width.
+
+        Raises:
+            ValueError: the family needs its own tokens.
+        """
+        if not self.can_resample:
+            raise ValueError(
+                f"backbone.resample={num_tokens} does not fit this backbone: its decoder needs the image's own tokens."
+            )
+        self.resampler = Perceiver(self.hidden_dim, num_tokens, depth=6)
+        nn.init.constant_(self.resampler.norm.weight, self.embedding_rms())
 
     @abstractmethod
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m e"]:
@@ -163,6 +184,8 @@ class PrefixBackbone(Backbone):
         n, t, v = images.shape[:3]
         weights = next(self.parameters()).dtype
         image = self.embed_images(rearrange(images, "n t v c h x -> (n t v) c h x").to(weights))
+        if self.resampler is not None:
+            image = self.resampler(image)
         return self.read(rearrange(image, "(n t v) m e -> n t v m e", n=n, t=t, v=v), text_ids, text_mask, queries)
 
     def read(

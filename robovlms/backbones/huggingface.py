@@ -169,6 +169,8 @@ class HuggingFaceBackbone(PrefixBackbone):
         backbone.prompt = config.prompt
         if config.gradient_checkpointing:
             backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.resample is not None:
+            backbone.add_resampler(config.resample)
         backbone.select_trainable(config)
         parameters = list(backbone.parameters())
         trainable = sum(p.numel() for p in parameters if p.requires_grad)

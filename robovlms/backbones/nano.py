@@ -103,6 +103,8 @@ class Nano(PrefixBackbone):
             backbone = cls(replace(config, **_read_sizes(folder)))
             if not config.random_init:
                 backbone._load(folder)
+        if config.resample is not None:
+            backbone.add_resampler(config.resample)
         backbone.select_trainable(config)
         return backbone
 

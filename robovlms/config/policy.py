@@ -39,6 +39,7 @@ class BackboneConfig:
     gradient_checkpointing: bool = False
     attn_implementation: str = "sdpa"
     weights: WeightType = WeightType.fp32
+    resample: int | None = None  # tokens per view, by a perceiver trained from scratch; unset: the family's own
 
 
 @dataclass(kw_only=True)

@@ -48,6 +48,36 @@ def test_adapters_start_as_nothing_take_all_gradients_and_merge_away(name):
     assert set(adapted.state_dict()) == set(plain.state_dict())
 
 
+def test_a_resampler_shortens_every_view_and_is_trained():
+    resampled = tiny("llava", resample=5, freeze_vision=True, freeze_text=True, freeze_embeddings=True)
+    lengths = []
+    resampled.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    batch = inputs(resampled)
+    grads = gradients(resampled, *batch)
+    images, text = batch[0], batch[1]
+    assert lengths == [images.shape[1] * (images.shape[2] * 5 + text.shape[1] + batch[3].shape[2])]
+    assert all(grad is not None for grad in grads.values())
+    assert {key.split(".")[0] for key in grads} == {"resampler", "model"}
+    assert resampled.resampler.norm.weight.mean().item() == pytest.approx(resampled.embedding_rms(), rel=1e-5)
+
+
+def test_a_checkpoint_keeps_its_resampler(tmp_path):
+    data = make_calvin_folder(tmp_path / "data")
+    extra = ["backbone=llava", "backbone.size=tiny", "backbone.resample=4", "schedule.total=2 step"]
+    train(completed(composed(*tiny_run(data, tmp_path / "run", *extra))))
+    again, policy, _ = load_policy(resolve_checkpoint(tmp_path / "run"))
+    assert again.backbone.resample == 4
+    assert policy.backbone.resampler.latents.shape == (4, 64)
+
+
+@pytest.mark.parametrize("name", ["nano", "qwen2_5_vl", "flamingo"])
+def test_families_that_need_their_own_image_tokens_refuse_a_resampler(name):
+    with pytest.raises(ValueError, match=r"backbone\.resample=4 does not fit this backbone"):
+        tiny(name, resample=4)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_frozen_weights_can_be_stored_in_half_the_memory(name, caplog):
     frozen = {f"freeze_{part}": True for part in ("vision", "text", "embeddings")}
