@@ -25,7 +25,11 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "backbones.md"
 START, END = "<!-- table of benchmarks/backbones.py -->\n", "<!-- end of the table -->\n"
 NEEDS_NUMBERS = ["qwen3_5", "qwen3_vl"]  # look at numbers on the way, which the meta device has not
-SEES_NUMBERS = ["idefics3", "smolvlm"]  # the same, in the vision tower alone
+SEES_NUMBERS = {  # the same, in these modules alone
+    "gemma4": ["vision_tower", "embed_vision"],
+    "idefics3": ["vision_model", "connector"],
+    "smolvlm": ["vision_model", "connector"],
+}
 NUM_TEXT = 8
 
 
@@ -99,10 +103,11 @@ def measure(name: str) -> Row:
     query = torch.zeros(1, 1, 1, backbone.hidden_dim, device=device)
     with FlopCounterMode(display=False) as counter:
         if name in SEES_NUMBERS:
-            for part in (model.vision_model, model.connector):
-                part.to_empty(device="cpu")
-            patches = model.vision_model(torch.zeros(1, 3, size, size).bfloat16()).last_hidden_state
-            marked = backbone.put_marks(model.connector(patches).to("meta"))
+            for part in SEES_NUMBERS[name]:
+                model.get_submodule(part).to_empty(device="cpu")
+            put = backbone.put_marks
+            backbone.put_marks = lambda tokens: put(tokens.to("meta"))  # type: ignore[method-assign]
+            marked = backbone.embed_images(torch.zeros(1, 3, size, size).bfloat16())
             backbone.embed_images = lambda images: marked  # type: ignore[method-assign]
         backbone(images, ids, torch.ones_like(ids, dtype=torch.bool), query)
     tokens, marks = backbone.embed_images(images[0, 0].bfloat16()).shape[1], sum(backbone.num_marks)

@@ -126,6 +126,7 @@ class Layout(NamedTuple):
     frame: Int64[Tensor, "n s"]  # number of the frame the token belongs to
     is_query: Bool[Tensor, "n s"]
     patch: Int64[Tensor, "n s"]  # number of an image token within its image, row by row; -1 = not of an image
+    token: Int64[Tensor, "n s"]  # vocabulary id of text and of an image's marks; -1 = anything else
 
 
 class PrefixBackbone(Backbone):
@@ -223,14 +224,19 @@ class PrefixBackbone(Backbone):
         mask = per_frame(text_mask, torch.ones_like(numbers, dtype=torch.bool), True)
         is_query = per_frame(torch.zeros_like(text_mask), torch.zeros_like(numbers, dtype=torch.bool), True)
         patch = per_frame(torch.full_like(text_ids, -1), numbers, -1)
+        token = per_frame(text_ids, self.image_ids(image.shape[2] // v, image.device).repeat(v).expand(n, -1), -1)
         frame = torch.arange(t, device=mask.device).repeat_interleave(tokens.shape[2]).expand(n, -1)
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # real tokens first, each in its order
         packed = rearrange(tokens, "n t s d -> n (t s) d").gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
-        layout = Layout(*(x.gather(1, order) for x in (mask, frame, is_query, patch)))
+        layout = Layout(*(x.gather(1, order) for x in (mask, frame, is_query, patch, token)))
         hidden = self.decode(packed, layout)
         places = (~layout.is_query).to(torch.uint8).argsort(dim=1, stable=True)[:, : t * q, None]
         asked = hidden.gather(1, places.expand(-1, -1, hidden.shape[-1]))
         return rearrange(asked, "n (t q) d -> n t q d", t=t)
+
+    def image_ids(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:
+        """Give the vocabulary id of each of the tokens that `embed_images` makes of an image, -1 where it has none."""
+        return torch.full((num_tokens,), -1, device=device)
 
     def _number_patches(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:
         before, behind = self.num_marks

@@ -117,7 +117,7 @@ def context_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
 
     Padding is seen by nobody but itself, so that no row is empty.
     """
-    mask, frame, is_query, _ = layout
+    mask, frame, is_query = layout[:3]
     order = torch.arange(mask.shape[1], device=mask.device)
     context = (frame[:, :, None] >= frame[:, None, :]) & ~is_query[:, None, :]
     earlier_query = is_query[:, :, None] & is_query[:, None, :] & (order[:, None] >= order)

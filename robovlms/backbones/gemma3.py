@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Gemma3Config, Gemma3ImageProcessorPil, Gemma3Model, GemmaTokenizer
 
 from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.masks import additive, image_mask
 from robovlms.registry import BACKBONES
 
 BREAK, BEFORE, BEHIND, IMAGE = "\n\n", "<start_of_image>", "<end_of_image>", "<image_soft_token>"
@@ -79,30 +79,12 @@ class Gemma3(HuggingFaceBackbone):
         """Run the decoder with one additive mask for its full and one for its sliding layers."""
         window = self.model.config.text_config.sliding_window
         masks = {"full_attention": image_mask(layout, None), "sliding_attention": image_mask(layout, window)}
-        zeros = torch.zeros((), dtype=embeds.dtype, device=embeds.device)
-        lowest = torch.finfo(embeds.dtype).min
         hidden: Tensor = self.model.language_model(
             inputs_embeds=embeds,
-            attention_mask={kind: zeros.masked_fill(~allowed[:, None], lowest) for kind, allowed in masks.items()},
+            attention_mask={kind: additive(allowed, embeds) for kind, allowed in masks.items()},
             use_cache=False,
         ).last_hidden_state
         return hidden
-
-
-def image_mask(layout: Layout, window: int | None) -> Bool[Tensor, "n s s"]:
-    """Say which token (row) sees which (column): all before it, and the tokens of one image each other; with `window`
-    only so many tokens back.
-
-    Padding is seen by nobody but itself, so that no row is empty.
-    """
-    order = torch.arange(layout.mask.shape[1], device=layout.mask.device)
-    number = (layout.patch == 0).cumsum(1)  # of the image
-    in_image = layout.patch >= 0
-    same_image = (number[:, :, None] == number[:, None, :]) & in_image[:, :, None] & in_image[:, None, :]
-    allowed = same_image | (order[:, None] >= order)
-    if window is not None:
-        allowed = allowed & (order[:, None] - order < window)
-    return allowed & layout.mask[:, None, :] | (order[:, None] == order)
 
 
 @lru_cache(maxsize=1)

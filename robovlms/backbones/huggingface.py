@@ -84,20 +84,31 @@ class HuggingFaceBackbone(PrefixBackbone):
             )
         self.image_spec = self._make_image_spec()
         self.max_length = self.count_positions()
-        before, behind = self.image_marks
-        marks = tokenizer.convert_tokens_to_ids([*before, *behind])
-        self.register_buffer("mark_ids", torch.tensor(marks, dtype=torch.long), persistent=False)
+        before, behind = self._find_marks()
+        self.register_buffer("mark_ids", torch.tensor([*before, *behind], dtype=torch.long), persistent=False)
         self.num_marks = (len(before), len(behind))
         for module in self.unused():
             module.requires_grad_(False)
 
     mark_ids: Int64[Tensor, "_marks"]
 
+    def _find_marks(self) -> tuple[list[int], list[int]]:
+        before, behind = (self.tokenizer.convert_tokens_to_ids(list(marks)) for marks in self.image_marks)
+        return before, behind
+
     def put_marks(self, tokens: Float[Tensor, "n m e"]) -> Float[Tensor, "n _m e"]:
         """Put the family's marks around the tokens of every image."""
         marks = F.pad(self.embedding(self.mark_ids).to(tokens.dtype), (0, tokens.shape[-1] - self.hidden_dim))
         marks = repeat(marks, "marks e -> n marks e", n=len(tokens))
         return torch.cat([marks[:, : self.num_marks[0]], tokens, marks[:, self.num_marks[0] :]], dim=1)
+
+    def image_ids(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:
+        """Give the ids of the marks."""
+        ids = super().image_ids(num_tokens, device)
+        if len(self.mark_ids):
+            before, behind = self.num_marks
+            ids[:before], ids[num_tokens - behind :] = self.mark_ids[:before], self.mark_ids[before:]
+        return ids
 
     @classmethod
     @abstractmethod

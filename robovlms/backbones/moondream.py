@@ -30,6 +30,7 @@ from transformers import (
 from robovlms.backbones.base import Layout
 from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.masks import additive
 from robovlms.registry import BACKBONES
 
 START = "<|endoftext|>"
@@ -158,8 +159,7 @@ class Moondream(HuggingFaceBackbone):
         """Run the decoder, causally or with the prefix mask."""
         mask = layout.mask.long()
         if self.model.config.prefix_attention:
-            zeros = torch.zeros((), dtype=embeds.dtype, device=embeds.device)
-            mask = zeros.masked_fill(~image_prefix_mask(layout)[:, None], torch.finfo(embeds.dtype).min)
+            mask = additive(image_prefix_mask(layout), embeds)
         hidden: Tensor = self.model.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PaliGemmaConfig
 
 from robovlms.backbones.base import Layout
-from robovlms.backbones.prefix_gemma import VISION, PrefixGemma, additive, prefix_mask
+from robovlms.backbones.masks import additive, prefix_mask
+from robovlms.backbones.prefix_gemma import VISION, PrefixGemma
 from robovlms.registry import BACKBONES
 
 

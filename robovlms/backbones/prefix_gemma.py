@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GemmaTokenizer, PaliGemmaConfig, PaliGemmaModel, SiglipImageProcessorPil
 
 from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.masks import additive, prefix_mask
 
 VISION = {
     "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
@@ -79,28 +79,6 @@ class PrefixGemma(HuggingFaceBackbone):
             use_cache=False,
         ).last_hidden_state
         return hidden
-
-
-def prefix_mask(layout: Layout, window: int | None = None) -> Bool[Tensor, "n s s"]:
-    """Say which token (row) sees which (column): all before it, with `window` only so many tokens back, and images and
-    text of one frame each other.
-
-    Padding is seen by nobody but itself, so that no row is empty.
-    """
-    mask, frame, is_query, _ = layout
-    order = torch.arange(mask.shape[1], device=mask.device)
-    same_frame = frame[:, :, None] == frame[:, None, :]
-    prefix = ~is_query[:, :, None] & ~is_query[:, None, :]
-    causal = order[:, None] >= order
-    if window is not None:
-        causal = causal & (order[:, None] - order < window)
-    return (causal | (same_frame & prefix)) & mask[:, None, :] | (order[:, None] == order)
-
-
-def additive(allowed: Bool[Tensor, "n s s"], embeds: Float[Tensor, "n s d"]) -> Float[Tensor, "n 1 s s"]:
-    """Give 0 where a token sees another and the lowest number elsewhere: eager attention adds its mask."""
-    zeros = torch.zeros((), dtype=embeds.dtype, device=embeds.device)
-    return zeros.masked_fill(~allowed[:, None], torch.finfo(embeds.dtype).min)
 
 
 @lru_cache(maxsize=1)

@@ -19,9 +19,10 @@ from transformers import AutoModel, AutoModelForImageTextToText, Qwen2Tokenizer,
 
 from robovlms.backbones.base import Layout
 from robovlms.backbones.florence2 import Florence2, context_mask
+from robovlms.backbones.gemma4 import Gemma4
 from robovlms.backbones.huggingface import missing_message
 from robovlms.backbones.kosmos import TAGS, Kosmos
-from robovlms.backbones.prefix_gemma import prefix_mask
+from robovlms.backbones.masks import prefix_mask
 from robovlms.backbones.qwen import rotary_positions
 from robovlms.choices import ModelSize, Resize
 from robovlms.config import BackboneConfig
@@ -31,7 +32,7 @@ from robovlms.types import Batch
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
 OURS = ["flamingo", "moondream", "qwen_vl", "uform"]  # families that transformers lacks, made of its blocks
-ANY_SIZE = ["florence2", "qwen2_5_vl", "qwen3_5", "qwen3_vl"]  # reads images of any size
+ANY_SIZE = ["florence2", "gemma4", "qwen2_5_vl", "qwen3_5", "qwen3_vl"]  # reads images of any size
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -73,6 +74,9 @@ def native(name, backbone, full, images, texts, query):
     if name == "kosmos":
         options["image_embeds_position_mask"] = (torch.arange(width) >= head) & (torch.arange(width) < head + size)
         options["image_embeds_position_mask"] = options["image_embeds_position_mask"].expand(len(ids), -1)
+    if name == "gemma4":
+        images, options["image_position_ids"] = backbone.cut(images)
+        options["mm_token_type_ids"] = (ids == slot).long()
     if name == "gemma3":
         options["token_type_ids"] = (ids == slot).long()
     if name.startswith("paligemma"):
@@ -104,6 +108,8 @@ def test_features_equal_the_full_models_own_forward(published):
     backbone = load(name, folder)
     texts = backbone.tokenize(["push it", "lift the block"])
     width, query = max(map(len, texts)), texts[0][-2]
+    if name == "gemma4":
+        query = 0  # what is no text has the padding's per-layer embedding
     ids = torch.tensor([row + [0] * (width - len(row)) for row in texts])
     mask = torch.arange(width) < torch.tensor([[len(row)] for row in texts])
     size = backbone.image_spec.size
@@ -127,6 +133,23 @@ def test_eager_attention_gives_the_same_features(name):
     torch.testing.assert_close(backbone(*batch), expected, rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_larger_gemmas_let_an_image_see_itself_in_sliding_layers_and_have_no_embedding_per_layer():
+    small = Gemma4.tiny()
+    text = {"use_bidirectional_attention": "vision", "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+    config = small.model.config.to_dict()
+    config["text_config"] |= text | {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 70}
+    full = AutoModelForImageTextToText.from_config(type(small.model.config)(**config)).eval()
+    large = Gemma4(full.model, small.tokenizer, small.image_processor)
+    texts = large.tokenize(["push it", "lift it"])
+    images, query = torch.rand(2, 3, 64, 64), texts[0][-2]
+    ids = torch.tensor(texts)
+    ones = torch.ones_like(ids, dtype=torch.bool)
+    queries = large.embed_text(torch.full((2, 1), query))[:, None]
+    features = large(images[:, None, None], ids, ones, queries)[:, 0, 0]
+    torch.testing.assert_close(features, native("gemma4", large, full, images, texts, query), rtol=1e-4, atol=1e-5)
+
+
 def test_the_prefix_of_a_frame_is_bidirectional_and_its_queries_are_causal():
     mask = torch.tensor([[True] * 6 + [False]])
     frame = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
@@ -139,7 +162,7 @@ def test_the_prefix_of_a_frame_is_bidirectional_and_its_queries_are_causal():
         [1, 1, 1, 1, 1, 0, 0],
         [1, 1, 1, 1, 1, 1, 0],  # its query
     ]
-    allowed = prefix_mask(Layout(mask, frame, is_query, torch.zeros_like(frame)))[0].int()
+    allowed = prefix_mask(Layout(mask, frame, is_query, torch.zeros_like(frame), frame))[0].int()
     assert allowed[:6].tolist() == expected
     assert allowed[:, 6].tolist() == [0, 0, 0, 0, 0, 0, 1]
 
@@ -156,7 +179,7 @@ def test_florences_context_sees_earlier_frames_but_no_query():
         [1, 1, 1, 1, 1, 0, 0],  # its queries
         [1, 1, 1, 1, 1, 1, 0],
     ]
-    allowed = context_mask(Layout(mask, frame, is_query, torch.zeros_like(frame)))[0].int()
+    allowed = context_mask(Layout(mask, frame, is_query, torch.zeros_like(frame), frame))[0].int()
     assert allowed[:6].tolist() == expected
     assert allowed[:, 6].tolist() == [0, 0, 0, 0, 0, 0, 1]
 
@@ -170,7 +193,13 @@ def test_florences_context_is_what_its_own_encoder_makes_of_image_and_text_witho
     tokens = torch.cat([backbone.embed_images(images), backbone.embed_text(text)], dim=1)
     length = tokens.shape[1]
     is_query = torch.arange(length + 2)[None] >= length
-    layout = Layout(torch.ones_like(is_query), torch.zeros_like(is_query, dtype=torch.long), is_query, -is_query.long())
+    layout = Layout(
+        torch.ones_like(is_query),
+        torch.zeros_like(is_query, dtype=torch.long),
+        is_query,
+        -is_query.long(),
+        is_query.long(),
+    )
     context = backbone.decode(torch.cat([tokens, queries], dim=1), layout)[:, :length]
     ids = torch.cat([torch.full((1, 5), backbone.model.config.image_token_id), text], dim=1)
     own = backbone.model(input_ids=ids, pixel_values=images, decoder_input_ids=text)
@@ -218,7 +247,7 @@ def test_a_size_that_florences_vision_tower_cannot_read_is_refused(size):
 
 def test_image_tokens_stand_in_rows_and_columns_and_text_goes_on_behind_the_largest():
     patch = torch.tensor([[-1, 0, 1, 2, 3, -1, -1, 0, 1, 2, 3, -1]])
-    layout = Layout(torch.ones_like(patch, dtype=torch.bool), torch.zeros_like(patch), patch < -1, patch)
+    layout = Layout(torch.ones_like(patch, dtype=torch.bool), torch.zeros_like(patch), patch < -1, patch, patch)
     time, row, column = rotary_positions(layout, side=2)[:, 0].tolist()
     assert time == [0, 1, 1, 1, 1, 3, 4, 5, 5, 5, 5, 7]
     assert row == [0, 1, 1, 2, 2, 3, 4, 5, 5, 6, 6, 7]
@@ -236,6 +265,7 @@ def test_image_tokens_stand_in_rows_and_columns_and_text_goes_on_behind_the_larg
         ("internvl", 0.938),
         ("idefics3", 8.462),
         ("gemma3", 4.300),
+        ("gemma4", 5.104),
         ("qwen2_5_vl", 3.755),
         ("qwen3_vl", 2.128),
         ("smolvlm", 0.507),
@@ -254,6 +284,7 @@ def test_the_tokens_stand_where_the_family_wants_them():
         backbone = BACKBONES.get(name).tiny()
         return backbone.tokenizer.convert_ids_to_tokens(backbone.tokenize([prompt])[0])
 
+    assert tokens("gemma4", "go") == ["<bos>", "g", "o"]
     assert tokens("gemma3", "go") == ["<bos>", "g", "o"]
     assert tokens("kosmos", "<grounding>An") == ["<s>", "<grounding>", "▁", "A", "n"]
     assert tokens("paligemma", "go ") == ["<bos>", "g", "o", "\n"]
@@ -273,6 +304,11 @@ def own_pixels(backbone, frame):
     options = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
     whole = {option: False for option in options if hasattr(processor, option)}
     pixels = processor(images=[Image.fromarray(frame)], return_tensors="pt", **whole)["pixel_values"]
+    if pixels.ndim == 3:  # patches, row by row, then padding
+        side = backbone.image_spec.size // processor.patch_size
+        return rearrange(
+            pixels[0, : side * side], "(h x) (p q c) -> c (h p) (x q)", x=side, q=processor.patch_size, c=3
+        )
     if pixels.ndim == 2:  # patches of two equal frames, in blocks of 2 x 2
         size = backbone.image_spec.size
         patch = backbone.model.config.vision_config.patch_size
@@ -404,6 +440,13 @@ def test_an_image_processor_of_another_size_is_refused(published, tmp_path):
         path.write_text(path.read_text().replace("56", "84"))
     with pytest.raises(ValueError, match="84 x 84 px, but the vision tower wants 56 x 56"):
         load(name, tmp_path / "copy")
+
+
+def test_an_image_processor_that_cuts_other_patches_is_refused():
+    backbone = Gemma4.tiny()
+    backbone.image_processor.patch_size = 8
+    with pytest.raises(ValueError, match=r"cuts patches of 8 px, but the vision tower wants 4 px"):
+        Gemma4(backbone.model, backbone.tokenizer, backbone.image_processor)
 
 
 def test_attention_that_cannot_run_names_an_alternative():

@@ -167,7 +167,7 @@ def test_start_token_and_images_of_a_frame_see_each_other():
     patch = torch.tensor([[-1, 0, 1, -1, -1, -1, 0, -1]])  # <start> image text query <start> image query
     frame = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1]])
     mask = torch.ones_like(patch, dtype=torch.bool)
-    allowed = image_prefix_mask(Layout(mask, frame, torch.zeros_like(mask), patch))[0].int().tolist()
+    allowed = image_prefix_mask(Layout(mask, frame, torch.zeros_like(mask), patch, patch))[0].int().tolist()
     assert allowed == [
         [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0],
         [1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1],
