@@ -119,7 +119,7 @@ class Gemma4(HuggingFaceBackbone):
         options: dict[str, Any] = {"attention_mask": layout.mask.long()}
         if text.config.hidden_size_per_layer_input:
             ids = torch.where(layout.token < 0, text.config.pad_token_id, layout.token)
-            options["per_layer_inputs"] = text.get_per_layer_inputs(ids)
+            options["per_layer_inputs"] = text.get_per_layer_inputs(ids, None)
         if text.config.use_bidirectional_attention == "vision":
             alone = layout._replace(patch=torch.full_like(layout.patch, -1))
             masks = {
