@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robovlms.backbones.flamingo_layers import Perceiver
+from robovlms.backbones.layout import Context, Layout
 from robovlms.choices import WeightType
 from robovlms.config import BackboneConfig
 from robovlms.types import ImageSpec
@@ -47,6 +48,30 @@ class Backbone(nn.Module, ABC):
         """Turn prompts into token ids, special tokens included, nothing padded. Runs on the host."""
 
     @abstractmethod
+    def encode(self, images: Float[Tensor, "n t v c h x"]) -> Float[Tensor, "n t v m e"]:
+        """Give the tokens of every image: all that `read` needs of it."""
+
+    @abstractmethod
+    def read(
+        self,
+        image: Float[Tensor, "n t v m e"],
+        text_ids: Int64[Tensor, "n l"],
+        text_mask: Bool[Tensor, "n l"],
+        queries: Float[Tensor, "n t q d"],
+        context: Context | None = None,
+    ) -> Float[Tensor, "n t q d"]:
+        """Give the hidden states at the queries of every frame.
+
+        Text is right-padded. Later frames and padding never change a feature.
+
+        Args:
+            image: tokens of every image, by `encode`.
+            text_ids: the instruction's tokens, which stand in every frame.
+            text_mask: False where they are padding.
+            queries: what is asked at the end of every frame.
+            context: of earlier frames; these are read behind it, and put into it.
+        """
+
     def forward(
         self,
         images: Float[Tensor, "n t v c h x"],
@@ -54,10 +79,12 @@ class Backbone(nn.Module, ABC):
         text_mask: Bool[Tensor, "n l"],
         queries: Float[Tensor, "n t q d"],
     ) -> Float[Tensor, "n t q d"]:
-        """Give the hidden states at the queries of every frame.
+        """Encode and read."""
+        return self.read(self.encode(images), text_ids, text_mask, queries)
 
-        Text is right-padded. Later frames and padding never change a feature.
-        """
+    def start_context(self) -> Context | None:
+        """Give an empty context; None: this decoder reads everything again."""
+        return None
 
     @abstractmethod
     def save_pretrained(self, folder: Path, weights: bool = True) -> None:
@@ -119,16 +146,6 @@ class Backbone(nn.Module, ABC):
         layers[: len(layers) - count].requires_grad_(False)
 
 
-class Layout(NamedTuple):
-    """What the packed tokens of a batch are."""
-
-    mask: Bool[Tensor, "n s"]  # True = a real token; the rest is padding and comes last
-    frame: Int64[Tensor, "n s"]  # number of the frame the token belongs to
-    is_query: Bool[Tensor, "n s"]
-    patch: Int64[Tensor, "n s"]  # number of an image token within its image, row by row; -1 = not of an image
-    token: Int64[Tensor, "n s"]  # vocabulary id of text and of an image's marks; -1 = anything else
-
-
 class PrefixBackbone(Backbone):
     """A decoder-only VLM that reads, frame after frame, [text head | views | text tail | queries].
 
@@ -141,10 +158,25 @@ class PrefixBackbone(Backbone):
     num_marks: tuple[int, int] = (0, 0)  # text tokens that `embed_images` puts before and behind each image
     max_length: int | None = None  # tokens that the decoder has positions for; None: any number
     can_resample: bool = False  # whether the decoder takes any number of tokens for an image
+    can_parallel: bool = False  # whether its mask is ours to open
 
     def __init__(self) -> None:
         super().__init__()
         self.resampler: Perceiver | None = None
+        self.parallel_queries = False  # whether queries of one frame see each other
+
+    def let_queries_see_each_other(self) -> None:
+        """Open the mask between the queries of a frame, for heads that ask for a whole chunk at once.
+
+        Raises:
+            ValueError: the decoder makes its own mask.
+        """
+        if not self.can_parallel:
+            raise ValueError(
+                "head.parallel=true needs queries that see each other, but this backbone's decoder makes its own mask: "
+                "set head.parallel=false, or choose another backbone (nano, paligemma, llava, qwen2_5_vl, ...)."
+            )
+        self.parallel_queries = True
 
     def add_resampler(self, num_tokens: int) -> None:
         """Turn the tokens of every image into `num_tokens`, by a random perceiver that starts at the text's scale.
@@ -166,28 +198,23 @@ class PrefixBackbone(Backbone):
         """Give the image tokens as the decoder wants to read them; what they have beyond d entries travels along."""
 
     @abstractmethod
-    def decode(self, embeds: Float[Tensor, "n s e"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s e"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the decoder trunk, without vocabulary logits.
 
         Args:
-            embeds: packed tokens, padding last; e > d only if image tokens are wider, and then zero in the others.
-            layout: what each of them is.
+            embeds: packed tokens; e > d only if image tokens are wider, and then zero in the others.
+            layout: what they are; with a `cache`, what all tokens are, and these are the last of them.
+            cache: a context's, of the tokens before these.
         """
 
-    def forward(
-        self,
-        images: Float[Tensor, "n t v c h x"],
-        text_ids: Int64[Tensor, "n l"],
-        text_mask: Bool[Tensor, "n l"],
-        queries: Float[Tensor, "n t q d"],
-    ) -> Float[Tensor, "n t q d"]:
-        """Embed images, then `read`."""
+    def encode(self, images: Float[Tensor, "n t v c h x"]) -> Float[Tensor, "n t v m e"]:
+        """Embed every image."""
         n, t, v = images.shape[:3]
         weights = next(self.parameters()).dtype
         image = self.embed_images(rearrange(images, "n t v c h x -> (n t v) c h x").to(weights))
         if self.resampler is not None:
             image = self.resampler(image)
-        return self.read(rearrange(image, "(n t v) m e -> n t v m e", n=n, t=t, v=v), text_ids, text_mask, queries)
+        return rearrange(image, "(n t v) m e -> n t v m e", n=n, t=t, v=v)
 
     def read(
         self,
@@ -195,6 +222,7 @@ class PrefixBackbone(Backbone):
         text_ids: Int64[Tensor, "n l"],
         text_mask: Bool[Tensor, "n l"],
         queries: Float[Tensor, "n t q d"],
+        context: Context | None = None,
     ) -> Float[Tensor, "n t q d"]:
         """Embed text, pack it with image tokens and queries, decode, and give the hidden states at the queries.
 
@@ -207,15 +235,17 @@ class PrefixBackbone(Backbone):
         beyond = image.shape[-1] - text.shape[-1]
         text, question = (F.pad(each, (0, beyond)) for each in (text, queries.to(image.dtype)))
         tokens = torch.cat([text[:, :, :head], image, text[:, :, head:], question], dim=2)
-        if self.max_length is not None and t * tokens.shape[2] > self.max_length:
+        length = t * tokens.shape[2] + (0 if context is None else context.length)
+        if self.max_length is not None and length > self.max_length:
             raise ValueError(
-                f"A sequence of {t * tokens.shape[2]} tokens ({t} frames of {v} views x {image.shape[2] // v} tokens, "
+                f"A sequence of {length} tokens ({t} frames of {v} views x {image.shape[2] // v} tokens, "
                 f"{text.shape[2]} of text, {q} queries) exceeds the backbone's {self.max_length} positions: use fewer "
                 "views (view=side), a smaller backbone.max_text_tokens, structure=policy_head, or a checkpoint whose "
                 "preprocessor_config.json makes smaller images."
             )
 
         numbers = self._number_patches(image.shape[2] // v, image.device).repeat(v).expand(n, -1)
+        ids = self.image_ids(image.shape[2] // v, image.device).repeat(v).expand(n, -1)
 
         def per_frame(text: Tensor, image: Tensor, query: int) -> Tensor:
             block = [text[:, :head], image, text[:, head:], text.new_full((n, q), query)]
@@ -224,12 +254,16 @@ class PrefixBackbone(Backbone):
         mask = per_frame(text_mask, torch.ones_like(numbers, dtype=torch.bool), True)
         is_query = per_frame(torch.zeros_like(text_mask), torch.zeros_like(numbers, dtype=torch.bool), True)
         patch = per_frame(torch.full_like(text_ids, -1), numbers, -1)
-        token = per_frame(text_ids, self.image_ids(image.shape[2] // v, image.device).repeat(v).expand(n, -1), -1)
+        token = per_frame(text_ids, ids, -1)
         frame = torch.arange(t, device=mask.device).repeat_interleave(tokens.shape[2]).expand(n, -1)
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # real tokens first, each in its order
         packed = rearrange(tokens, "n t s d -> n (t s) d").gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
         layout = Layout(*(x.gather(1, order) for x in (mask, frame, is_query, patch, token)))
-        hidden = self.decode(packed, layout)
+        if context is None:
+            hidden = self.decode(packed, layout)
+        else:
+            is_more = text_ids.shape[1] + image.shape[2] == 0
+            hidden = self.decode(packed, context.add(layout, 0 if is_more else t), context.cache)
         places = (~layout.is_query).to(torch.uint8).argsort(dim=1, stable=True)[:, : t * q, None]
         asked = hidden.gather(1, places.expand(-1, -1, hidden.shape[-1]))
         return rearrange(asked, "n (t q) d -> n t q d", t=t)

@@ -30,10 +30,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
 from robovlms.backbones.flamingo_layers import FlamingoLayer, GatedCrossAttention, NormedProjection, Perceiver
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.layout import Context, Layout
 from robovlms.registry import BACKBONES
 
 IMAGE, END = "<image>", "<|endofchunk|>"
@@ -113,6 +113,7 @@ class Flamingo(HuggingFaceBackbone):
 
     model_type = "openflamingo"
     attentions = ("eager",)
+    can_cache = can_parallel = False  # MPT's bias goes by place, and its mask is its own
     prompt = "{instruction}"
     text_end = END
 
@@ -207,21 +208,20 @@ class Flamingo(HuggingFaceBackbone):
         latents: Tensor = self.model.perceiver(patches)
         return latents
 
-    def forward(
+    def read(
         self,
-        images: Float[Tensor, "n t v c h x"],
+        image: Float[Tensor, "n t v m e"],
         text_ids: Int64[Tensor, "n l"],
         text_mask: Bool[Tensor, "n l"],
         queries: Float[Tensor, "n t q d"],
+        context: Context | None = None,
     ) -> Float[Tensor, "n t q d"]:
-        """Embed images aside, pack text and queries, decode, and read at the queries."""
-        n, t, v = images.shape[:3]
-        pixels = rearrange(images, "n t v c h x -> (n t v) c h x").to(self.embedding.weight.dtype)
-        self._media = rearrange(self.embed_images(pixels), "(n t v) m e -> n t (v m) e", n=n, t=t)
-        none = self._media.new_zeros(n, t, v, 0, self.hidden_dim)
-        return self.read(none, text_ids, text_mask, queries)
+        """Keep the images aside, pack text and queries, decode, and read at the queries."""
+        self._media = rearrange(image, "n t v m e -> n t (v m) e")
+        none = image.new_zeros(*image.shape[:3], 0, self.hidden_dim)
+        return super().read(none, text_ids, text_mask, queries, context)
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder; what stands before `<image>` looks at no image."""
         media = self._media
         t, m = media.shape[1:3]
@@ -233,10 +233,7 @@ class Flamingo(HuggingFaceBackbone):
         allowed = repeat(own_frame & sees[:, :, None], "n s t -> n s (t m)", m=m)
         for layer in self.model.layers:
             layer.condition = (rearrange(media, "n t m e -> n (t m) e"), allowed)
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds, attention_mask=layout.mask.long(), use_cache=False
-        ).last_hidden_state
-        return hidden
+        return self.run(embeds, layout, cache)
 
 
 def read_text_config(values: dict[str, Any]) -> Any:

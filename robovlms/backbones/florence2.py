@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import BartTokenizer, CLIPImageProcessorPil, Florence2Config, Florence2Model
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_BYTES, HuggingFaceBackbone
+from robovlms.backbones.layout import Layout
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
 
@@ -30,6 +30,7 @@ class Florence2(HuggingFaceBackbone):
     """
 
     model_type = "florence2"
+    can_cache = False  # an encoder
     prompt = "{instruction}"
     text_end = "</s>"
 
@@ -102,12 +103,10 @@ class Florence2(HuggingFaceBackbone):
         tokens: Tensor = self.model.get_image_features(images).pooler_output
         return tokens.to(self.embedding.weight.dtype)
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the encoder, with a mask that hides the queries from what they ask about."""
-        zeros = torch.zeros((), dtype=embeds.dtype, device=embeds.device)
-        additive = zeros.masked_fill(~context_mask(layout)[:, None], torch.finfo(embeds.dtype).min)
-        encoder = self.model.language_model.encoder
-        hidden: Tensor = encoder(inputs_embeds=embeds, attention_mask=additive).last_hidden_state
+        mask = self.additive(context_mask(layout), layout, embeds)
+        hidden: Tensor = self.model.language_model.encoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
         return hidden
 
 

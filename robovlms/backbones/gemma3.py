@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Gemma3Config, Gemma3ImageProcessorPil, Gemma3Model, GemmaTokenizer
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
-from robovlms.backbones.masks import additive, image_mask
+from robovlms.backbones.layout import Layout
+from robovlms.backbones.masks import image_mask
 from robovlms.registry import BACKBONES
 
 BREAK, BEFORE, BEHIND, IMAGE = "\n\n", "<start_of_image>", "<end_of_image>", "<image_soft_token>"
@@ -75,16 +76,12 @@ class Gemma3(HuggingFaceBackbone):
         tokens: Tensor = self.model.get_image_features(images).pooler_output
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the decoder with one additive mask for its full and one for its sliding layers."""
         window = self.model.config.text_config.sliding_window
         masks = {"full_attention": image_mask(layout, None), "sliding_attention": image_mask(layout, window)}
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask={kind: additive(allowed, embeds) for kind, allowed in masks.items()},
-            use_cache=False,
-        ).last_hidden_state
-        return hidden
+        mask = {kind: self.additive(allowed, layout, embeds) for kind, allowed in masks.items()}
+        return self.run(embeds, layout, cache, attention_mask=mask)
 
 
 @lru_cache(maxsize=1)

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import Gemma4Config, Gemma4ImageProcessorPil, Gemma4Model, GemmaTokenizer
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_TEXT, HuggingFaceBackbone
-from robovlms.backbones.masks import additive, image_mask
+from robovlms.backbones.layout import Layout
+from robovlms.backbones.masks import image_mask
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
 
@@ -32,6 +32,7 @@ class Gemma4(HuggingFaceBackbone):
     model_type = "gemma4"
     prompt = "{instruction}"
     num_head_tokens = 1
+    can_cache = can_parallel = False  # layers share keys and values, sliding ones have a mask of their own
 
     @classmethod
     def published_config(cls) -> Gemma4Config:
@@ -113,10 +114,10 @@ class Gemma4(HuggingFaceBackbone):
         tokens: Tensor = rearrange(self.model.embed_vision(inputs_embeds=pooled), "(n m) d -> n m d", n=len(images))
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the decoder with what it looks up for every layer, and with the larger ones' mask."""
         text = self.model.language_model
-        options: dict[str, Any] = {"attention_mask": layout.mask.long()}
+        options: dict[str, Any] = {}
         if text.config.hidden_size_per_layer_input:
             ids = torch.where(layout.token < 0, text.config.pad_token_id, layout.token)
             options["per_layer_inputs"] = text.get_per_layer_inputs(ids, None)
@@ -126,9 +127,8 @@ class Gemma4(HuggingFaceBackbone):
                 "full_attention": image_mask(alone, None),
                 "sliding_attention": image_mask(layout, text.config.sliding_window),
             }
-            options["attention_mask"] = {kind: additive(allowed, embeds) for kind, allowed in masks.items()}
-        hidden: Tensor = text(inputs_embeds=embeds, use_cache=False, **options).last_hidden_state
-        return hidden
+            options["attention_mask"] = {kind: self.additive(each, layout, embeds) for kind, each in masks.items()}
+        return self.run(embeds, layout, cache, **options)
 
 
 @lru_cache(maxsize=1)

@@ -6,38 +6,31 @@ without the vocabulary head, in float32 as the trainer expects, from safetensors
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
 import string
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import repeat
-from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from PIL.Image import Resampling
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoTokenizer,
+    DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Tokenizer,
 )
 
 from robovlms.backbones.base import PrefixBackbone
-from robovlms.choices import ModelSize, WeightType
+from robovlms.backbones.layout import Context, Layout
+from robovlms.backbones.loading import check_attention, load
+from robovlms.backbones.masks import causal_mask, mutual_mask
+from robovlms.choices import ModelSize
 from robovlms.config import BackboneConfig
-from robovlms.registry import nearest
 from robovlms.types import ImageSpec
 
 logger = logging.getLogger(__name__)
@@ -70,6 +63,8 @@ class HuggingFaceBackbone(PrefixBackbone):
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
     has_start: bool = True  # whether the family has a start token
     text_end: ClassVar[str] = ""  # what the family's own format puts after the prompt
+    can_cache: ClassVar[bool] = True  # whether what was read can be kept
+    can_parallel = True
     image_marks: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())  # tokens before and behind every image
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
@@ -105,7 +100,7 @@ class HuggingFaceBackbone(PrefixBackbone):
     def image_ids(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:
         """Give the ids of the marks."""
         ids = super().image_ids(num_tokens, device)
-        if len(self.mark_ids):
+        if num_tokens and len(self.mark_ids):
             before, behind = self.num_marks
             ids[:before], ids[num_tokens - behind :] = self.mark_ids[:before], self.mark_ids[before:]
         return ids
@@ -171,12 +166,12 @@ class HuggingFaceBackbone(PrefixBackbone):
             FileNotFoundError: the checkpoint, or a file of it, cannot be had; says what was looked for and what to do.
             ValueError: the checkpoint is of another family or incomplete, or an option does not fit the model.
         """
-        _check_attention(cls, config)
+        check_attention(config, cls.attentions)
         if config.size is ModelSize.tiny:
             backbone = cls.tiny()
             backbone.model.set_attn_implementation(config.attn_implementation)
         else:
-            backbone = cls(*_load(cls, config))
+            backbone = cls(*load(config, cls.model_type, cls.check_config))
         backbone.prompt = config.prompt
         if config.gradient_checkpointing:
             backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -188,6 +183,51 @@ class HuggingFaceBackbone(PrefixBackbone):
         frozen = sum(p.numel() for p in parameters) - trainable
         logger.info("%s: %.1f M parameters are trained, %.1f M frozen", config.name, trainable / 1e6, frozen / 1e6)
         return backbone
+
+    @property
+    def decoder(self) -> Any:
+        """The decoder's trunk."""
+        return self.model.language_model
+
+    def start_context(self) -> Context | None:
+        """Give an empty context, if the family's decoder keeps keys and values alone."""
+        return Context(DynamicCache()) if self.can_cache else None
+
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
+        """Run the causal decoder."""
+        return self.run(embeds, layout, cache)
+
+    def run(
+        self,
+        embeds: Float[Tensor, "n s d"],
+        layout: Layout,
+        cache: Any,
+        positions: Int64[Tensor, "*three n l"] | None = None,
+        **options: Any,
+    ) -> Float[Tensor, "n s d"]:
+        """Run the decoder on the last tokens of a layout; positions are of all of them, by default counted."""
+        if positions is None and cache is not None:
+            positions = (layout.mask.long().cumsum(1) - 1).clamp(min=0)
+        if positions is not None:
+            options["position_ids"] = positions[..., -embeds.shape[1] :].contiguous()
+        if "attention_mask" not in options:
+            whole = layout.mask.long()
+            options["attention_mask"] = (
+                self.additive(causal_mask(layout), layout, embeds) if self.parallel_queries else whole
+            )
+        hidden: Tensor = self.decoder(
+            inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **options
+        ).last_hidden_state
+        return hidden
+
+    def additive(
+        self, allowed: Bool[Tensor, "n l l"], layout: Layout, embeds: Float[Tensor, "n s d"]
+    ) -> Float[Tensor, "n 1 s l"]:
+        """Give 0 where one of the last tokens sees another and the lowest number elsewhere, as attention adds it."""
+        if self.parallel_queries:
+            allowed = allowed | mutual_mask(layout)
+        zeros = torch.zeros((), dtype=embeds.dtype, device=embeds.device)
+        return zeros.masked_fill(~allowed[:, None, -embeds.shape[1] :], torch.finfo(embeds.dtype).min)
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -222,117 +262,3 @@ def tiny_qwen_tokenizer(marks: tuple[str, ...]) -> Qwen2Tokenizer:
     """Give Qwen's tokenizer class with one token per byte, then `marks`."""
     vocab = {token: i for i, token in enumerate(["<|endoftext|>", *TINY_BYTES, *marks])}
     return Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=list(marks))
-
-
-def _load(cls: type[HuggingFaceBackbone], config: BackboneConfig) -> tuple[PreTrainedModel, Any, Any]:
-    source = _source(config)
-    with _explained(config, "config.json"):
-        values, _ = PreTrainedConfig.get_config_dict(source)
-    if values.get("model_type") != cls.model_type:
-        raise ValueError(
-            f"backbone={config.name} reads '{cls.model_type}' checkpoints, but backbone.checkpoint={source} holds a "
-            f"'{values.get('model_type', 'nameless')}' model: change one of the two options."
-        )
-    cls.check_config(values)
-    with _explained(config, "the model's config"):
-        model_config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    with _explained(config, "the tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # some classes come up empty without their files
-            raise OSError("its files hold no vocabulary")
-    with _explained(config, "the image processor"):
-        image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
-    dtype = torch.bfloat16 if config.weights is WeightType.bf16 else torch.float32
-    options: dict[str, Any] = {"attn_implementation": config.attn_implementation, "dtype": dtype}
-    if config.random_init:
-        with _explained(config, "the model"):
-            return AutoModel.from_config(model_config, **options), tokenizer, image_processor
-    with _explained(config, "the weights (model.safetensors)"):
-        model, info = AutoModel.from_pretrained(
-            source, config=model_config, use_safetensors=True, output_loading_info=True, **options
-        )
-    _check_complete(config, info)
-    return model, tokenizer, image_processor
-
-
-def _source(config: BackboneConfig) -> str:
-    """Give the folder or hub id; what can only be a path must exist."""
-    if config.checkpoint is None:
-        raise ValueError(
-            f"backbone={config.name} needs weights: set backbone.checkpoint to a hub id or a local folder, "
-            "or backbone.size=tiny for a small random model."
-        )
-    path = Path(config.checkpoint).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{path / 'config.json'} does not exist: backbone.checkpoint must be a folder in Hugging Face format."
-            )
-        return str(path)
-    if path.is_absolute() or config.checkpoint.startswith((".", "~")) or config.checkpoint.count("/") > 1:
-        raise FileNotFoundError(
-            f"backbone.checkpoint={config.checkpoint}: there is no folder {path.absolute()}. Give a folder with "
-            "config.json, tokenizer and model.safetensors, or a hub id such as owner/model."
-        )
-    return config.checkpoint
-
-
-@contextmanager
-def _explained(config: BackboneConfig, what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FileNotFoundError(missing_message(str(config.checkpoint), what, error)) from error
-    except ValueError as error:
-        if "instantiate the backend tokenizer" in str(error):  # how transformers says that there is none
-            raise FileNotFoundError(missing_message(str(config.checkpoint), what, error)) from error
-        if "scaled_dot_product_attention" not in str(error):
-            raise
-        raise ValueError(
-            f"backbone.attn_implementation={config.attn_implementation} does not fit the decoder of "
-            f"backbone.checkpoint={config.checkpoint} (e.g. Gemma 2): use backbone.attn_implementation=eager."
-        ) from error
-
-
-def missing_message(checkpoint: str, what: str, error: Exception) -> str:
-    """Say what of a checkpoint could not be had, and what to do about it."""
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    start = f"backbone.checkpoint={checkpoint}: cannot get {what}"
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return (
-            f"{start}, the model is gated. Accept its licence on the model page '{checkpoint}' of the Hugging Face hub "
-            "and log in with `hf auth login`, or set backbone.checkpoint to a folder that holds the model."
-        )
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if os.path.isdir(os.path.expanduser(checkpoint)):
-        return f"{start} from this folder ({reason}). Copy the model's files there, or change backbone.checkpoint."
-    offline = "HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, or " if constants.HF_HUB_OFFLINE else ""
-    return (
-        f"{start}: there is no folder of that name, and the Hugging Face hub gave none ({reason}). {offline}"
-        f"run `hf download {checkpoint}` once on a machine with network, or set backbone.checkpoint to a local folder."
-    )
-
-
-def _check_complete(config: BackboneConfig, info: dict[str, Any]) -> None:
-    lacking = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ())]
-    if lacking:
-        raise ValueError(
-            f"backbone.checkpoint={config.checkpoint} lacks {len(lacking)} weights of its config, e.g. {lacking[0]}: "
-            "it is damaged or mixes two models. Use another one, or backbone.random_init=true for random weights."
-        )
-    dropped = sorted(info.get("unexpected_keys", ()))
-    logger.info("%s: %d tensors of the checkpoint are not used %s", config.name, len(dropped), dropped[:8])
-
-
-def _check_attention(cls: type[HuggingFaceBackbone], config: BackboneConfig) -> None:
-    choice, option = config.attn_implementation, f"backbone.attn_implementation={config.attn_implementation}"
-    if choice not in cls.attentions:
-        raise ValueError(
-            f"{option} does not fit backbone={config.name}.{nearest(choice, cls.attentions)} "
-            f"Options: {', '.join(cls.attentions)}."
-        )
-    if choice.startswith("flash") and not (torch.cuda.is_available() and importlib.util.find_spec("flash_attn")):
-        lack = "the flash_attn package" if torch.cuda.is_available() else "a GPU"
-        raise ValueError(f"{option} needs {lack}, which is not here: use backbone.attn_implementation=sdpa.")

@@ -10,7 +10,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import Idefics3Config, Idefics3ImageProcessorPil, Idefics3Model, PreTrainedTokenizerFast
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
 from robovlms.registry import BACKBONES
 
@@ -72,12 +71,10 @@ class Idefics3(HuggingFaceBackbone):
         patches = self.model.vision_model(pixel_values=images).last_hidden_state
         return self.put_marks(self.model.connector(patches).to(self.embedding.weight.dtype))
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
-        """Run the causal decoder."""
-        hidden: Tensor = self.model.text_model(
-            inputs_embeds=embeds, attention_mask=layout.mask.long(), use_cache=False
-        ).last_hidden_state
-        return hidden
+    @property
+    def decoder(self) -> Any:
+        """The decoder's trunk."""
+        return self.model.text_model
 
 
 @lru_cache(maxsize=1)

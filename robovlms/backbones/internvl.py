@@ -6,7 +6,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GotOcr2ImageProcessorPil, InternVLConfig, InternVLModel
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import (
     TINY_IMAGE_SIZE,
     TINY_TEXT,
@@ -63,10 +62,3 @@ class InternVL(HuggingFaceBackbone):
         """Give the shuffled patches between the family's marks."""
         tokens: Tensor = self.model.get_image_features(images).pooler_output
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
-
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
-        """Run the causal decoder."""
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds, attention_mask=layout.mask.long(), use_cache=False
-        ).last_hidden_state
-        return hidden

@@ -16,8 +16,8 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.layout import Layout
 from robovlms.registry import BACKBONES
 
 TAGS = (
@@ -40,6 +40,7 @@ class Kosmos(HuggingFaceBackbone):
     model_type = "kosmos-2"
     prompt = "<grounding>An image of a robot {instruction}"
     num_head_tokens = 1
+    can_parallel = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
         if "<grounding>" not in tokenizer.get_vocab():
@@ -90,14 +91,16 @@ class Kosmos(HuggingFaceBackbone):
         latents: Tensor = self.model.get_image_features(pixel_values=images).pooler_output
         return latents.to(self.embedding.weight.dtype)
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder, which scales its input by sqrt(d) and counts positions from padding_idx + 1."""
         padding = self.model.config.text_config.pad_token_id
         positions = layout.mask.long().cumsum(1) * layout.mask + padding
-        hidden: Tensor = self.model.text_model.model(
-            inputs_embeds=embeds, attention_mask=layout.mask.long(), position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return hidden
+        return self.run(embeds, layout, cache, positions)
+
+    @property
+    def decoder(self) -> Any:
+        """The decoder's trunk."""
+        return self.model.text_model.model
 
 
 @lru_cache(maxsize=1)

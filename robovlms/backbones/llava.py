@@ -26,7 +26,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
 from robovlms.registry import BACKBONES
@@ -130,13 +129,6 @@ class Llava(HuggingFaceBackbone):
             vision_feature_select_strategy=config.vision_feature_select_strategy,
         )
         return torch.stack(list(output.pooler_output)).to(self.embedding.weight.dtype)
-
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
-        """Run the causal decoder."""
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds, attention_mask=layout.mask.long(), use_cache=False
-        ).last_hidden_state
-        return hidden
 
 
 RULES = [

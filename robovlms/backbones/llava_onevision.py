@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionImageProcessorPil, LlavaOnevisionModel
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import (
     TINY_IMAGE_SIZE,
     TINY_TEXT,
@@ -79,10 +78,3 @@ class LlavaOnevision(HuggingFaceBackbone):
         patches = self.model.multi_modal_projector(states[self.model.config.vision_feature_layer])
         newline = repeat(self.model.image_newline, "d -> n 1 d", n=len(images)).to(patches.dtype)
         return torch.cat([patches, newline], dim=1).to(self.embedding.weight.dtype)
-
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
-        """Run the causal decoder."""
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds, attention_mask=layout.mask.long(), use_cache=False
-        ).last_hidden_state
-        return hidden

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from robovlms.backbones.base import Layout
+from robovlms.backbones.layout import Layout
 
 
 def prefix_mask(layout: Layout, window: int | None = None) -> Bool[Tensor, "n s s"]:
@@ -21,14 +21,26 @@ def prefix_mask(layout: Layout, window: int | None = None) -> Bool[Tensor, "n s 
     prefix = ~is_query[:, :, None] & ~is_query[:, None, :]
     causal = order[:, None] >= order
     if window is not None:
-        causal = causal & (order[:, None] - order < window)
+        causal = causal & (distance(layout) < window)
     return (causal | (same_frame & prefix)) & mask[:, None, :] | (order[:, None] == order)
 
 
-def additive(allowed: Bool[Tensor, "n s s"], embeds: Float[Tensor, "n s d"]) -> Float[Tensor, "n 1 s s"]:
-    """Give 0 where a token sees another and the lowest number elsewhere: eager attention adds its mask."""
-    zeros = torch.zeros((), dtype=embeds.dtype, device=embeds.device)
-    return zeros.masked_fill(~allowed[:, None], torch.finfo(embeds.dtype).min)
+def distance(layout: Layout) -> Int64[Tensor, "n s s"]:
+    """Count the real tokens from one (column) to another (row)."""
+    place = layout.mask.long().cumsum(1)
+    return place[:, :, None] - place[:, None, :]
+
+
+def causal_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
+    """Say that a token sees all before it and itself; padding is seen by nobody else."""
+    order = torch.arange(layout.mask.shape[1], device=layout.mask.device)
+    return (order[:, None] >= order) & (layout.mask[:, None, :] | (order[:, None] == order))
+
+
+def mutual_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
+    """Say that the queries of one frame see each other."""
+    same_frame = layout.frame[:, :, None] == layout.frame[:, None, :]
+    return same_frame & layout.is_query[:, :, None] & layout.is_query[:, None, :] & layout.mask[:, None, :]
 
 
 def image_mask(layout: Layout, window: int | None) -> Bool[Tensor, "n s s"]:
@@ -43,5 +55,5 @@ def image_mask(layout: Layout, window: int | None) -> Bool[Tensor, "n s s"]:
     same_image = (number[:, :, None] == number[:, None, :]) & in_image[:, :, None] & in_image[:, None, :]
     allowed = same_image | (order[:, None] >= order)
     if window is not None:
-        allowed = allowed & (order[:, None] - order < window)
+        allowed = allowed & (distance(layout) < window)
     return allowed & layout.mask[:, None, :] | (order[:, None] == order)

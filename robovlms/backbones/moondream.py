@@ -27,10 +27,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
-from robovlms.backbones.masks import additive
+from robovlms.backbones.layout import Layout
 from robovlms.registry import BACKBONES
 
 START = "<|endoftext|>"
@@ -155,18 +154,12 @@ class Moondream(HuggingFaceBackbone):
         tokens: Tensor = self.model.get_image_features(images)
         return tokens.to(self.embedding.weight.dtype)
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the decoder, causally or with the prefix mask."""
-        mask = layout.mask.long()
+        options = {}
         if self.model.config.prefix_attention:
-            mask = additive(image_prefix_mask(layout), embeds)
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=(layout.mask.long().cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-        ).last_hidden_state
-        return hidden
+            options["attention_mask"] = self.additive(image_prefix_mask(layout), layout, embeds)
+        return self.run(embeds, layout, cache, (layout.mask.long().cumsum(1) - 1).clamp(min=0), **options)
 
 
 def image_prefix_mask(layout: Layout) -> Bool[Tensor, "n s s"]:

@@ -19,7 +19,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robovlms.backbones.base import Layout, PrefixBackbone
+from robovlms.backbones.base import PrefixBackbone
+from robovlms.backbones.layout import Context, Layout
+from robovlms.backbones.masks import causal_mask, mutual_mask
 from robovlms.choices import ModelSize
 from robovlms.config import NanoBackboneConfig
 from robovlms.registry import BACKBONES
@@ -41,8 +43,13 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Float[Tensor, "n s d"], allowed: Bool[Tensor, "1 1 s s"]) -> Float[Tensor, "n s d"]:
+    def forward(
+        self, x: Float[Tensor, "n s d"], allowed: Bool[Tensor, "_n 1 s l"], past: list[Tensor] | None = None
+    ) -> Float[Tensor, "n s d"]:
         q, k, v = rearrange(self.qkv(self.norm1(x)), "n s (three g e) -> three n g s e", three=3, g=self.num_heads)
+        if past is not None:
+            past[:] = [torch.cat([*past[i : i + 1], new], dim=2) for i, new in enumerate((k, v))]
+            k, v = past
         x = x + self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed), "n g s e -> n s (g e)"))
         return x + self.mlp(self.norm2(x))
 
@@ -75,6 +82,7 @@ class Nano(PrefixBackbone):
     """Learns from scratch in minutes on a CPU."""
 
     num_head_tokens = 0
+    can_parallel = True
 
     def __init__(self, config: NanoBackboneConfig) -> None:
         super().__init__()
@@ -126,16 +134,29 @@ class Nano(PrefixBackbone):
         """Look words up."""
         return self.embedding(text_ids)
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
-        """Run the causal transformer with sinusoidal positions; padding comes last, so causality alone hides it."""
-        s = embeds.shape[1]
-        allowed = torch.ones(s, s, dtype=torch.bool, device=embeds.device).tril()[None, None]
-        x = embeds + sinusoids(s, self.hidden_dim, embeds)
-        for block in self.blocks:
+    def start_context(self) -> Context:
+        """Give an empty context: keys and values of every block."""
+        return Context([[] for _ in self.blocks])
+
+    def decode(
+        self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: list[list[Tensor]] | None = None
+    ) -> Float[Tensor, "n s d"]:
+        """Run the causal transformer with sinusoidal positions."""
+        s, length = embeds.shape[1], layout.mask.shape[1]
+        if cache is None and not self.parallel_queries:  # padding comes last: causality alone hides it
+            allowed = torch.ones(s, s, dtype=torch.bool, device=embeds.device).tril()[None, None]
+            x = embeds + sinusoids(s, self.hidden_dim, embeds)
+        else:
+            allowed = causal_mask(layout)[:, None, -s:]
+            if self.parallel_queries:
+                allowed = allowed | mutual_mask(layout)[:, None, -s:]
+            places = (layout.mask.long().cumsum(1) - 1).clamp(min=0)[:, -s:]
+            x = embeds + sinusoids(length, self.hidden_dim, embeds)[places]
+        for i, block in enumerate(self.blocks):
             if self.gradient_checkpointing and self.training:
                 x = torch.utils.checkpoint.checkpoint(block, x, allowed, use_reentrant=False)
             else:
-                x = block(x, allowed)
+                x = block(x, allowed, None if cache is None else cache[i])
         return self.norm(x)
 
     def parts(self) -> dict[str, list[nn.Module]]:

@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PaliGemmaConfig
 
-from robovlms.backbones.base import Layout
-from robovlms.backbones.masks import additive, prefix_mask
+from robovlms.backbones.layout import Layout
+from robovlms.backbones.masks import prefix_mask
 from robovlms.backbones.prefix_gemma import VISION, PrefixGemma
 from robovlms.registry import BACKBONES
 
@@ -37,10 +37,10 @@ class PaliGemma2(PrefixGemma):
         model.set_attn_implementation("eager")
         return cls(model, tokenizer, processor)
 
-    def masks(self, layout: Layout, embeds: Float[Tensor, "n s d"]) -> dict[str, Float[Tensor, "n 1 s s"]]:
+    def masks(self, layout: Layout, embeds: Float[Tensor, "n s d"]) -> dict[str, Float[Tensor, "n 1 s l"]]:
         """Give the mask of the full and of the sliding layers."""
         window = self.model.config.text_config.sliding_window
         return {
-            "full_attention": additive(prefix_mask(layout), embeds),
-            "sliding_attention": additive(prefix_mask(layout, window), embeds),
+            "full_attention": self.additive(prefix_mask(layout), layout, embeds),
+            "sliding_attention": self.additive(prefix_mask(layout, window), layout, embeds),
         }

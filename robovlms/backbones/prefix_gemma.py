@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GemmaTokenizer, PaliGemmaConfig, PaliGemmaModel, SiglipImageProcessorPil
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
-from robovlms.backbones.masks import additive, prefix_mask
+from robovlms.backbones.layout import Layout
+from robovlms.backbones.masks import prefix_mask
 
 VISION = {
     "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
@@ -68,17 +68,12 @@ class PrefixGemma(HuggingFaceBackbone):
 
     def masks(self, layout: Layout, embeds: Float[Tensor, "n s d"]) -> Any:
         """Give what the decoder takes as its mask: a tensor, or one for each kind of its layers."""
-        return additive(prefix_mask(layout), embeds)
+        return self.additive(prefix_mask(layout), layout, embeds)
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the decoder with positions from 1 and the prefix mask."""
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=self.masks(layout, embeds),
-            position_ids=layout.mask.long().cumsum(1),
-            use_cache=False,
-        ).last_hidden_state
-        return hidden
+        positions = layout.mask.long().cumsum(1)
+        return self.run(embeds, layout, cache, positions, attention_mask=self.masks(layout, embeds))
 
 
 @lru_cache(maxsize=1)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.layout import Layout
 from robovlms.types import ImageSpec
 
 IMAGE_SIZE = 224  # px; the family reads any size, and this is what robots mostly record
@@ -90,10 +90,10 @@ class QwenVL(HuggingFaceBackbone):
 def rotary_positions(layout: Layout, side: int) -> Int64[Tensor, "3 n s"]:
     """Give time, row and column of every token, where an image is `side` x `side` tokens.
 
-    An image starts behind what precedes it and moves what follows by `side`; any other token by 1.
+    An image starts behind what precedes it and moves what follows by `side`, padding moves nothing, any other token 1.
     """
     patch, is_patch = layout.patch.clamp(min=0), layout.patch >= 0
-    advance = torch.where(is_patch, side * (layout.patch == side * side - 1), 1)
+    advance = torch.where(is_patch, side * (layout.patch == side * side - 1), layout.mask.long())
     start = advance.cumsum(1) - advance
     return torch.stack([start, start + patch // side, start + patch % side])
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2VLImageProcessorPil
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_IMAGE_SIZE, TINY_TEXT, tiny_qwen_tokenizer
+from robovlms.backbones.layout import Layout
 from robovlms.backbones.qwen import BEFORE, BEHIND, IMAGE, VIDEO, QwenVL
 from robovlms.registry import BACKBONES
 
@@ -80,12 +80,6 @@ class Qwen25VL(QwenVL):
             "max_window_seqlen": patches,
         }  # fmt: skip
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder."""
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=layout.mask.long(),
-            position_ids=self.positions(layout),
-            use_cache=False,
-        ).last_hidden_state
-        return hidden
+        return self.run(embeds, layout, cache, self.positions(layout))

@@ -5,13 +5,15 @@ Source: the linear layers are gated delta networks, arXiv:2412.06464.
 
 from __future__ import annotations
 
+from typing import Any
+
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil, Qwen3_5Config, Qwen3_5Model, Qwen3_5Tokenizer
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_TEXT
+from robovlms.backbones.layout import Layout
 from robovlms.backbones.qwen import BEFORE, BEHIND, IMAGE, VIDEO, QwenVL
 from robovlms.registry import BACKBONES
 
@@ -26,6 +28,7 @@ class Qwen35(QwenVL):
     Linear layers carry a state from token to token instead of looking back; they are causal as the full ones are.
     """
 
+    can_cache = can_parallel = False  # linear attention
     model_type = "qwen3_5"
 
     @classmethod
@@ -76,15 +79,9 @@ class Qwen35(QwenVL):
         tokens = rearrange(self.see(images).pooler_output, "(n m) d -> n m d", n=len(images))
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder."""
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=layout.mask.long(),
-            position_ids=self.positions(layout),
-            use_cache=False,
-        ).last_hidden_state
-        return hidden
+        return self.run(embeds, layout, cache, self.positions(layout))
 
 
 def tiny_tokenizer() -> Qwen3_5Tokenizer:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLModel
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_TEXT, tiny_qwen_tokenizer
+from robovlms.backbones.layout import Layout
 from robovlms.backbones.qwen import BEFORE, BEHIND, IMAGE, VIDEO, QwenVL
 from robovlms.registry import BACKBONES
 
@@ -72,16 +74,11 @@ class Qwen3VL(QwenVL):
         tokens = rearrange(layers, "(n m) e -> n m e", n=len(images))
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
-    def decode(self, embeds: Float[Tensor, "n s e"], layout: Layout) -> Float[Tensor, "n s d"]:
+    def decode(self, embeds: Float[Tensor, "n s e"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder on the first d entries of every token; the rest of image tokens is DeepStack."""
         tokens, *deeper = embeds.split(self.hidden_dim, dim=-1)
-        is_patch = layout.patch >= 0
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=tokens,
-            attention_mask=layout.mask.long(),
-            position_ids=self.positions(layout),
-            use_cache=False,
-            visual_pos_masks=is_patch,
-            deepstack_visual_embeds=[each[is_patch] for each in deeper],
-        ).last_hidden_state
-        return hidden
+        is_patch = layout.patch[:, -embeds.shape[1] :] >= 0
+        deepstack = [each[is_patch] for each in deeper]
+        return self.run(
+            tokens, layout, cache, self.positions(layout), visual_pos_masks=is_patch, deepstack_visual_embeds=deepstack
+        )

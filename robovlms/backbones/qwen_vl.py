@@ -30,7 +30,6 @@ from transformers import (
 )
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
 from robovlms.backbones.huggingface import (
     PRINTABLE_BYTES,
@@ -200,13 +199,6 @@ class QwenVL1(HuggingFaceBackbone):
         """Give the latents between the family's marks."""
         latents = self.model.resampler(self.model.vision_tower(images))
         return self.put_marks(latents.to(self.embedding.weight.dtype))
-
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
-        """Run the causal decoder."""
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds, attention_mask=layout.mask.long(), use_cache=False
-        ).last_hidden_state
-        return hidden
 
 
 def interpolate_square(table: Float[Tensor, "p d"], count: int) -> Float[Tensor, "_q d"]:

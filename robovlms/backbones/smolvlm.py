@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GPT2Tokenizer, SmolVLMConfig, SmolVLMImageProcessorPil, SmolVLMModel
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
 from robovlms.registry import BACKBONES
 
@@ -74,12 +73,10 @@ class SmolVLM(HuggingFaceBackbone):
         patches = self.model.vision_model(pixel_values=images).last_hidden_state
         return self.put_marks(self.model.connector(patches).to(self.embedding.weight.dtype))
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
-        """Run the causal decoder."""
-        hidden: Tensor = self.model.text_model(
-            inputs_embeds=embeds, attention_mask=layout.mask.long(), use_cache=False
-        ).last_hidden_state
-        return hidden
+    @property
+    def decoder(self) -> Any:
+        """The decoder's trunk."""
+        return self.model.text_model
 
 
 @lru_cache(maxsize=1)

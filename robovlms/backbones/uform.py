@@ -28,7 +28,6 @@ from transformers import (
 )
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
 from robovlms.backbones.huggingface import (
     TINY_IMAGE_SIZE,
@@ -201,13 +200,6 @@ class UForm(HuggingFaceBackbone):
         """Give the latents."""
         latents = self.model.pooler(self.model.vision_tower(images))
         return latents.to(self.embedding.weight.dtype)
-
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Float[Tensor, "n s d"]:
-        """Run the causal decoder."""
-        hidden: Tensor = self.model.language_model(
-            inputs_embeds=embeds, attention_mask=layout.mask.long(), use_cache=False
-        ).last_hidden_state
-        return hidden
 
 
 def read_config(values: dict[str, Any], text_config: dict[str, Any] | None) -> UFormConfig:

@@ -190,3 +190,37 @@ def test_freezing_a_part_freezes_that_part_alone(name, part):
     for key, p in frozen.named_parameters():
         assert p.requires_grad == (before[key].requires_grad and id(p) not in named), key
     assert all(grad is not None for grad in gradients(frozen, *inputs(frozen)).values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_read_frame_by_frame_or_query_by_query_is_what_is_read_at_once(name):
+    backbone = tiny(name)
+    if backbone.start_context() is None:
+        pytest.skip("this decoder reads everything again")
+    images, ids, mask, queries = inputs(backbone, t=3, v=2, q=2)
+    image = backbone.encode(images)
+    whole = backbone.read(image, ids, mask, queries)
+    context = backbone.start_context()
+    for i in range(3):
+        features = backbone.read(image[:, i : i + 1], ids, mask, queries[:, i : i + 1, :1], context)
+        more = backbone.read(image[:, :1, :, :0], ids[:, :0], mask[:, :0], queries[:, i : i + 1, 1:], context)
+        torch.testing.assert_close(torch.cat([features, more], dim=2), whole[:, i : i + 1], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_parallel_queries_see_each_other_within_their_frame_alone(name):
+    backbone = tiny(name)
+    batch = inputs(backbone, t=2, q=3)
+    if not backbone.can_parallel:
+        with pytest.raises(ValueError, match=r"head\.parallel=true needs queries that see each other"):
+            backbone.let_queries_see_each_other()
+        return
+    backbone.let_queries_see_each_other()
+    features = backbone(*batch)
+    changed = batch[3].clone()
+    changed[:, -1, -1] *= -1
+    moved = backbone(*batch[:3], changed)
+    torch.testing.assert_close(moved[:, :-1], features[:, :-1], rtol=0, atol=1e-5)
+    assert (moved[:, -1, 0] - features[:, -1, 0]).abs().max() > 1e-4

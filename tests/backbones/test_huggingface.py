@@ -17,11 +17,11 @@ from PIL import Image
 from PIL.Image import Resampling
 from transformers import AutoModel, AutoModelForImageTextToText, Qwen2Tokenizer, XLMRobertaTokenizer
 
-from robovlms.backbones.base import Layout
 from robovlms.backbones.florence2 import Florence2, context_mask
 from robovlms.backbones.gemma4 import Gemma4
-from robovlms.backbones.huggingface import missing_message
 from robovlms.backbones.kosmos import TAGS, Kosmos
+from robovlms.backbones.layout import Layout
+from robovlms.backbones.loading import missing_message
 from robovlms.backbones.masks import prefix_mask
 from robovlms.backbones.qwen import rotary_positions
 from robovlms.choices import ModelSize, Resize

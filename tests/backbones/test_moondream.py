@@ -162,7 +162,7 @@ def test_weights_of_other_sizes_than_the_published_are_refused(original):
 
 
 def test_start_token_and_images_of_a_frame_see_each_other():
-    from robovlms.backbones.base import Layout
+    from robovlms.backbones.layout import Layout
 
     patch = torch.tensor([[-1, 0, 1, -1, -1, -1, 0, -1]])  # <start> image text query <start> image query
     frame = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1]])

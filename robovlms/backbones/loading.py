@@ -1,0 +1,148 @@
+"""Checkpoints of Hugging Face families: from a hub id or a folder to model, tokenizer and image processor."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from robovlms.choices import WeightType
+from robovlms.config import BackboneConfig
+from robovlms.registry import nearest
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    config: BackboneConfig, model_type: str, check: Callable[[dict[str, Any]], None]
+) -> tuple[PreTrainedModel, Any, Any]:
+    """Give the bare model of `model_type`, its tokenizer and its image processor; `check` sees config.json first.
+
+    Raises:
+        FileNotFoundError: a file cannot be had; says what was looked for and what to do.
+        ValueError: the checkpoint is of another family or incomplete.
+    """
+    source = _source(config)
+    with _explained(config, "config.json"):
+        values, _ = PreTrainedConfig.get_config_dict(source)
+    if values.get("model_type") != model_type:
+        raise ValueError(
+            f"backbone={config.name} reads '{model_type}' checkpoints, but backbone.checkpoint={source} holds a "
+            f"'{values.get('model_type', 'nameless')}' model: change one of the two options."
+        )
+    check(values)
+    with _explained(config, "the model's config"):
+        model_config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    with _explained(config, "the tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # some classes come up empty without their files
+            raise OSError("its files hold no vocabulary")
+    with _explained(config, "the image processor"):
+        image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
+    dtype = torch.bfloat16 if config.weights is WeightType.bf16 else torch.float32
+    options: dict[str, Any] = {"attn_implementation": config.attn_implementation, "dtype": dtype}
+    if config.random_init:
+        with _explained(config, "the model"):
+            return AutoModel.from_config(model_config, **options), tokenizer, image_processor
+    with _explained(config, "the weights (model.safetensors)"):
+        model, info = AutoModel.from_pretrained(
+            source, config=model_config, use_safetensors=True, output_loading_info=True, **options
+        )
+    _check_complete(config, info)
+    return model, tokenizer, image_processor
+
+
+def _source(config: BackboneConfig) -> str:
+    """Give the folder or hub id; what can only be a path must exist."""
+    if config.checkpoint is None:
+        raise ValueError(
+            f"backbone={config.name} needs weights: set backbone.checkpoint to a hub id or a local folder, "
+            "or backbone.size=tiny for a small random model."
+        )
+    path = Path(config.checkpoint).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{path / 'config.json'} does not exist: backbone.checkpoint must be a folder in Hugging Face format."
+            )
+        return str(path)
+    if path.is_absolute() or config.checkpoint.startswith((".", "~")) or config.checkpoint.count("/") > 1:
+        raise FileNotFoundError(
+            f"backbone.checkpoint={config.checkpoint}: there is no folder {path.absolute()}. Give a folder with "
+            "config.json, tokenizer and model.safetensors, or a hub id such as owner/model."
+        )
+    return config.checkpoint
+
+
+@contextmanager
+def _explained(config: BackboneConfig, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FileNotFoundError(missing_message(str(config.checkpoint), what, error)) from error
+    except ValueError as error:
+        if "instantiate the backend tokenizer" in str(error):  # how transformers says that there is none
+            raise FileNotFoundError(missing_message(str(config.checkpoint), what, error)) from error
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        raise ValueError(
+            f"backbone.attn_implementation={config.attn_implementation} does not fit the decoder of "
+            f"backbone.checkpoint={config.checkpoint} (e.g. Gemma 2): use backbone.attn_implementation=eager."
+        ) from error
+
+
+def missing_message(checkpoint: str, what: str, error: Exception) -> str:
+    """Say what of a checkpoint could not be had, and what to do about it."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    start = f"backbone.checkpoint={checkpoint}: cannot get {what}"
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return (
+            f"{start}, the model is gated. Accept its licence on the model page '{checkpoint}' of the Hugging Face hub "
+            "and log in with `hf auth login`, or set backbone.checkpoint to a folder that holds the model."
+        )
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if os.path.isdir(os.path.expanduser(checkpoint)):
+        return f"{start} from this folder ({reason}). Copy the model's files there, or change backbone.checkpoint."
+    offline = "HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, or " if constants.HF_HUB_OFFLINE else ""
+    return (
+        f"{start}: there is no folder of that name, and the Hugging Face hub gave none ({reason}). {offline}"
+        f"run `hf download {checkpoint}` once on a machine with network, or set backbone.checkpoint to a local folder."
+    )
+
+
+def _check_complete(config: BackboneConfig, info: dict[str, Any]) -> None:
+    lacking = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ())]
+    if lacking:
+        raise ValueError(
+            f"backbone.checkpoint={config.checkpoint} lacks {len(lacking)} weights of its config, e.g. {lacking[0]}: "
+            "it is damaged or mixes two models. Use another one, or backbone.random_init=true for random weights."
+        )
+    dropped = sorted(info.get("unexpected_keys", ()))
+    logger.info("%s: %d tensors of the checkpoint are not used %s", config.name, len(dropped), dropped[:8])
+
+
+def check_attention(config: BackboneConfig, options: tuple[str, ...]) -> None:
+    """Refuse an attention that the family has not, or that this machine cannot run.
+
+    Raises:
+        ValueError: names the alternative.
+    """
+    choice, option = config.attn_implementation, f"backbone.attn_implementation={config.attn_implementation}"
+    if choice not in options:
+        raise ValueError(
+            f"{option} does not fit backbone={config.name}.{nearest(choice, options)} Options: {', '.join(options)}."
+        )
+    if choice.startswith("flash") and not (torch.cuda.is_available() and importlib.util.find_spec("flash_attn")):
+        lack = "the flash_attn package" if torch.cuda.is_available() else "a GPU"
+        raise ValueError(f"{option} needs {lack}, which is not here: use backbone.attn_implementation=sdpa.")
