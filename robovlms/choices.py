@@ -21,7 +21,24 @@ class Structure(StrEnum):
     """How history reaches the policy (arXiv:2412.14058, section III)."""
 
     one_step = auto()  # the newest frame only
+    interleaved = auto()  # all frames in one sequence of the VLM
     policy_head = auto()  # frames encoded one by one, fused by the head
+
+
+class FrameCache(StrEnum):
+    """What streaming does once an interleaved window is full."""
+
+    exact = auto()  # reads the window again, from vision that was kept: what training computes
+    staggered = auto()  # keeps two caches and resets them in turn: between half a window and a whole one is seen
+
+
+class HeadKind(StrEnum):
+    """What a head makes of the frames of a window."""
+
+    frame = auto()  # reads the newest frame's features, or attends to all of them
+    memory = auto()  # carries its own memory from frame to frame
+    tokens = auto()  # lets the VLM write the chunk, token by token
+    slots = auto()  # lets the VLM fill in the chunk, all tokens at once
 
 
 class ArmLoss(StrEnum):

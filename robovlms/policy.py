@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from robovlms.backbones.base import Backbone
-from robovlms.choices import Structure
+from robovlms.backbones.layout import Context
+from robovlms.choices import HeadKind, Structure
 from robovlms.config import TrainConfig
 from robovlms.heads.base import ActionHead, HeadSizes
 from robovlms.processor import Processor
@@ -44,7 +44,7 @@ class ProprioEncoder(nn.Module):
 
 
 class VLAPolicy(nn.Module):
-    """Read frames and instruction, give a loss or actions. Holds no history: `remember` hands it to the caller."""
+    """Read frames and instruction, give a loss or actions. Holds no history: `memory.py` does."""
 
     def __init__(
         self,
@@ -62,6 +62,13 @@ class VLAPolicy(nn.Module):
     def from_config(cls, config: TrainConfig) -> VLAPolicy:
         """Build the policy of a run; pre-trained weights are loaded unless the config says random or tiny."""
         backbone = BACKBONES.get(config.backbone.name).from_config(config.backbone)
+        if config.structure.name is Structure.interleaved and not backbone.can_interleave:
+            raise ValueError(
+                f"structure=interleaved with backbone={config.backbone.name} is not allowed: it has no sequence that "
+                "images and actions of several frames stand in. Use structure=policy_head or one_step."
+            )
+        if config.head.kind is HeadKind.slots:
+            backbone.let_queries_see_each_other()
         head = HEADS.get(config.head.name)(
             config.head,
             HeadSizes(
@@ -83,18 +90,40 @@ class VLAPolicy(nn.Module):
         return cls(backbone, head, config.structure.name, processor, proprio)
 
     def read(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> Float[Tensor, "b w q d"]:
-        """Ask the backbone: every frame is a sequence of its own, beside the same instruction.
+        """Ask the backbone about a batch's frames."""
+        features = self.backbone(self.fold(self.processor.images(batch)), *self.question(batch, queries))
+        return features.reshape(queries.shape)
+
+    def encode(self, batch: Batch) -> Float[Tensor, "b w v m e"]:
+        """Give the tokens of every image."""
+        return self.backbone.encode(self.processor.images(batch))
+
+    def ask(
+        self,
+        image: Float[Tensor, "b w v m e"],
+        batch: Batch,
+        queries: Float[Tensor, "b w q d"],
+        context: Context | None = None,
+    ) -> Float[Tensor, "b w q d"]:
+        """Ask about frames whose images are encoded; of `batch`, instruction and proprioception are read."""
+        features = self.backbone.read(self.fold(image), *self.question(batch, queries), context)
+        return features.reshape(queries.shape).float()
+
+    def fold(self, frames: Float[Tensor, "b w *rest"]) -> Float[Tensor, "n t *rest"]:
+        """Make a window one sequence (interleaved), or every frame of it one, beside the same instruction.
 
         `one_step` is the case w = 1 of `policy_head`; what differs is what the head may do with earlier frames.
         """
-        w = queries.shape[1]
+        return frames if self.structure is Structure.interleaved else frames.flatten(0, 1)[:, None]
+
+    def question(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Give instruction, its mask and the queries, proprioception added, of every sequence."""
         if self.proprio is not None:
             assert batch.proprio is not None
             queries = queries + self.proprio(batch.proprio)
-        images = rearrange(self.processor.images(batch), "b w v c h x -> (b w) 1 v c h x")
-        text_ids, text_mask = (tensor.repeat_interleave(w, dim=0) for tensor in (batch.text_ids, batch.text_mask))
-        features = self.backbone(images, text_ids, text_mask, rearrange(queries, "b w q d -> (b w) 1 q d"))
-        return rearrange(features, "(b w) 1 q d -> b w q d", w=w)
+        copies = 1 if self.structure is Structure.interleaved else queries.shape[1]
+        text_ids, text_mask = (tensor.repeat_interleave(copies, dim=0) for tensor in (batch.text_ids, batch.text_mask))
+        return text_ids, text_mask, self.fold(queries)
 
     def forward(self, batch: Batch) -> Losses:
         """Give the loss terms of a batch with actions."""
@@ -108,17 +137,25 @@ class VLAPolicy(nn.Module):
     def predict(self, batch: Batch) -> Float[Tensor, "b k a"]:
         """Give the normalised chunk of each window's newest frame, from the whole window at once."""
         w = next(iter(batch.frames.values())).shape[1]
-        return self.head.act(lambda queries: self.read(batch, queries).float(), len(batch), w)
+        return self.head.act(Reader(self, self.encode(batch), batch), len(batch), w)
 
-    @torch.no_grad()
-    def remember(self, step: Batch) -> Float[Tensor, "b 1 q d"]:
-        """Encode the newest frame (w = 1): what rollout keeps of it."""
-        return self.read(step, self.head.queries(len(step), 1)).float()
 
-    @torch.no_grad()
-    def act(self, memory: Sequence[Float[Tensor, "b 1 q d"]]) -> Float[Tensor, "b k a"]:
-        """Give the normalised chunk for the newest of the remembered frames, oldest first, at most window_size of
-        them.
-        """
-        features = torch.cat(list(memory), dim=1)
-        return self.head.act(lambda queries: features, *features.shape[:2])
+class Reader:
+    """Answers a head's questions about frames whose images are encoded."""
+
+    def __init__(self, policy: VLAPolicy, image: Float[Tensor, "b w v m e"], batch: Batch) -> None:
+        self.policy, self.image, self.batch = policy, image, batch
+        self.context = policy.backbone.start_context() if policy.head.reads_again else None
+        self.asked: Tensor | None = None
+
+    def __call__(self, queries: Float[Tensor, "b w q d"], behind: bool = False) -> Float[Tensor, "b w q d"]:
+        """Give the features at the queries. A decoder that keeps no context reads everything again."""
+        if not behind:
+            self.asked = queries
+            return self.policy.ask(self.image, self.batch, queries, self.context)
+        if self.context is None:
+            assert self.asked is not None
+            self.asked = torch.cat([self.asked, queries], dim=2)
+            return self.policy.ask(self.image, self.batch, self.asked)[:, :, -queries.shape[2] :]
+        none = replace(self.batch, text_ids=self.batch.text_ids[:, :0], text_mask=self.batch.text_mask[:, :0])
+        return self.policy.ask(self.image[..., :0, :], none, queries, self.context)

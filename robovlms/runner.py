@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from robovlms.actions import ActionNormalizer, check_contract
 from robovlms.checkpoint import load_policy
+from robovlms.choices import FrameCache
 from robovlms.config import ActionContract
+from robovlms.memory import start_memory
 from robovlms.policy import VLAPolicy
 from robovlms.types import Batch, Observation
 
@@ -20,8 +23,8 @@ from robovlms.types import Batch, Observation
 class PolicyRunner:
     """Drive one robot with one policy.
 
-    Every frame is encoded once, when it arrives, and remembered for `window_size` steps; a chunk is asked for every
-    `execute_steps` steps and executed in order. `memory` and `queue` are the whole state.
+    Every frame goes into the memory; a chunk is asked for every `execute_steps` steps and executed in order. `memory`
+    and `queue` are the whole state.
     """
 
     def __init__(
@@ -32,10 +35,12 @@ class PolicyRunner:
         *,
         window_size: int,
         execute_steps: int = 1,
+        cache: FrameCache = FrameCache.exact,
     ) -> None:
         self.policy, self.normalizer, self.contract = policy.eval(), normalizer, contract
         self.execute_steps = execute_steps
-        self.memory: deque[Tensor] = deque(maxlen=window_size)  # features of the newest frames, oldest first
+        self._start = partial(start_memory, policy, window_size, cache)
+        self.memory = self._start()
         self.queue: deque[Float32[np.ndarray, "a"]] = deque()  # actions of the current chunk still to be executed
         self._device = next(policy.parameters()).device
 
@@ -62,12 +67,18 @@ class PolicyRunner:
                 "the policy's chunk_size."
             )
         normalizer = ActionNormalizer(config.data.normalization, stats)
-        size = config.window.window_size
-        return cls(policy.to(device), normalizer, config.data.contract, window_size=size, execute_steps=execute_steps)
+        return cls(
+            policy.to(device),
+            normalizer,
+            config.data.contract,
+            window_size=config.window.window_size,
+            execute_steps=execute_steps,
+            cache=config.structure.cache,
+        )
 
     def reset(self) -> None:
         """Forget the episode."""
-        self.memory.clear()
+        self.memory = self._start()
         self.queue.clear()
 
     def step(self, observation: Observation) -> Float32[np.ndarray, "a"]:
@@ -76,9 +87,9 @@ class PolicyRunner:
         Raises:
             ValueError: the observation lacks a view or the proprioception the policy was trained with.
         """
-        self.memory.append(self.policy.remember(self._batch(observation)))
+        self.memory.observe(self._batch(observation))
         if not self.queue:
-            chunk = self.normalizer.denormalize(self.policy.act(self.memory).cpu())[0]
+            chunk = self.normalizer.denormalize(self.memory.act().cpu())[0]
             self.queue.extend(chunk[: self.execute_steps].numpy())
         return self.queue.popleft()
 

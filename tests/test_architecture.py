@@ -30,10 +30,11 @@ DOORS = {
     "heads/*": "registry types choices config backbones.base",
     "data/*": "registry types choices config actions processor",
     "sims/*": "registry types config",
-    "policy": "registry types choices config processor backbones.base heads.base",
+    "policy": "registry types choices config processor backbones.base backbones.layout heads.base",
     "checkpoint": "choices config policy actions backbones.lora",
     "run_folder": "config checkpoint",
-    "runner": "types config policy processor actions checkpoint",
+    "memory": "types choices policy",
+    "runner": "types choices config memory policy processor actions checkpoint",
     "validation": "types policy",
     "interval": "types",
     "trainer": "types choices config policy validation interval checkpoint run_folder actions tracking optimization "

@@ -40,6 +40,10 @@ def test_anything_else_is_refused_with_both_forms(text: str) -> None:
             "structure.name=one_step",
             "structure=one_step sees one frame, but window.window_size=16: choose window=w1_c10",
         ),
+        (
+            "structure.name=interleaved",
+            "structure=interleaved with head=lstm is not allowed: the VLM has already seen the earlier frames: use",
+        ),
         ("window.window_size=0", "must be at least 1"),
         ("view.views=[sid]", "'sid', which the data config does not map. Did you mean 'side'? It maps side, wrist"),
         ("view.views=[side,side]", "must name each camera once"),

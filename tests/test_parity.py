@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from robovlms.actions import ActionNormalizer, ActionStats
-from robovlms.choices import ArmLoss, NormalizationMode, Structure
+from robovlms.choices import ArmLoss, FrameCache, NormalizationMode, Structure
 from robovlms.config import (
     ActionContract,
     FlowHeadConfig,
@@ -14,6 +14,7 @@ from robovlms.config import (
     LSTMHeadConfig,
     NormalizationConfig,
 )
+from robovlms.config.allowed import REFUSED
 from robovlms.heads.base import HeadSizes
 from robovlms.policy import ProprioEncoder, VLAPolicy
 from robovlms.processor import Processor
@@ -30,6 +31,12 @@ HEAD_CONFIGS = {
     "lstm": LSTMHeadConfig(name="lstm", hidden_dim=16),
     "mlp": HeadConfig(name="mlp", hidden_dim=16),
 }
+ALLOWED = [
+    (structure, name)
+    for structure in Structure
+    for name, config in HEAD_CONFIGS.items()
+    if (structure, config.kind) not in REFUSED
+]
 NORMALIZER = ActionNormalizer(NormalizationConfig(mode=NormalizationMode.min_max), ActionStats.compute(ROWS))
 CONTRACT = ActionContract(names=list("xyzuvwg"), representation="delta", frame="world", units="1 m", control_hz=10.0)
 
@@ -62,13 +69,21 @@ def whole_window(policy, steps):
     return NORMALIZER.denormalize(chunk)[0, 0].numpy()
 
 
-@pytest.mark.parametrize("proprio", [False, True])
-@pytest.mark.parametrize("backbone_name", BACKBONES.names())
-@pytest.mark.parametrize(
-    ("structure", "head_name", "w"),
-    [*((Structure.policy_head, name, W) for name in HEAD_CONFIGS), (Structure.one_step, "mlp", 1)],
-)
-def test_each_streamed_action_equals_the_batch_forward_of_its_window(backbone_name, structure, head_name, w, proprio):
+def streamed():
+    """Every backbone with the plainest head of every structure, every kind of backbone with all; the rest is slow."""
+    for backbone_name in BACKBONES.names():
+        for structure, head_name in ALLOWED:
+            if structure is Structure.interleaved and not BACKBONES.get(backbone_name).can_interleave:
+                continue
+            is_slow = head_name != "mlp" and backbone_name not in ("nano", "paligemma", "flamingo", "florence2")
+            marks = [pytest.mark.slow] if is_slow else []
+            for proprio in (False, True) if backbone_name == "nano" else (False,):
+                yield pytest.param(backbone_name, structure, head_name, proprio, marks=marks)
+
+
+@pytest.mark.parametrize(("backbone_name", "structure", "head_name", "proprio"), streamed())
+def test_each_streamed_action_equals_the_batch_forward_of_its_window(backbone_name, structure, head_name, proprio):
+    w = 1 if structure is Structure.one_step else W
     policy = make_policy(backbone_name, structure, head_name, proprio)
     runner = PolicyRunner(policy, NORMALIZER, CONTRACT, window_size=w)
     for _ in range(2):  # the second episode must not remember the first
@@ -78,13 +93,45 @@ def test_each_streamed_action_equals_the_batch_forward_of_its_window(backbone_na
             np.testing.assert_allclose(runner.step(observe(step)), expected, atol=1e-5)
 
 
+def test_staggered_caches_see_half_a_window_to_a_whole_one():
+    policy = make_policy("nano", Structure.interleaved, "mlp")
+    runner = PolicyRunner(policy, NORMALIZER, CONTRACT, window_size=4, cache=FrameCache.staggered)
+    seen = []
+    for step in range(12):
+        action = runner.step(observe(step))
+        fits = [
+            w for w in range(1, 5)
+            if w <= step + 1 and np.allclose(action, whole_window(policy, range(step - w + 1, step + 1)), atol=1e-5)
+        ]  # fmt: skip
+        seen += fits
+    assert seen == [1, 2, 3, 4, 3, 4, 3, 4, 3, 4, 3, 4]
+
+
+def test_a_window_that_grows_reads_only_the_newest_frame_and_a_full_one_encodes_only_it():
+    policy = make_policy("nano", Structure.interleaved, "mlp")
+    runner = PolicyRunner(policy, NORMALIZER, CONTRACT, window_size=W)
+    read, encoded = [], []
+    policy.backbone.blocks[0].register_forward_pre_hook(lambda _, args: read.append(args[0].shape[1]))
+    policy.backbone.stem.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+    for step in range(W + 2):
+        runner.step(observe(step))
+    frame = read[0]
+    assert read == [frame] * W + [W * frame] * 2
+    assert encoded == [len(VIEWS)] * (W + 2)
+
+
+@pytest.mark.parametrize("backbone_name", ["flamingo", "florence2"])
+def test_backbones_without_a_common_sequence_refuse_interleaved(backbone_name):
+    assert not BACKBONES.get(backbone_name).can_interleave
+
+
 def test_a_chunk_is_executed_in_order_before_the_policy_is_asked_again():
     policy = make_policy("nano", Structure.policy_head, "lstm")
     runner = PolicyRunner(policy, NORMALIZER, CONTRACT, window_size=W, execute_steps=2)
     actions = [runner.step(observe(step)) for step in range(3)]
     np.testing.assert_allclose(actions[0], whole_window(policy, range(1)), atol=1e-5)
     np.testing.assert_allclose(actions[2], whole_window(policy, range(3)), atol=1e-5)
-    assert len(runner.memory) == 3
+    assert len(runner.memory.features) == 3
     assert len(runner.queue) == 1
 
 

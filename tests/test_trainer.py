@@ -116,8 +116,8 @@ def test_an_existing_run_is_neither_mixed_nor_lost(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "schedule.total=2 step")
     with pytest.raises(ValueError, match=r"trainer\.resume=auto.*trainer\.overwrite=true"):
         run(calvin_folder, folder)
-    with pytest.raises(ValueError, match=r"structure\.name: checkpoint policy_head, now one_step"):
-        run(calvin_folder, folder, "trainer.resume=auto", "structure=one_step", "window=w1_c10", "window.window_size=1")
+    with pytest.raises(ValueError, match=r"window\.window_size: checkpoint 4, now 2"):
+        run(calvin_folder, folder, "trainer.resume=auto", "window.window_size=2")
     assert len(checkpoints(folder)) == 1
     run(calvin_folder, folder, "trainer.overwrite=true", "schedule.total=1 step")
     assert resolve_checkpoint(folder).name == "step_000001"

@@ -31,6 +31,7 @@ class Backbone(nn.Module, ABC):
 
     hidden_dim: int
     image_spec: ImageSpec
+    can_interleave: bool = True  # whether images of several frames can stand in one sequence
     prompt: str  # template with {instruction}; None of the special tokens, which `tokenize` adds
 
     @classmethod
@@ -85,6 +86,14 @@ class Backbone(nn.Module, ABC):
     def start_context(self) -> Context | None:
         """Give an empty context; None: this decoder reads everything again."""
         return None
+
+    @abstractmethod
+    def let_queries_see_each_other(self) -> None:
+        """Open the mask between the queries of a frame, for heads that ask for a whole chunk at once.
+
+        Raises:
+            ValueError: the decoder makes its own mask.
+        """
 
     @abstractmethod
     def save_pretrained(self, folder: Path, weights: bool = True) -> None:
@@ -166,11 +175,7 @@ class PrefixBackbone(Backbone):
         self.parallel_queries = False  # whether queries of one frame see each other
 
     def let_queries_see_each_other(self) -> None:
-        """Open the mask between the queries of a frame, for heads that ask for a whole chunk at once.
-
-        Raises:
-            ValueError: the decoder makes its own mask.
-        """
+        """Open the mask, if it is ours."""
         if not self.can_parallel:
             raise ValueError(
                 "head.parallel=true needs queries that see each other, but this backbone's decoder makes its own mask: "

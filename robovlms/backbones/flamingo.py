@@ -113,6 +113,7 @@ class Flamingo(HuggingFaceBackbone):
 
     model_type = "openflamingo"
     attentions = ("eager",)
+    can_interleave = False
     can_cache = can_parallel = False  # MPT's bias goes by place, and its mask is its own
     prompt = "{instruction}"
     text_end = END

@@ -30,6 +30,7 @@ class Florence2(HuggingFaceBackbone):
     """
 
     model_type = "florence2"
+    can_interleave = False
     can_cache = False  # an encoder
     prompt = "{instruction}"
     text_end = "</s>"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from robovlms.choices import MISSING, Structure, ask
+from robovlms.choices import MISSING, ask
+from robovlms.config.allowed import check_structure
 from robovlms.config.closed_loop import CollectConfig, EvaluationConfig, SimConfig
 from robovlms.config.data import ActionContract, CalvinDataConfig, DataConfig, LeRobotDataConfig, NormalizationConfig
 from robovlms.config.policy import (
@@ -98,7 +99,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = MISSING
 
     def __post_init__(self) -> None:
-        check_policy(self.structure, self.window, self.view, self.data)
+        check_policy(self.structure, self.head, self.window, self.view, self.data)
         for key in ("batch_size", "device_batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1.")
@@ -148,7 +149,9 @@ class MergeLoRAConfig:
     output_dir: str = ask("runs/calvin_perform_merged")
 
 
-def check_policy(structure: StructureConfig, window: WindowConfig, view: ViewConfig, data: DataConfig) -> None:
+def check_policy(
+    structure: StructureConfig, head: HeadConfig, window: WindowConfig, view: ViewConfig, data: DataConfig
+) -> None:
     """Refuse combinations that cannot be built.
 
     Raises:
@@ -156,11 +159,7 @@ def check_policy(structure: StructureConfig, window: WindowConfig, view: ViewCon
     """
     if window.window_size < 1 or window.chunk_size < 1:
         raise ValueError("window.window_size and window.chunk_size must be at least 1.")
-    if structure.name is Structure.one_step and window.window_size != 1:
-        raise ValueError(
-            f"structure=one_step sees one frame, but window.window_size={window.window_size}: "
-            "choose window=w1_c10 or structure=policy_head."
-        )
+    check_structure(structure, head, window)
     if not view.views or len(set(view.views)) != len(view.views):
         raise ValueError(f"view.views={view.views} must name each camera once: choose view=side_wrist or side.")
     for name in view.views:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.choices import MISSING, ArmLoss, FlowSolver, ModelSize, QueryInit, Structure, WeightType
+from robovlms.choices import (
+    MISSING,
+    ArmLoss,
+    FlowSolver,
+    FrameCache,
+    HeadKind,
+    ModelSize,
+    QueryInit,
+    Structure,
+    WeightType,
+)
 
 
 @dataclass(kw_only=True)
@@ -63,6 +73,11 @@ class HeadConfig:
     gripper_weight: float = 0.01  # loss = arm + gripper_weight * gripper (arXiv:2412.14058, lambda)
     hidden_dim: int = 1024
 
+    @property
+    def kind(self) -> HeadKind:
+        """Say what the head makes of a window."""
+        return HeadKind.frame
+
 
 @dataclass(kw_only=True)
 class LSTMHeadConfig(HeadConfig):
@@ -70,6 +85,11 @@ class LSTMHeadConfig(HeadConfig):
 
     num_layers: int = 4
     dropout: float = 0.0
+
+    @property
+    def kind(self) -> HeadKind:
+        """Say that it has a memory."""
+        return HeadKind.memory
 
 
 @dataclass(kw_only=True)
@@ -79,6 +99,11 @@ class GPTHeadConfig(HeadConfig):
     num_layers: int = 8
     num_heads: int = 8
     dropout: float = 0.0
+
+    @property
+    def kind(self) -> HeadKind:
+        """Say that it has a memory."""
+        return HeadKind.memory
 
 
 @dataclass(kw_only=True)
@@ -97,6 +122,7 @@ class StructureConfig:
     """Formulation of the policy."""
 
     name: Structure = MISSING
+    cache: FrameCache = FrameCache.exact  # of interleaved streaming
 
 
 @dataclass(kw_only=True)

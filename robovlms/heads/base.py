@@ -18,8 +18,11 @@ from robovlms.choices import ArmLoss, QueryInit
 from robovlms.config import HeadConfig
 from robovlms.types import Losses
 
-Read: TypeAlias = Callable[[Tensor], Tensor]
-"""Queries "b w q d" to features "b w q d": one call of the backbone."""
+Read: TypeAlias = Callable[..., Tensor]
+"""Queries "b w q d" to features "b w q d": one call of the backbone.
+
+`read(queries, behind=True)` asks queries that stand behind all that were asked before; for heads with `reads_again`.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ def start_query(config: HeadConfig, sizes: HeadSizes) -> nn.Parameter:
 
 class ActionHead(nn.Module, ABC):
     """Says what to ask the backbone (`queries`), and turns its answer into a loss or into actions."""
+
+    reads_again: bool = False  # whether `act` asks queries that depend on the answers before
 
     @abstractmethod
     def __init__(self, config: HeadConfig, sizes: HeadSizes) -> None:
