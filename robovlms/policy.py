@@ -77,6 +77,7 @@ class VLAPolicy(nn.Module):
                 window_size=config.window.window_size,
                 chunk_size=config.window.chunk_size,
                 embedding_rms=backbone.embedding_rms(),
+                vocabulary=backbone.last_words,
             ),
         )
         processor = Processor(
@@ -130,7 +131,7 @@ class VLAPolicy(nn.Module):
         assert batch.actions is not None
         assert batch.action_mask is not None
         b, w = batch.actions.shape[:2]
-        features = self.read(batch, self.head.queries(b, w, batch.actions))
+        features = self.read(batch, self.head.queries(b, w, batch.actions, batch.action_mask))
         return self.head.loss(features.float(), batch.actions, batch.action_mask)
 
     @torch.no_grad()

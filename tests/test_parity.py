@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from robovlms.actions import ActionNormalizer, ActionStats
-from robovlms.choices import ArmLoss, FrameCache, NormalizationMode, Structure
+from robovlms.choices import ArmLoss, FrameCache, HeadKind, NormalizationMode, Structure
 from robovlms.config import (
     ActionContract,
     FlowHeadConfig,
@@ -13,6 +13,7 @@ from robovlms.config import (
     HeadConfig,
     LSTMHeadConfig,
     NormalizationConfig,
+    TokensHeadConfig,
 )
 from robovlms.config.allowed import REFUSED
 from robovlms.heads.base import HeadSizes
@@ -30,6 +31,8 @@ HEAD_CONFIGS = {
     "gpt": GPTHeadConfig(name="gpt", hidden_dim=16),
     "lstm": LSTMHeadConfig(name="lstm", hidden_dim=16),
     "mlp": HeadConfig(name="mlp", hidden_dim=16),
+    "slots": TokensHeadConfig(name="tokens", parallel=True, num_bins=16),
+    "tokens": TokensHeadConfig(name="tokens", num_bins=16),
 }
 ALLOWED = [
     (structure, name)
@@ -44,11 +47,14 @@ CONTRACT = ActionContract(names=list("xyzuvwg"), representation="delta", frame="
 def make_policy(backbone_name, structure, head_name, proprio=False):
     torch.manual_seed(0)
     backbone = BACKBONES.get(backbone_name).tiny()
-    head = HEADS.get(head_name)(
+    head = HEADS.get(HEAD_CONFIGS[head_name].name)(
         HEAD_CONFIGS[head_name],
         HeadSizes(feature_dim=backbone.hidden_dim, action_dim=A, window_size=W, chunk_size=K),
     )
-    torch.nn.init.normal_(head.query, std=0.5)
+    if hasattr(head, "query"):
+        torch.nn.init.normal_(head.query, std=0.5)
+    if HEAD_CONFIGS[head_name].kind is HeadKind.slots:
+        backbone.let_queries_see_each_other()
     encoder = ProprioEncoder(P, backbone.hidden_dim) if proprio else None
     return VLAPolicy(backbone, head, structure, Processor(backbone, VIEWS, max_text_tokens=64), encoder).eval()
 
@@ -74,6 +80,8 @@ def streamed():
     for backbone_name in BACKBONES.names():
         for structure, head_name in ALLOWED:
             if structure is Structure.interleaved and not BACKBONES.get(backbone_name).can_interleave:
+                continue
+            if HEAD_CONFIGS[head_name].kind is HeadKind.slots and not BACKBONES.get(backbone_name).can_parallel:
                 continue
             is_slow = head_name != "mlp" and backbone_name not in ("nano", "paligemma", "flamingo", "florence2")
             marks = [pytest.mark.slow] if is_slow else []

@@ -116,6 +116,16 @@ class Backbone(nn.Module, ABC):
         device = next(self.parameters()).device
         return self.embed_text(ids.to(device)).float().square().mean().sqrt().item()
 
+    @abstractmethod
+    def last_ids(self, count: int) -> list[int]:
+        """Give the ids of the last words of the vocabulary, special ones left out, the last first."""
+
+    @torch.no_grad()
+    def last_words(self, count: int) -> Float[Tensor, "n d"]:
+        """Give the vectors of the last words, as they stand beside the queries."""
+        device = next(self.parameters()).device
+        return self.embed_text(torch.tensor([self.last_ids(count)], device=device))[0].float().clone()
+
     def select_trainable(self, config: BackboneConfig) -> None:
         """Stop training what the config names, store weights as it says, and put adapters where it wants them.
 

@@ -35,6 +35,7 @@ from robovlms.types import ImageSpec
 
 logger = logging.getLogger(__name__)
 
+NUM_LEFT_OUT = 10  # words at the end of a vocabulary that are no actions
 TINY_IMAGE_SIZE = 56  # px: 4 x 4 patches of 14
 TINY_VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -183,6 +184,18 @@ class HuggingFaceBackbone(PrefixBackbone):
         frozen = sum(p.numel() for p in parameters) - trainable
         logger.info("%s: %.1f M parameters are trained, %.1f M frozen", config.name, trainable / 1e6, frozen / 1e6)
         return backbone
+
+    def last_ids(self, count: int) -> list[int]:
+        """Give V0 - 1, V0 - 2, ..., where V0 leaves out added tokens and ten more.
+
+        Source: RoboVLMs policy_head/action_tokenizer.py.
+        """
+        first = len(self.tokenizer) - len(self.tokenizer.added_tokens_decoder) - NUM_LEFT_OUT - 1
+        if first - count < 0:
+            raise ValueError(
+                f"The vocabulary of {len(self.tokenizer)} tokens is too small for {count} words of actions."
+            )
+        return list(range(first, first - count, -1))
 
     @property
     def decoder(self) -> Any:

@@ -126,6 +126,10 @@ class Nano(PrefixBackbone):
         words = [re.findall(r"[a-z0-9]+|[^\sa-z0-9]", prompt.lower()) for prompt in prompts]
         return [[0, *(1 + zlib.crc32(word.encode()) % (VOCAB_SIZE - 1) for word in row)] for row in words]
 
+    def last_ids(self, count: int) -> list[int]:
+        """Give the last rows of the hash table."""
+        return list(range(VOCAB_SIZE - 1, VOCAB_SIZE - 1 - count, -1))
+
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Run the convolutional stem."""
         return self.stem(images)

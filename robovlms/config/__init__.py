@@ -22,6 +22,7 @@ from robovlms.config.policy import (
     LSTMHeadConfig,
     NanoBackboneConfig,
     StructureConfig,
+    TokensHeadConfig,
     ViewConfig,
     WindowConfig,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "ScheduleConfig",
     "SimConfig",
     "StructureConfig",
+    "TokensHeadConfig",
     "TrackingConfig",
     "TrainConfig",
     "TrainerConfig",
@@ -189,6 +191,7 @@ SCHEMAS: dict[str, type] = {
     "backbone/nano": NanoBackboneConfig,
     "head/base": HeadConfig,
     "head/flow": FlowHeadConfig,
+    "head/tokens": TokensHeadConfig,
     "head/gpt": GPTHeadConfig,
     "head/lstm": LSTMHeadConfig,
     "data/base": DataConfig,

@@ -34,6 +34,7 @@ class HeadSizes:
     window_size: int
     chunk_size: int
     embedding_rms: float = 0.0  # size of the backbone's text tokens, for head.query_init=embedding
+    vocabulary: Callable[[int], Tensor] | None = None  # gives the last n words' vectors, "n d", the last word first
 
 
 def start_query(config: HeadConfig, sizes: HeadSizes) -> nn.Parameter:
@@ -41,6 +42,13 @@ def start_query(config: HeadConfig, sizes: HeadSizes) -> nn.Parameter:
     if config.query_init is QueryInit.zero:
         return nn.Parameter(torch.zeros(sizes.feature_dim))
     return nn.Parameter(sizes.embedding_rms * torch.randn(sizes.feature_dim))
+
+
+def vocabulary_rows(sizes: HeadSizes, count: int) -> Float[Tensor, "n d"]:
+    """Give the vectors that `count` words of a head's own start from; random ones without a vocabulary."""
+    if sizes.vocabulary is not None:
+        return sizes.vocabulary(count)
+    return (sizes.embedding_rms or 1.0) * torch.randn(count, sizes.feature_dim)
 
 
 class ActionHead(nn.Module, ABC):
@@ -53,8 +61,14 @@ class ActionHead(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def queries(self, b: int, w: int, actions: Float[Tensor, "b w k a"] | None = None) -> Float[Tensor, "b w q d"]:
-        """Give what the backbone reads at the end of every frame."""
+    def queries(
+        self,
+        b: int,
+        w: int,
+        actions: Float[Tensor, "b w k a"] | None = None,
+        mask: Bool[Tensor, "b w k"] | None = None,
+    ) -> Float[Tensor, "b w q d"]:
+        """Give what the backbone reads at the end of every frame; in training, with the taught chunks at hand."""
 
     @abstractmethod
     def loss(
@@ -92,7 +106,7 @@ class RegressionHead(ActionHead):
     def __init__(self, config: HeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
         self.num_queries, self.chunk_size, arm_dim = config.num_queries, sizes.chunk_size, sizes.action_dim - 1
-        self.arm_loss, self.gripper_weight = config.loss, config.gripper_weight
+        self.config = config
         self.query = start_query(config, sizes)
         out_dim = config.hidden_dim * config.num_queries
         self.arm = ActionDecoder(out_dim, arm_dim * sizes.chunk_size)
@@ -102,7 +116,13 @@ class RegressionHead(ActionHead):
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
         """Turn each frame's features (and, for recurrent heads, the earlier frames') into one vector per frame."""
 
-    def queries(self, b: int, w: int, actions: Float[Tensor, "b w k a"] | None = None) -> Float[Tensor, "b w q d"]:
+    def queries(
+        self,
+        b: int,
+        w: int,
+        actions: Float[Tensor, "b w k a"] | None = None,
+        mask: Bool[Tensor, "b w k"] | None = None,
+    ) -> Float[Tensor, "b w q d"]:
         """Repeat the learned vector for every frame."""
         return repeat(self.query, "d -> b w q d", b=b, w=w, q=self.num_queries)
 
@@ -115,25 +135,38 @@ class RegressionHead(ActionHead):
     def loss(
         self, features: Float[Tensor, "b w q d"], actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]
     ) -> Losses:
-        """Huber (delta 1), squared or absolute error on the arm plus weighted binary cross-entropy on the gripper."""
-        arm, gripper = self.decode(features)
-        error: Callable[..., Tensor] = {  # type: ignore[assignment]
-            ArmLoss.huber: F.huber_loss,
-            ArmLoss.mse: F.mse_loss,
-            ArmLoss.l1: F.l1_loss,
-        }[self.arm_loss]
-        arm_loss = masked_mean(error(arm.float(), actions[..., :-1], reduction="none").mean(-1), mask)
-        is_open = (actions[..., -1] > 0).float()
-        gripper_loss = masked_mean(F.binary_cross_entropy_with_logits(gripper.float(), is_open, reduction="none"), mask)
-        accuracy = masked_mean(((gripper > 0) == is_open.bool()).float(), mask)
-        loss = arm_loss + self.gripper_weight * gripper_loss
-        return {"loss": loss, "arm": arm_loss, "gripper": gripper_loss, "gripper_accuracy": accuracy.detach()}
+        """Give the arm's and the gripper's terms."""
+        return regression_losses(self.config, *self.decode(features), actions, mask)
 
     def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
         """Read once and decode the newest frame."""
         arm, gripper = self.decode(read(self.queries(b, w)))
         is_open = torch.where(gripper[:, -1] > 0, 1.0, -1.0)
         return torch.cat([arm[:, -1].float(), is_open[..., None]], dim=-1)
+
+
+def regression_losses(
+    config: HeadConfig,
+    arm: Float[Tensor, "b w k e"],
+    gripper: Float[Tensor, "b w k"],
+    actions: Float[Tensor, "b w k a"],
+    mask: Bool[Tensor, "b w k"],
+) -> Losses:
+    """Huber (delta 1), squared or absolute error on the arm plus weighted binary cross-entropy on the gripper's logits.
+
+    Source: RoboVLMs policy_head/base_policy.py; loss = arm + 0.01 * gripper, arXiv:2412.14058.
+    """
+    error: Callable[..., Tensor] = {  # type: ignore[assignment]
+        ArmLoss.huber: F.huber_loss,
+        ArmLoss.mse: F.mse_loss,
+        ArmLoss.l1: F.l1_loss,
+    }[config.loss]
+    arm_loss = masked_mean(error(arm.float(), actions[..., :-1], reduction="none").mean(-1), mask)
+    is_open = (actions[..., -1] > 0).float()
+    gripper_loss = masked_mean(F.binary_cross_entropy_with_logits(gripper.float(), is_open, reduction="none"), mask)
+    accuracy = masked_mean(((gripper > 0) == is_open.bool()).float(), mask)
+    loss = arm_loss + config.gripper_weight * gripper_loss
+    return {"loss": loss, "arm": arm_loss, "gripper": gripper_loss, "gripper_accuracy": accuracy.detach()}
 
 
 def masked_mean(values: Float[Tensor, "b w k"], mask: Bool[Tensor, "b w k"]) -> Float[Tensor, ""]:

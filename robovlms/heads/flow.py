@@ -66,7 +66,13 @@ class FlowHead(ActionHead):
         self.velocity_out = nn.Linear(width, arm_dim)
         self.gripper = ActionDecoder(sizes.feature_dim * config.num_queries, sizes.chunk_size)
 
-    def queries(self, b: int, w: int, actions: Float[Tensor, "b w k a"] | None = None) -> Float[Tensor, "b w q d"]:
+    def queries(
+        self,
+        b: int,
+        w: int,
+        actions: Float[Tensor, "b w k a"] | None = None,
+        mask: Bool[Tensor, "b w k"] | None = None,
+    ) -> Float[Tensor, "b w q d"]:
         """Repeat the learned vector for every frame."""
         return repeat(self.query, "d -> b w q d", b=b, w=w, q=self.num_queries)
 

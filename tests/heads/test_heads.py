@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robovlms.choices import ArmLoss
-from robovlms.config import FlowHeadConfig, GPTHeadConfig, HeadConfig, LSTMHeadConfig
+from robovlms.config import FlowHeadConfig, GPTHeadConfig, HeadConfig, LSTMHeadConfig, TokensHeadConfig
 from robovlms.heads.base import HeadSizes, masked_mean
 from robovlms.registry import HEADS
 
@@ -14,16 +14,35 @@ CONFIGS = {
     "gpt": GPTHeadConfig(name="gpt", hidden_dim=32, num_layers=2, num_heads=4),
     "lstm": LSTMHeadConfig(name="lstm", hidden_dim=32, num_layers=2),
     "mlp": HeadConfig(name="mlp", hidden_dim=32),
+    "tokens": TokensHeadConfig(name="tokens"),
+    "tokens_parallel": TokensHeadConfig(name="tokens", parallel=True),
+    "tokens_continuous": TokensHeadConfig(name="tokens", parallel=True, discrete=False, loss=ArmLoss.l1),
 }
+NAMES = list(CONFIGS)
 
 
-NUM_STEPS = {"flow": 1500}  # it also has to learn the way there
+LONGER = {"flow": 1500, "tokens": 1500, "tokens_parallel": 1500}  # steps; a way to learn, or a word for every entry
 
 
 def make_head(name, **changes):
     torch.manual_seed(0)
     config = type(CONFIGS[name])(**{**vars(CONFIGS[name]), **changes})
-    return HEADS.get(name)(config, HeadSizes(feature_dim=D, action_dim=A, window_size=W, chunk_size=K))
+    return HEADS.get(config.name)(config, HeadSizes(feature_dim=D, action_dim=A, window_size=W, chunk_size=K))
+
+
+class Answers:
+    """Stands for the backbone: whatever is asked, the answers are these features."""
+
+    def __init__(self, features):
+        self.features, self.asked = features, 0
+
+    def __call__(self, queries, behind=False):
+        self.asked = self.asked * behind + queries.shape[2]
+        return self.features[:, :, self.asked - queries.shape[2] : self.asked]
+
+
+def num_queries(name):
+    return K * A if CONFIGS[name].name == "tokens" else 1
 
 
 def make_batch(q=1):
@@ -37,51 +56,58 @@ def make_batch(q=1):
 
 
 def test_every_head_is_tested():
-    assert set(CONFIGS) == set(HEADS.names())
+    assert {config.name for config in CONFIGS.values()} == set(HEADS.names())
 
 
-@pytest.mark.parametrize("name", HEADS.names())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("q", [1, 2])
 def test_actions_have_the_chunks_shape_and_range(name, q):
-    head = make_head(name, num_queries=q)
-    features, _, _ = make_batch(q)
-    assert head.queries(B, W).shape == (B, W, q, D)
-    actions = head.act(lambda queries: features, B, W)
+    if num_queries(name) > 1:
+        if q > 1:
+            with pytest.raises(ValueError, match=r"head\.num_queries=2: .* set it to 1"):
+                make_head(name, num_queries=q)
+            return
+        q = num_queries(name)
+    head = make_head(name, **({} if num_queries(name) > 1 else {"num_queries": q}))
+    features, actions, mask = make_batch(q)
+    assert head.queries(B, W, actions, mask).shape == (B, W, q, D)
+    actions = head.act(Answers(features), B, W)
     assert actions.shape == (B, K, A)
     assert actions[..., :-1].abs().max() <= 1
     assert set(actions[..., -1].unique().tolist()) <= {-1.0, 1.0}
 
 
-@pytest.mark.parametrize("name", HEADS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_masked_steps_never_move_the_loss(name):
     head = make_head(name).eval()  # a flow head draws the same noise every time
-    features, actions, mask = make_batch()
+    features, actions, mask = make_batch(num_queries(name))
     changed = torch.where(mask[..., None], actions, -actions)
     for key, value in head.loss(features, actions, mask).items():
         assert value == head.loss(features, changed, mask)[key], key
 
 
-@pytest.mark.parametrize("name", HEADS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_the_loss_reaches_every_parameter_and_the_features(name):
     head = make_head(name)
-    features, actions, mask = make_batch()
-    inputs = features + head.queries(B, W)
+    features, actions, mask = make_batch(num_queries(name))
+    inputs = features + head.queries(B, W, actions, mask)
     head.loss(inputs.requires_grad_(), actions, mask)["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
-@pytest.mark.parametrize("name", HEADS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_one_batch_can_be_learned_by_heart(name):
     head = make_head(name)
-    features, actions, mask = make_batch()
-    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
-    for step in range(NUM_STEPS.get(name, 200)):
-        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / NUM_STEPS.get(name, 200))
+    features, actions, mask = make_batch(num_queries(name))
+    top = 3e-2 if getattr(CONFIGS[name], "discrete", False) else 3e-3
+    optimizer = torch.optim.AdamW(head.parameters())
+    for step in range(LONGER.get(name, 200)):
+        optimizer.param_groups[0]["lr"] = top * (1 - step / LONGER.get(name, 200))
         losses = head.loss(features, actions, mask)
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    acted = head.eval().act(lambda queries: features, B, W)
+    acted = head.eval().act(Answers(features), B, W)
     real = mask[:, -1]
     assert (acted - actions[:, -1])[real].abs().mean() < 0.05
     assert losses["gripper_accuracy"] == 1

@@ -1,0 +1,137 @@
+"""Actions as tokens: every entry of the chunk is one of `num_bins` words at the tail of the VLM's vocabulary.
+
+Source: RT-2, arXiv:2307.15818; OpenVLA, arXiv:2406.09246; RoboVLMs policy_head/action_tokenizer.py. All slots at once:
+OpenVLA-OFT, arXiv:2502.19645.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robovlms.config import TokensHeadConfig
+from robovlms.heads.base import (
+    ActionDecoder,
+    ActionHead,
+    HeadSizes,
+    Read,
+    masked_mean,
+    regression_losses,
+    start_query,
+    vocabulary_rows,
+)
+from robovlms.registry import HEADS
+from robovlms.types import Losses
+
+
+@HEADS.register("tokens")
+class TokensHead(ActionHead):
+    """Writes a chunk of k x a tokens, step after step, greedily, choosing among the bins alone.
+
+    `parallel` fills k x a slots in one pass instead, whose queries see each other; `discrete=false` then regresses
+    their values. The bins' vectors, in and out, are the head's own and start as those of the vocabulary's tail.
+    """
+
+    def __init__(self, config: TokensHeadConfig, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
+        if config.num_queries != 1:
+            raise ValueError(
+                f"head.num_queries={config.num_queries}: head=tokens asks for every entry itself, set it to 1."
+            )
+        if not config.discrete and not config.parallel:
+            raise ValueError("head.discrete=false needs head.parallel=true: what is written by token is discrete.")
+        self.config = config
+        self.reads_again = not config.parallel
+        self.chunk_size, self.action_dim = sizes.chunk_size, sizes.action_dim
+        num_slots = sizes.chunk_size * sizes.action_dim
+        if config.parallel:
+            self.slots = nn.Parameter((sizes.embedding_rms or 1.0) * torch.randn(num_slots, sizes.feature_dim))
+        else:
+            self.query = start_query(config, sizes)
+        if config.discrete:
+            rows = vocabulary_rows(sizes, config.num_bins)
+            self.unembed = nn.Parameter(rows * (rows.square().mean().sqrt() * sizes.feature_dim**0.5).reciprocal())
+            if not config.parallel:
+                self.embed = nn.Parameter(rows.clone())
+        else:
+            self.arm, self.gripper = ActionDecoder(sizes.feature_dim, 1), ActionDecoder(sizes.feature_dim, 1)
+
+    def queries(
+        self,
+        b: int,
+        w: int,
+        actions: Float[Tensor, "b w k a"] | None = None,
+        mask: Bool[Tensor, "b w k"] | None = None,
+    ) -> Float[Tensor, "b w q d"]:
+        """Give the slots; or the learned query, and behind it the taught tokens but the last."""
+        if self.config.parallel:
+            return repeat(self.slots, "q d -> b w q d", b=b, w=w)
+        first = repeat(self.query, "d -> b w 1 d", b=b, w=w)
+        if actions is None:
+            return first
+        bins = rearrange(to_bins(actions, self.config.num_bins), "b w k a -> b w (k a)")
+        return torch.cat([first, self.embed[bins[:, :, :-1]]], dim=2)
+
+    def loss(
+        self, features: Float[Tensor, "b w q d"], actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]
+    ) -> Losses:
+        """Cross-entropy over the bins, with the arm's and the gripper's accuracy; or the continuous heads' terms."""
+        if not self.config.discrete:
+            return regression_losses(self.config, *self._regress(features), actions, mask)
+        logits = self._logits(features)
+        bins = to_bins(actions, self.config.num_bins)
+        entropy = F.cross_entropy(logits.flatten(0, -2), bins.flatten(), reduction="none").view(bins.shape)
+        loss = masked_mean(entropy.mean(-1), mask)
+        is_right = (logits.argmax(-1) == bins).float()
+        decoded = from_bins(logits.argmax(-1), self.config.num_bins)
+        return {
+            "loss": loss,
+            "tokens": loss.detach(),
+            "arm_accuracy": masked_mean(is_right[..., :-1].mean(-1), mask).detach(),
+            "gripper_accuracy": masked_mean(((decoded > 0) == (actions > 0)).float()[..., -1], mask).detach(),
+            "arm_l1": masked_mean((decoded - actions).abs()[..., :-1].mean(-1), mask).detach(),
+        }
+
+    def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
+        """Read once (`parallel`), or once for every token, each behind the ones before."""
+        if self.config.parallel:
+            features = read(self.queries(b, w))
+            if not self.config.discrete:
+                arm, gripper = self._regress(features)
+                return torch.cat([arm[:, -1], torch.where(gripper[:, -1] > 0, 1.0, -1.0)[..., None]], dim=-1)
+            bins = self._logits(features)[:, -1].argmax(-1)
+        else:
+            answer = read(self.queries(b, w))
+            written: list[Tensor] = []
+            for i in range(self.chunk_size * self.action_dim):
+                if i:
+                    answer = read(self.embed[written[-1]][:, None, None], behind=True)
+                written.append((answer[:, -1, -1] @ self.unembed.T.float()).argmax(-1))
+            bins = rearrange(torch.stack(written, dim=1), "b (k a) -> b k a", k=self.chunk_size)
+        actions = from_bins(bins, self.config.num_bins)
+        return torch.cat([actions[..., :-1], torch.where(actions[..., -1:] > 0, 1.0, -1.0)], dim=-1)
+
+    def _logits(self, features: Float[Tensor, "b w q d"]) -> Float[Tensor, "b w k a bins"]:
+        logits = features.float() @ self.unembed.T.float()
+        return rearrange(logits, "b w (k a) bins -> b w k a bins", k=self.chunk_size)
+
+    def _regress(self, features: Float[Tensor, "b w q d"]) -> tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k"]]:
+        slots = rearrange(features, "b w (k a) d -> b w k a d", k=self.chunk_size)
+        return self.arm(slots[..., :-1, :])[..., 0].tanh().float(), self.gripper(slots[..., -1, :])[..., 0].float()
+
+
+def to_bins(actions: Float[Tensor, "*n"], num_bins: int) -> Int64[Tensor, "*n"]:
+    """Give the number of the interval between `num_bins` edges from -1 to 1; 1 itself is the last number.
+
+    The vocabulary id of number i is V0 - 1 - i. Source: RoboVLMs action_tokenizer.py, `np.digitize`.
+    """
+    edges = torch.linspace(-1, 1, num_bins, device=actions.device)
+    return torch.bucketize(actions.float().clamp(-1, 1), edges, right=True) - 1
+
+
+def from_bins(bins: Int64[Tensor, "*n"], num_bins: int) -> Float[Tensor, "*n"]:
+    """Give the centre of the interval: at most 1 / (num_bins - 1) from what was meant."""
+    return -1 + (2 * bins.clamp(max=num_bins - 2) + 1) / (num_bins - 1)
