@@ -60,6 +60,7 @@ LIBRARIES = {
     "metaworld": "sims",
     "mujoco": "sims",
     "peft": "backbones",
+    "diffusers": "heads",
     "gymnasium": "sims",
 }
 

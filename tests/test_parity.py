@@ -8,6 +8,7 @@ from robovlms.actions import ActionNormalizer, ActionStats
 from robovlms.choices import ArmLoss, FrameCache, HeadKind, NormalizationMode, Structure
 from robovlms.config import (
     ActionContract,
+    DiffusionHeadConfig,
     FlowHeadConfig,
     GPTHeadConfig,
     HeadConfig,
@@ -27,6 +28,7 @@ W, K, A, P = 3, 4, 7, 2
 VIEWS = ["side", "wrist"]
 ROWS = np.random.default_rng(0).uniform(-1, 1, (50, A)).astype(np.float32)
 HEAD_CONFIGS = {
+    "diffusion": DiffusionHeadConfig(name="diffusion", hidden_dim=16, loss=ArmLoss.mse, eta=0.5),
     "flow": FlowHeadConfig(name="flow", hidden_dim=16, loss=ArmLoss.mse),
     "gpt": GPTHeadConfig(name="gpt", hidden_dim=16),
     "lstm": LSTMHeadConfig(name="lstm", hidden_dim=16),

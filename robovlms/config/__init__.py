@@ -15,6 +15,8 @@ from robovlms.config.closed_loop import CollectConfig, EvaluationConfig, SimConf
 from robovlms.config.data import ActionContract, CalvinDataConfig, DataConfig, LeRobotDataConfig, NormalizationConfig
 from robovlms.config.policy import (
     BackboneConfig,
+    DenoisingHeadConfig,
+    DiffusionHeadConfig,
     FlowHeadConfig,
     GPTHeadConfig,
     HeadConfig,
@@ -46,6 +48,8 @@ __all__ = [
     "CollectDemosConfig",
     "ConvertBackboneConfig",
     "DataConfig",
+    "DenoisingHeadConfig",
+    "DiffusionHeadConfig",
     "EvaluateConfig",
     "EvaluationConfig",
     "FlowHeadConfig",
@@ -190,6 +194,7 @@ SCHEMAS: dict[str, type] = {
     "backbone/base": BackboneConfig,
     "backbone/nano": NanoBackboneConfig,
     "head/base": HeadConfig,
+    "head/diffusion": DiffusionHeadConfig,
     "head/flow": FlowHeadConfig,
     "head/tokens": TokensHeadConfig,
     "head/gpt": GPTHeadConfig,

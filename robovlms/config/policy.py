@@ -107,14 +107,28 @@ class GPTHeadConfig(HeadConfig):
 
 
 @dataclass(kw_only=True)
-class FlowHeadConfig(HeadConfig):
-    """Flow matching over the chunk."""
+class DenoisingHeadConfig(HeadConfig):
+    """A small transformer that carries noise to the chunk."""
 
     num_layers: int = 4
     num_heads: int = 8
     dropout: float = 0.0
-    num_steps: int = 10  # of the integration from noise to action
+    num_steps: int = 10  # from noise to action
+
+
+@dataclass(kw_only=True)
+class FlowHeadConfig(DenoisingHeadConfig):
+    """Flow matching over the chunk."""
+
     solver: FlowSolver = FlowSolver.euler
+
+
+@dataclass(kw_only=True)
+class DiffusionHeadConfig(DenoisingHeadConfig):
+    """Diffusion over the chunk."""
+
+    num_train_steps: int = 100
+    eta: float = 0.0  # 0: DDIM; 1 and num_steps = num_train_steps: DDPM
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,8 @@ import torch
 from robovlms.choices import ArmLoss, FlowSolver
 from robovlms.config import FlowHeadConfig
 from robovlms.heads.base import HeadSizes
-from robovlms.heads.flow import FlowHead, integrate, time_features
+from robovlms.heads.denoising import time_features
+from robovlms.heads.flow import FlowHead, integrate
 
 MEAN, STD = 0.4, 0.3
 
@@ -54,17 +55,17 @@ def test_the_same_observations_give_the_same_actions():
 def test_the_newest_chunk_does_not_depend_on_how_many_are_asked_for():
     head = make_head().eval()
     features, noisy, time = torch.randn(2, 3, 1, 16), torch.randn(2, 3, 4, 2), torch.rand(2, 3)
-    whole = head.velocity(features, noisy, time)
-    torch.testing.assert_close(head.velocity(features, noisy[:, -1:], time[:, -1:]), whole[:, -1:])
+    whole = head.estimate(features, noisy, time)
+    torch.testing.assert_close(head.estimate(features, noisy[:, -1:], time[:, -1:]), whole[:, -1:])
 
 
 def test_a_frame_attends_to_earlier_frames_and_never_to_later_ones():
     head = make_head().eval()
     features, noisy, time = torch.randn(1, 3, 1, 16), torch.randn(1, 3, 4, 2), torch.rand(1, 3)
-    before = head.velocity(features, noisy, time)
+    before = head.estimate(features, noisy, time)
     moved = features.clone()
     moved[:, 1] += 1
-    after = head.velocity(moved, noisy, time)
+    after = head.estimate(moved, noisy, time)
     torch.testing.assert_close(after[:, 0], before[:, 0])
     assert not torch.allclose(after[:, 1], before[:, 1])
     assert not torch.allclose(after[:, 2], before[:, 2])

@@ -4,13 +4,22 @@ import pytest
 import torch
 
 from robovlms.choices import ArmLoss
-from robovlms.config import FlowHeadConfig, GPTHeadConfig, HeadConfig, LSTMHeadConfig, TokensHeadConfig
+from robovlms.config import (
+    DiffusionHeadConfig,
+    FlowHeadConfig,
+    GPTHeadConfig,
+    HeadConfig,
+    LSTMHeadConfig,
+    TokensHeadConfig,
+)
 from robovlms.heads.base import HeadSizes, masked_mean
 from robovlms.registry import HEADS
 
 B, W, K, A, D = 2, 3, 4, 7, 16
 CONFIGS = {
-    "flow": FlowHeadConfig(name="flow", loss=ArmLoss.mse, hidden_dim=32, num_layers=2, num_heads=4),
+    "diffusion": DiffusionHeadConfig(
+        name="diffusion", loss=ArmLoss.mse, hidden_dim=32, num_layers=2, num_heads=4, num_train_steps=20, num_steps=20
+    ),
     "gpt": GPTHeadConfig(name="gpt", hidden_dim=32, num_layers=2, num_heads=4),
     "lstm": LSTMHeadConfig(name="lstm", hidden_dim=32, num_layers=2),
     "mlp": HeadConfig(name="mlp", hidden_dim=32),
@@ -21,7 +30,7 @@ CONFIGS = {
 NAMES = list(CONFIGS)
 
 
-LONGER = {"flow": 1500, "tokens": 1500, "tokens_parallel": 1500}  # steps; a way to learn, or a word for every entry
+LONGER = dict.fromkeys(["diffusion", "flow", "tokens", "tokens_parallel"], 1500)  # a way to learn, or many words
 
 
 def make_head(name, **changes):

@@ -1,0 +1,148 @@
+"""What heads share that carry noise to a chunk: a small transformer over its actions, and the gripper's decision."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from robovlms.choices import ArmLoss
+from robovlms.config import DenoisingHeadConfig
+from robovlms.heads.base import ActionDecoder, ActionHead, HeadSizes, Read, masked_mean, start_query
+from robovlms.types import Losses
+
+VALIDATION_SEED = 0
+
+
+class DenoisingHead(ActionHead):
+    """A transformer over the k actions of a chunk, which attend to the features of the frames up to their own.
+
+    The gripper is a decision: it has its own decoder and cross-entropy. The noise that a rollout starts from is drawn
+    once and stored with the weights: the same observations give the same actions, in batch and in streaming.
+    """
+
+    noise: Tensor
+
+    def __init__(self, config: DenoisingHeadConfig, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
+        if config.loss is not ArmLoss.mse:
+            raise ValueError(
+                f"head={config.name} learns a mean, for which only squared error is right: set head.loss=mse, not "
+                f"{config.loss}."
+            )
+        if config.hidden_dim % (2 * config.num_heads):
+            raise ValueError(
+                f"head.hidden_dim={config.hidden_dim} must be a multiple of 2 * head.num_heads={2 * config.num_heads}."
+            )
+        if config.num_steps < 1:
+            raise ValueError(f"head.num_steps={config.num_steps} must be at least 1.")
+        self.num_queries, self.chunk_size = config.num_queries, sizes.chunk_size
+        self.gripper_weight = config.gripper_weight
+        width, arm_dim = config.hidden_dim, sizes.action_dim - 1
+        self.query = start_query(config, sizes)
+        self.register_buffer("noise", torch.randn(sizes.chunk_size, arm_dim))
+        self.read_features = nn.Linear(sizes.feature_dim, width)
+        self.frame_position = nn.Parameter(torch.randn(sizes.window_size, width) * 0.02)
+        self.read_actions = nn.Linear(arm_dim, width)
+        self.action_position = nn.Parameter(torch.randn(sizes.chunk_size, width) * 0.02)
+        self.read_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(
+            nn.TransformerDecoderLayer(
+                width, config.num_heads, 4 * width, config.dropout, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.estimate_out = nn.Linear(width, arm_dim)
+        self.gripper = ActionDecoder(sizes.feature_dim * config.num_queries, sizes.chunk_size)
+
+    @abstractmethod
+    def denoising_error(
+        self,
+        features: Float[Tensor, "b w q d"],
+        arm: Float[Tensor, "b w k e"],
+        mask: Bool[Tensor, "b w k"],
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, "b w k"]:
+        """Give the squared error of the estimate at one random time of every frame; everything random from
+        `generator`.
+        """
+
+    @abstractmethod
+    def sample(self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"]) -> Tensor:
+        """Carry noise to the arm's chunk, where `estimate(noisy, time)` asks the transformer."""
+
+    def queries(
+        self,
+        b: int,
+        w: int,
+        actions: Float[Tensor, "b w k a"] | None = None,
+        mask: Bool[Tensor, "b w k"] | None = None,
+    ) -> Float[Tensor, "b w q d"]:
+        """Repeat the learned vector for every frame."""
+        return repeat(self.query, "d -> b w q d", b=b, w=w, q=self.num_queries)
+
+    def estimate(
+        self,
+        features: Float[Tensor, "b w q d"],
+        noisy: Float[Tensor, "b n k e"],
+        time: Float[Tensor, "b n"],
+        mask: Bool[Tensor, "b n k"] | None = None,
+    ) -> Float[Tensor, "b n k e"]:
+        """Say of the noisy chunks of the newest n frames, each at its time in [0, 1], what the head learns to say.
+
+        A chunk attends to the features of its own frame and of the earlier ones; no action attends to a padded one.
+        """
+        b, n = time.shape
+        w = features.shape[1]
+        memory = self.read_features(features) + self.frame_position[:w, None]
+        memory = repeat(memory, "b w q d -> (b n) (w q) d", n=n)
+        later = torch.ones(w, w, dtype=torch.bool, device=time.device).triu(1)[-n:]
+        later = repeat(later, "n w -> (b n) (w q)", b=b, q=self.num_queries)
+        clock = self.read_time(time_features(time, self.action_position.shape[-1]))
+        x = self.read_actions(noisy) + self.action_position + clock[:, :, None]
+        x = rearrange(x, "b n k d -> (b n) k d")
+        padded = None if mask is None else ~rearrange(mask, "b n k -> (b n) k")
+        if padded is not None:
+            padded[:, 0] = False  # a chunk of padding alone counts nowhere, but attention needs something to attend to
+        for block in self.blocks:
+            x = block(x, memory, tgt_key_padding_mask=padded, memory_key_padding_mask=later)
+        return rearrange(self.estimate_out(self.norm(x)), "(b n) k e -> b n k e", b=b)
+
+    def loss(
+        self, features: Float[Tensor, "b w q d"], actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]
+    ) -> Losses:
+        """Squared error of the estimate and the gripper's cross-entropy. Validation draws the same noise every time."""
+        arm = actions[..., :-1].float()
+        generator = None if self.training else torch.Generator(arm.device).manual_seed(VALIDATION_SEED)
+        error = self.denoising_error(features, arm, mask, generator)
+        gripper = self.gripper(rearrange(features, "b w q d -> b w (q d)")).float()
+        is_open = (actions[..., -1] > 0).float()
+        arm_loss = masked_mean(error, mask)
+        gripper_loss = masked_mean(F.binary_cross_entropy_with_logits(gripper, is_open, reduction="none"), mask)
+        accuracy = masked_mean(((gripper > 0) == is_open.bool()).float(), mask)
+        loss = arm_loss + self.gripper_weight * gripper_loss
+        return {"loss": loss, "arm": arm_loss, "gripper": gripper_loss, "gripper_accuracy": accuracy.detach()}
+
+    def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
+        """Read once, then carry the stored noise to the newest frame's chunk."""
+        features = read(self.queries(b, w))
+
+        def estimate(noisy: Float[Tensor, "b 1 k e"], time: float) -> Float[Tensor, "b 1 k e"]:
+            return self.estimate(features, noisy, noisy.new_full((b, 1), time)).float()
+
+        arm = self.sample(estimate, repeat(self.noise, "k e -> b 1 k e", b=b))[:, 0].clamp(-1, 1)
+        gripper = self.gripper(rearrange(features[:, -1], "b q d -> b (q d)"))
+        return torch.cat([arm, torch.where(gripper > 0, 1.0, -1.0)[..., None]], dim=-1)
+
+
+def time_features(time: Float[Tensor, "b n"], dim: int) -> Float[Tensor, "b n d"]:
+    """Give sines and cosines of periods from 0.004 to 4. Source: pi0 (openpi, posemb_sincos)."""
+    periods = torch.logspace(0, 1, dim // 2, base=1000.0, device=time.device) * 0.004
+    angles = 2 * torch.pi * time[..., None] / periods
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
