@@ -20,6 +20,7 @@ CONFIGS = {
     "diffusion": DiffusionHeadConfig(
         name="diffusion", loss=ArmLoss.mse, hidden_dim=32, num_layers=2, num_heads=4, num_train_steps=20, num_steps=20
     ),
+    "flow": FlowHeadConfig(name="flow", loss=ArmLoss.mse, hidden_dim=32, num_layers=2, num_heads=4),
     "gpt": GPTHeadConfig(name="gpt", hidden_dim=32, num_layers=2, num_heads=4),
     "lstm": LSTMHeadConfig(name="lstm", hidden_dim=32, num_layers=2),
     "mlp": HeadConfig(name="mlp", hidden_dim=32),
