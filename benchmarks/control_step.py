@@ -21,7 +21,7 @@ from transformers import CLIPImageProcessorPil, Kosmos2Config, Kosmos2Model
 from robovlms.backbones.base import Backbone
 from robovlms.backbones.kosmos import Kosmos, tiny_tokenizer
 from robovlms.backbones.nano import Nano
-from robovlms.choices import FrameCache, HeadKind, Structure
+from robovlms.choices import FrameCache, Structure
 from robovlms.config import HeadConfig, LSTMHeadConfig, NanoBackboneConfig, TokensHeadConfig
 from robovlms.heads.base import HeadSizes
 from robovlms.memory import start_memory
@@ -52,8 +52,8 @@ def make_kosmos() -> Kosmos:
 
 
 def make_nano() -> Nano:
-    """Build the quickstart's size."""
-    return Nano(NanoBackboneConfig(name="nano", image_size=96, hidden_dim=128, num_layers=4, num_heads=4))
+    """Build the size of configs/backbone/nano.yaml."""
+    return Nano(NanoBackboneConfig(name="nano", image_size=64, hidden_dim=128, num_layers=2, num_heads=4))
 
 
 def make_policy(backbone: Backbone, structure: Structure, config: HeadConfig) -> VLAPolicy:
@@ -153,15 +153,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    heads: dict[Structure, HeadConfig] = {
-        Structure.policy_head: LSTMHeadConfig(name="lstm"),
-        Structure.interleaved: HeadConfig(name="mlp"),
-        Structure.one_step: TokensHeadConfig(name="tokens", num_bins=64),
-    }
-    assert heads[Structure.one_step].kind is HeadKind.tokens
     print(f"{'':44}{'without':>12}{'with':>12}{'times':>8}")
     missed = []
-    for name, make in (("nano", make_nano), ("kosmos, small", make_kosmos)):
+    for name, make, width, depth in (("nano", make_nano, 256, 1), ("kosmos, small", make_kosmos, 1024, 4)):
+        heads: dict[Structure, HeadConfig] = {
+            Structure.policy_head: LSTMHeadConfig(name="lstm", hidden_dim=width, num_layers=depth),
+            Structure.interleaved: HeadConfig(name="mlp", hidden_dim=width),
+            Structure.one_step: TokensHeadConfig(name="tokens", num_bins=64),
+        }
         for structure, config in heads.items():
             for row, without, with_memory in compare(
                 name, make_policy(make(), structure, config), arguments.steps, arguments.device

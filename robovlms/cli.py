@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robovlms.config import SCHEMAS
+from robovlms.config.allowed import NotAllowedError
 
 T = TypeVar("T")
 
@@ -41,6 +42,9 @@ def entry(config_name: str, schema: type[T], main: Callable[[T], None]) -> None:
         try:
             main(to_dataclass(config, schema))
         except Exception as error:
+            if isinstance(error, NotAllowedError) and is_multirun():
+                logging.getLogger(__name__).warning("skipped: %s", error)
+                return
             statuses.append(report(error, config_name))
 
     try:
@@ -91,6 +95,14 @@ def store_schemas() -> None:
         ConfigStore.instance().store(group=group, name=name, node=schema)
 
 
+def is_multirun() -> bool:
+    """Tell whether this job is one of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
 def to_dataclass(config: Any, schema: type[T]) -> T:
     """Turn a composed config into its dataclass; a job of a sweep gets a folder of its own inside `output_dir`.
 
@@ -98,14 +110,13 @@ def to_dataclass(config: Any, schema: type[T]) -> T:
         ValueError: values that are still `???`, all of them, each with an example; or a failed check of the schema.
     """
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     _check_keys(config, schema)
     if missing := sorted(OmegaConf.missing_keys(config)):
         examples = [f"{key}={_example(config, key)}" for key in missing]
         raise ValueError(f"{', '.join(missing)}: not set. Say on the command line, e.g. {' '.join(examples)}")
-    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+    if is_multirun():
         hydra = HydraConfig.get()
         job = f"{hydra.job.num}_{_short(list(hydra.overrides.task), set(hydra.sweeper.params or {}))}".rstrip("_")
         OmegaConf.update(config, "output_dir", f"{config.output_dir}/{job}")

@@ -115,6 +115,33 @@ def plot_success(results: Results, path: Path) -> Path:
     return _save(figure, path)
 
 
+def plot_comparison(
+    success: Mapping[str, tuple[int, int, float, float]], act_ms: Mapping[str, float], path: Path
+) -> Path:
+    """Draw runs side by side: success with its 95 % interval, and milliseconds of a control step.
+
+    Args:
+        success: of every run that was evaluated, best first: successes, trials, interval.
+        act_ms: of every run.
+        path: of the picture.
+    """
+    names = [*success, *(name for name in act_ms if name not in success)]
+    figure, ((left, right),) = _figure(1, 2, height=1.2 + 0.32 * len(names), width_ratios=[3.0, 2.0])
+    rows = {
+        name: {"successes": done, "trials": n, "mean": done / n, "low": low, "high": high}
+        for name, (done, n, low, high) in success.items()
+    }
+    _draw_bars(left, names, rows, 0.0, 0.6, BLUE, "success")  # type: ignore[arg-type]
+    left.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1), title="success, with 95 % interval")
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    right.barh(range(len(names)), [act_ms[name] for name in names], 0.6, color=ORANGE, alpha=0.85)
+    right.set(yticks=[], title="milliseconds of a control step", xscale="log")
+    for axes in (left, right):
+        axes.grid(axis="y", visible=False)
+        axes.invert_yaxis()
+    return _save(figure, path)
+
+
 def _read_curves(metrics: Path) -> dict[str, Curve]:
     if not metrics.is_file():
         raise FileNotFoundError(f"{metrics} does not exist: give the metrics.jsonl in the output_dir of a run.")

@@ -12,6 +12,7 @@ from robovlms.backbones.base import Backbone
 from robovlms.backbones.layout import Context
 from robovlms.choices import HeadKind, Structure
 from robovlms.config import TrainConfig
+from robovlms.config.allowed import NotAllowedError
 from robovlms.heads.base import ActionHead, HeadSizes
 from robovlms.processor import Processor
 from robovlms.registry import BACKBONES, HEADS
@@ -63,7 +64,7 @@ class VLAPolicy(nn.Module):
         """Build the policy of a run; pre-trained weights are loaded unless the config says random or tiny."""
         backbone = BACKBONES.get(config.backbone.name).from_config(config.backbone)
         if config.structure.name is Structure.interleaved and not backbone.can_interleave:
-            raise ValueError(
+            raise NotAllowedError(
                 f"structure=interleaved with backbone={config.backbone.name} is not allowed: it has no sequence that "
                 "images and actions of several frames stand in. Use structure=policy_head or one_step."
             )

@@ -38,7 +38,7 @@ class PolicyRunner:
         cache: FrameCache = FrameCache.exact,
     ) -> None:
         self.policy, self.normalizer, self.contract = policy.eval(), normalizer, contract
-        self.execute_steps = execute_steps
+        self.execute_steps, self.window_size = execute_steps, window_size
         self._start = partial(start_memory, policy, window_size, cache)
         self.memory = self._start()
         self.queue: deque[Float32[np.ndarray, "a"]] = deque()  # actions of the current chunk still to be executed

@@ -34,6 +34,7 @@ DOORS = {
     "checkpoint": "choices config policy actions backbones.lora",
     "run_folder": "config checkpoint",
     "memory": "types choices policy",
+    "comparison": "types config checkpoint runner plots",
     "runner": "types choices config memory policy processor actions checkpoint",
     "validation": "types policy",
     "interval": "types",
@@ -47,7 +48,7 @@ DOORS = {
     "cli": "config cli_errors",
     "cli_errors": "cli registry",
     "train": "cli config build",
-    "scripts/*": "cli config build collect checkpoint backbones.conversion",
+    "scripts/*": "cli config build collect checkpoint comparison backbones.conversion",
 }
 
 # Who may import which library; the others are free.

@@ -39,7 +39,10 @@ def message(*overrides: str, schema: type = TrainConfig, config_name: str = "tra
         ("backbon=kosmos", "there is no option 'backbon'. Did you mean 'backbone'?"),
         ("data.contract.frames=tcp", "there is no option 'data.contract.frames'. Did you mean 'data.contract.frame'?"),
         ("head.loss=hubber", "head.loss=hubber does not exist. Did you mean 'huber'? Options: huber, mse, l1."),
-        ("head=lsmt", "head=lsmt does not exist. Did you mean 'lstm'? Options: flow, gpt, lstm, mlp."),
+        (
+            "head=lsmt",
+            "head=lsmt does not exist. Did you mean 'lstm'? Options: diffusion, flow, gpt, lstm, mlp, tokens.",
+        ),
         ("backbone=kosmo", "backbone=kosmo does not exist. Did you mean 'kosmos'? Options: "),
         ("experiment=calvin_perfom", "experiment=calvin_perfom does not exist. Did you mean 'calvin_perform'?"),
         ("batch_size=many", "batch_size: Value 'many' of type 'str' could not be converted to Integer"),

@@ -16,7 +16,7 @@ from robovlms.cli import config_folder, entry, options
 from robovlms.config import CollectDemosConfig, EvaluateConfig, TrainConfig
 from robovlms.registry import SIMULATORS
 
-PAPER = [preset for preset in PRESETS if preset != "quickstart"]
+PAPER = [preset for preset in PRESETS if preset not in ("quickstart", "structure_grid")]
 
 
 def never(config: TrainConfig) -> None:

@@ -21,6 +21,7 @@ from robovlms.backbones.flamingo_layers import Perceiver
 from robovlms.backbones.layout import Context, Layout
 from robovlms.choices import WeightType
 from robovlms.config import BackboneConfig
+from robovlms.config.allowed import NotAllowedError
 from robovlms.types import ImageSpec
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Backbone(nn.Module, ABC):
         """Open the mask between the queries of a frame, for heads that ask for a whole chunk at once.
 
         Raises:
-            ValueError: the decoder makes its own mask.
+            NotAllowedError: the decoder makes its own mask.
         """
 
     @abstractmethod
@@ -187,7 +188,7 @@ class PrefixBackbone(Backbone):
     def let_queries_see_each_other(self) -> None:
         """Open the mask, if it is ours."""
         if not self.can_parallel:
-            raise ValueError(
+            raise NotAllowedError(
                 "head.parallel=true needs queries that see each other, but this backbone's decoder makes its own mask: "
                 "set head.parallel=false, or choose another backbone (nano, paligemma, llava, qwen2_5_vl, ...)."
             )

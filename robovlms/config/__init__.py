@@ -7,7 +7,7 @@ Sequences are `list` because that is what OmegaConf gives back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from robovlms.choices import MISSING, ask
 from robovlms.config.allowed import check_structure
@@ -48,6 +48,7 @@ __all__ = [
     "CollectDemosConfig",
     "ConvertBackboneConfig",
     "DataConfig",
+    "CompareConfig",
     "DenoisingHeadConfig",
     "DiffusionHeadConfig",
     "EvaluateConfig",
@@ -183,6 +184,14 @@ def check_policy(
         raise ValueError(f"data.shift names {sorted(unknown)}, which are not among data.views {list(data.views)}.")
 
 
+@dataclass(kw_only=True)
+class CompareConfig:
+    """Finished runs side by side (`scripts/compare.py`)."""
+
+    folders: list[str] = field(default=MISSING, metadata={"example": "[runs/structure_grid]"})  # searched for runs
+    latency_steps: int = 20  # control steps that are timed
+
+
 # The types of a run's parts, by the place they are stored under `schema/` for YAML files to pull in. An option that has
 # fields of its own has an entry of its own; the others share their group's `base`.
 SCHEMAS: dict[str, type] = {
@@ -190,6 +199,7 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "collect_demos": CollectDemosConfig,
     "convert_backbone": ConvertBackboneConfig,
+    "compare": CompareConfig,
     "merge_lora": MergeLoRAConfig,
     "backbone/base": BackboneConfig,
     "backbone/nano": NanoBackboneConfig,

@@ -23,16 +23,20 @@ REFUSED = {
 }
 
 
+class NotAllowedError(ValueError):
+    """Two options that do not go together; a sweep skips them."""
+
+
 def check_structure(structure: StructureConfig, head: HeadConfig, window: WindowConfig) -> None:
     """Refuse a head that does not go with the structure, or a history that the structure does not see.
 
     Raises:
-        ValueError: says why, and what to choose.
+        NotAllowedError: says why, and what to choose.
     """
     if structure.name is Structure.one_step and window.window_size != 1:
-        raise ValueError(
+        raise NotAllowedError(
             f"structure=one_step sees one frame, but window.window_size={window.window_size}: "
             "choose window=w1_c10 or structure=policy_head."
         )
     if reason := REFUSED.get((structure.name, head.kind)):
-        raise ValueError(f"structure={structure.name} with head={head.name} is not allowed: {reason}.")
+        raise NotAllowedError(f"structure={structure.name} with head={head.name} is not allowed: {reason}.")

@@ -128,7 +128,10 @@ class RegressionHead(ActionHead):
 
     def decode(self, features: Float[Tensor, "b w q d"]) -> tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k"]]:
         """Give the normalised arm actions in [-1, 1] and the gripper logits (positive: open) of every frame."""
-        fused = self.fuse(rearrange(features, "b w q d -> b w (q d)"))
+        return self.decide(self.fuse(rearrange(features, "b w q d -> b w (q d)")))
+
+    def decide(self, fused: Float[Tensor, "b w g"]) -> tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k"]]:
+        """Run both decoders."""
         arm = rearrange(self.arm(fused).tanh(), "b w (k a) -> b w k a", k=self.chunk_size)
         return arm, self.gripper(fused)
 
@@ -140,7 +143,8 @@ class RegressionHead(ActionHead):
 
     def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
         """Read once and decode the newest frame."""
-        arm, gripper = self.decode(read(self.queries(b, w)))
+        fused = self.fuse(rearrange(read(self.queries(b, w)), "b w q d -> b w (q d)"))
+        arm, gripper = self.decide(fused[:, -1:])
         is_open = torch.where(gripper[:, -1] > 0, 1.0, -1.0)
         return torch.cat([arm[:, -1].float(), is_open[..., None]], dim=-1)
 
