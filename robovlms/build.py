@@ -110,6 +110,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     conditions = {
         "checkpoint": str(checkpoint.resolve()),
         "sim": asdict(sim),
+        "execution": config.evaluation.execution.value,
         "execute_steps": config.evaluation.execute_steps,
     }
     workers = config.evaluation.num_workers
@@ -134,6 +135,10 @@ def start_rollout(checkpoint: Path, sim: SimConfig, config: EvaluationConfig) ->
     device = "cuda" if torch.cuda.is_available() else "cpu"
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     runner = PolicyRunner.from_checkpoint(
-        checkpoint, execute_steps=config.execute_steps, device=device, contract=simulator.contract
+        checkpoint,
+        execution=config.execution,
+        execute_steps=config.execute_steps,
+        device=device,
+        contract=simulator.contract,
     )
     return runner, simulator

@@ -32,6 +32,15 @@ class FrameCache(StrEnum):
     staggered = auto()  # keeps two caches and resets them in turn: between half a window and a whole one is seen
 
 
+class Execution(StrEnum):
+    """How predicted chunks become actions."""
+
+    first = auto()  # asks at every step, executes the first action
+    chunk = auto()  # executes `execute_steps` actions of a chunk, then asks again
+    ensemble = auto()  # asks at every step, averages all predictions of the step (ACT, arXiv:2304.13705)
+    real_time = auto()  # as chunk, and every chunk goes on where the last one was (arXiv:2506.07339): flow, diffusion
+
+
 class HeadKind(StrEnum):
     """What a head makes of the frames of a window."""
 

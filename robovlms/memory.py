@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robovlms.choices import FrameCache, Structure
+from robovlms.heads.base import Plan
 from robovlms.policy import Reader, VLAPolicy
 from robovlms.types import Batch
 
@@ -23,8 +24,8 @@ class Memory(ABC):
         """Take the newest frame (w = 1) of every row."""
 
     @abstractmethod
-    def act(self) -> Float[Tensor, "b k a"]:
-        """Give the normalised chunk for the newest frame."""
+    def act(self, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
+        """Give the normalised chunk for the newest frame, going on from a plan if there is one."""
 
 
 def start_memory(policy: VLAPolicy, window_size: int, cache: FrameCache = FrameCache.exact) -> Memory:
@@ -49,10 +50,10 @@ class FrameMemory(Memory):
         self.frame = self.policy.encode(step), step
 
     @torch.no_grad()
-    def act(self) -> Float[Tensor, "b k a"]:
+    def act(self, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
         """Ask about the frame."""
         assert self.frame is not None
-        return self.policy.head.act(Reader(self.policy, *self.frame), len(self.frame[1]), 1)
+        return self.policy.head.act(Reader(self.policy, *self.frame), len(self.frame[1]), 1, plan)
 
 
 class FeatureMemory(Memory):
@@ -68,9 +69,9 @@ class FeatureMemory(Memory):
         self.features.append(self.policy.read(step, self.policy.head.queries(len(step), 1)).float())
 
     @torch.no_grad()
-    def act(self) -> Float[Tensor, "b k a"]:
+    def act(self, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
         """Let the head fuse the features."""
-        return act_on(self.policy, list(self.features))
+        return act_on(self.policy, list(self.features), plan)
 
 
 class Stream:
@@ -119,23 +120,24 @@ class WindowMemory(Memory):
                 stream.read(image, step)
 
     @torch.no_grad()
-    def act(self) -> Float[Tensor, "b k a"]:
+    def act(self, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
         """Let the head decode the features of the frames that are in sight."""
         if self.streams and self.streams[0].context is not None:
-            return act_on(self.policy, self.streams[0].features)
+            return act_on(self.policy, self.streams[0].features, plan)
         image = torch.cat([image for image, _ in self.frames], dim=1)
         steps = [step for _, step in self.frames]
         proprio = None
         if steps[0].proprio is not None:
             proprio = torch.cat([step.proprio for step in steps if step.proprio is not None], dim=1)
         batch = replace(steps[-1], frames={}, proprio=proprio)  # the images are encoded
-        return self.policy.head.act(Reader(self.policy, image, batch), len(batch), len(steps))
+        return self.policy.head.act(Reader(self.policy, image, batch), len(batch), len(steps), plan)
 
     def _length(self) -> int:
         return len(self.streams[-1].features) if self.streams else 0
 
 
-def act_on(policy: VLAPolicy, features: list[Float[Tensor, "b 1 q d"]]) -> Float[Tensor, "b k a"]:
+def act_on(policy: VLAPolicy, features: list[Float[Tensor, "b 1 q d"]], plan: Plan | None) -> Float[Tensor, "b k a"]:
     """Let the head decode features that were read before."""
     whole = torch.cat(features, dim=1)
-    return policy.head.act(lambda queries: whole, *whole.shape[:2])
+    b, w = whole.shape[:2]
+    return policy.head.act(lambda queries: whole, b, w, plan)

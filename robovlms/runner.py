@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from robovlms.actions import ActionNormalizer, check_contract
 from robovlms.checkpoint import load_policy
-from robovlms.choices import FrameCache
+from robovlms.choices import Execution, FrameCache
 from robovlms.config import ActionContract
+from robovlms.execution import Chunk, ChunkExecutor, continuity
+from robovlms.heads.base import Plan
 from robovlms.memory import start_memory
 from robovlms.policy import VLAPolicy
 from robovlms.types import Batch, Observation
@@ -23,8 +25,7 @@ from robovlms.types import Batch, Observation
 class PolicyRunner:
     """Drive one robot with one policy.
 
-    Every frame goes into the memory; a chunk is asked for every `execute_steps` steps and executed in order. `memory`
-    and `queue` are the whole state.
+    Every frame goes into the memory; the executor says when a chunk is asked for, and which of its actions is due.
     """
 
     def __init__(
@@ -34,29 +35,59 @@ class PolicyRunner:
         contract: ActionContract,
         *,
         window_size: int,
+        execution: Execution = Execution.chunk,
         execute_steps: int = 1,
         cache: FrameCache = FrameCache.exact,
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        """Take a policy and say how it acts.
+
+        Args:
+            policy: in any state; it is set to evaluation.
+            normalizer: of its actions.
+            contract: what its actions mean; its control_hz is the rate of `clock`.
+            window_size: frames that it remembers.
+            execution: how chunks become actions.
+            execute_steps: actions of a chunk executed before the policy is asked again.
+            cache: of interleaved streaming.
+            clock: seconds, e.g. time.monotonic, for a robot that goes on while the policy thinks: the action that is
+                given is the one due when it is given. Without one every call of `step` is one control step.
+
+        Raises:
+            ValueError: the head cannot do what `execution` asks.
+        """
+        if execution is Execution.real_time and not policy.head.follows_plans:
+            raise ValueError("evaluation.execution=real_time needs a head that goes on from a chunk: flow, diffusion.")
         self.policy, self.normalizer, self.contract = policy.eval(), normalizer, contract
-        self.execute_steps, self.window_size = execute_steps, window_size
+        self.window_size = window_size
         self._start = partial(start_memory, policy, window_size, cache)
-        self.memory = self._start()
-        self.queue: deque[Float32[np.ndarray, "a"]] = deque()  # actions of the current chunk still to be executed
-        self._device = next(policy.parameters()).device
+        self._start_executor = partial(ChunkExecutor, execution, execute_steps)
+        self._clock, self._device = clock, next(policy.parameters()).device
+        self.reset()
 
     @classmethod
     def from_checkpoint(
-        cls, folder: Path, *, execute_steps: int = 1, device: str = "cpu", contract: ActionContract | None = None
+        cls,
+        folder: Path,
+        *,
+        execution: Execution = Execution.chunk,
+        execute_steps: int = 1,
+        device: str = "cpu",
+        contract: ActionContract | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> PolicyRunner:
         """Load a checkpoint folder.
 
         Args:
             folder: a `checkpoints/step_<number>` folder.
-            execute_steps: actions of a chunk executed before the policy is asked again.
+            execution: as in the class.
+            execute_steps: as in the class.
             device: where the policy runs.
             contract: what the robot or simulator expects of actions; a policy that means something else is refused.
+            clock: as in the class.
+
         Raises:
-            ValueError: the contracts differ, or execute_steps exceeds the chunk.
+            ValueError: the contracts differ, execute_steps exceeds the chunk, or the head cannot do what is asked.
         """
         config, policy, stats = load_policy(folder)
         if contract is not None:
@@ -66,32 +97,59 @@ class PolicyRunner:
                 f"evaluation.execute_steps={execute_steps} must lie in 1..{config.window.chunk_size}, "
                 "the policy's chunk_size."
             )
-        normalizer = ActionNormalizer(config.data.normalization, stats)
         return cls(
             policy.to(device),
-            normalizer,
+            ActionNormalizer(config.data.normalization, stats),
             config.data.contract,
             window_size=config.window.window_size,
+            execution=execution,
             execute_steps=execute_steps,
             cache=config.structure.cache,
+            clock=clock,
         )
 
     def reset(self) -> None:
         """Forget the episode."""
-        self.memory = self._start()
-        self.queue.clear()
+        self.memory, self.executor = self._start(), self._start_executor()
+        self.delay = 0  # control steps that the last chunk took to arrive
+        self._last: tuple[int, Tensor] | None = None  # the last chunk, normalised, and when it was made
+        self._calls = 0
+        self._started = self._clock() if self._clock else 0.0
 
     def step(self, observation: Observation) -> Float32[np.ndarray, "a"]:
-        """Give the next action in environment units; the gripper is exactly -1 (close) or +1 (open).
+        """Give the action that is due, in environment units; the gripper is exactly -1 (close) or +1 (open).
 
         Raises:
             ValueError: the observation lacks a view or the proprioception the policy was trained with.
+            TimeoutError: with a clock, the policy thought longer than its chunks last.
         """
+        seen = self._now()
         self.memory.observe(self._batch(observation))
-        if not self.queue:
-            chunk = self.normalizer.denormalize(self.memory.act().cpu())[0]
-            self.queue.extend(chunk[: self.execute_steps].numpy())
-        return self.queue.popleft()
+        if self.executor.wants(seen):
+            chunk = self.memory.act(self._plan(seen))
+            self._last = seen, chunk
+            self.executor.add(Chunk(seen, self.normalizer.denormalize(chunk.cpu())[0].numpy()))
+            self.delay = self._now() - seen
+        action = self.executor.action(self._now())
+        self._calls += 1
+        return action
+
+    def _now(self) -> int:
+        """Give the number of the control step."""
+        if self._clock is None:
+            return self._calls
+        return int((self._clock() - self._started) * self.contract.control_hz + 1e-6)
+
+    def _plan(self, step: int) -> Plan | None:
+        """Give what the next chunk goes on from."""
+        if self.executor.mode is not Execution.real_time or self._last is None:
+            return None
+        made, chunk = self._last
+        arm, passed = chunk[..., :-1], step - made
+        if passed >= arm.shape[1]:
+            return None
+        rest = torch.cat([arm[:, passed:], torch.zeros_like(arm[:, :passed])], dim=1)
+        return Plan(rest, arm.new_tensor(continuity(arm.shape[1], passed, self.delay)))
 
     def _batch(self, observation: Observation) -> Batch:
         processor = self.policy.processor

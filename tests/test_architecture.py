@@ -33,9 +33,10 @@ DOORS = {
     "policy": "registry types choices config processor backbones.base backbones.layout heads.base",
     "checkpoint": "choices config policy actions backbones.lora",
     "run_folder": "config checkpoint",
-    "memory": "types choices policy",
+    "memory": "types choices policy heads.base",
+    "execution": "choices",
     "comparison": "types config checkpoint runner plots",
-    "runner": "types choices config memory policy processor actions checkpoint",
+    "runner": "types choices config execution heads.base memory policy processor actions checkpoint",
     "validation": "types policy",
     "interval": "types",
     "trainer": "types choices config policy validation interval checkpoint run_folder actions tracking optimization "

@@ -142,7 +142,7 @@ def test_a_chunk_is_executed_in_order_before_the_policy_is_asked_again():
     np.testing.assert_allclose(actions[0], whole_window(policy, range(1)), atol=1e-5)
     np.testing.assert_allclose(actions[2], whole_window(policy, range(3)), atol=1e-5)
     assert len(runner.memory.features) == 3
-    assert len(runner.queue) == 1
+    assert [chunk.made for chunk in runner.executor.chunks] == [0, 2]
 
 
 def test_a_missing_view_is_named():

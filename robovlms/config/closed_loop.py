@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.choices import MISSING
+from robovlms.choices import MISSING, Execution
 
 
 @dataclass(kw_only=True)
@@ -43,6 +43,7 @@ class EvaluationConfig:
     opposite_episodes_per_task: int = (
         0  # episodes told the opposite instruction; success there counts against the policy
     )
+    execution: Execution = Execution.chunk
     execute_steps: int = 1  # actions of a chunk executed before the policy is asked again
     num_workers: int = 1
     videos_per_task: int = 1

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,13 @@ class HeadSizes:
     vocabulary: Callable[[int], Tensor] | None = None  # gives the last n words' vectors, "n d", the last word first
 
 
+class Plan(NamedTuple):
+    """What is already decided of the coming chunk."""
+
+    arm: Tensor  # "b k e", normalised; anything where the weight is 0
+    weight: Tensor  # "k": 1 = kept as it is, 0 = free
+
+
 def start_query(config: HeadConfig, sizes: HeadSizes) -> nn.Parameter:
     """Give a learned query as `head.query_init` wants it to start."""
     if config.query_init is QueryInit.zero:
@@ -54,6 +61,7 @@ def vocabulary_rows(sizes: HeadSizes, count: int) -> Float[Tensor, "n d"]:
 class ActionHead(nn.Module, ABC):
     """Says what to ask the backbone (`queries`), and turns its answer into a loss or into actions."""
 
+    follows_plans: bool = False  # whether a chunk can be made to go on from the last one
     reads_again: bool = False  # whether `act` asks queries that depend on the answers before
 
     @abstractmethod
@@ -77,9 +85,9 @@ class ActionHead(nn.Module, ABC):
         """Compare with the taught chunks; every entry is a mean over the real steps, "loss" the weighted sum."""
 
     @abstractmethod
-    def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
+    def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
         """Give the newest frame's chunk: arm in [-1, 1], gripper exactly -1 or +1. Calls `read` as often as it
-        needs.
+        needs. A `plan` is for heads with `follows_plans`.
         """
 
 
@@ -141,7 +149,7 @@ class RegressionHead(ActionHead):
         """Give the arm's and the gripper's terms."""
         return regression_losses(self.config, *self.decode(features), actions, mask)
 
-    def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
+    def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
         """Read once and decode the newest frame."""
         fused = self.fuse(rearrange(read(self.queries(b, w)), "b w q d -> b w (q d)"))
         arm, gripper = self.decide(fused[:, -1:])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robovlms.choices import ArmLoss
 from robovlms.config import DenoisingHeadConfig
-from robovlms.heads.base import ActionDecoder, ActionHead, HeadSizes, Read, masked_mean, start_query
+from robovlms.heads.base import ActionDecoder, ActionHead, HeadSizes, Plan, Read, masked_mean, start_query
 from robovlms.types import Losses
 
 VALIDATION_SEED = 0
@@ -26,6 +26,7 @@ class DenoisingHead(ActionHead):
     once and stored with the weights: the same observations give the same actions, in batch and in streaming.
     """
 
+    follows_plans = True
     noise: Tensor
 
     def __init__(self, config: DenoisingHeadConfig, sizes: HeadSizes) -> None:
@@ -74,8 +75,16 @@ class DenoisingHead(ActionHead):
         """
 
     @abstractmethod
-    def sample(self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"]) -> Tensor:
-        """Carry noise to the arm's chunk, where `estimate(noisy, time)` asks the transformer."""
+    def sample(
+        self,
+        estimate: Callable[[Tensor, float], Tensor],
+        start: Float[Tensor, "b 1 k e"],
+        plan: Plan,
+    ) -> Float[Tensor, "b 1 k e"]:
+        """Carry noise to the arm's chunk, where `estimate(noisy, time)` asks the transformer.
+
+        Before every question, as much of the chunk as the plan weighs is replaced by the plan, as noisy as the rest.
+        """
 
     def queries(
         self,
@@ -129,16 +138,27 @@ class DenoisingHead(ActionHead):
         loss = arm_loss + self.gripper_weight * gripper_loss
         return {"loss": loss, "arm": arm_loss, "gripper": gripper_loss, "gripper_accuracy": accuracy.detach()}
 
-    def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
-        """Read once, then carry the stored noise to the newest frame's chunk."""
+    def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
+        """Read once, then carry the stored noise to the newest frame's chunk; a plan is painted in on the way.
+
+        Source of the painting: replacement, as in RePaint (arXiv:2201.09865), with the weights of arXiv:2506.07339.
+        """
         features = read(self.queries(b, w))
 
         def estimate(noisy: Float[Tensor, "b 1 k e"], time: float) -> Float[Tensor, "b 1 k e"]:
             return self.estimate(features, noisy, noisy.new_full((b, 1), time)).float()
 
-        arm = self.sample(estimate, repeat(self.noise, "k e -> b 1 k e", b=b))[:, 0].clamp(-1, 1)
+        start = repeat(self.noise, "k e -> b 1 k e", b=b)
+        if plan is None:
+            plan = Plan(torch.zeros_like(start[:, 0]), start.new_zeros(self.chunk_size))
+        arm = paint(self.sample(estimate, start, plan), plan, plan.arm[:, None])[:, 0].clamp(-1, 1)
         gripper = self.gripper(rearrange(features[:, -1], "b q d -> b (q d)"))
         return torch.cat([arm, torch.where(gripper > 0, 1.0, -1.0)[..., None]], dim=-1)
+
+
+def paint(chunk: Float[Tensor, "b 1 k e"], plan: Plan, planned: Float[Tensor, "b 1 k e"]) -> Float[Tensor, "b 1 k e"]:
+    """Replace as much of a chunk as the plan weighs by what is planned, which must be as noisy as the chunk."""
+    return torch.lerp(chunk, planned, plan.weight[:, None])
 
 
 def time_features(time: Float[Tensor, "b n"], dim: int) -> Float[Tensor, "b n d"]:

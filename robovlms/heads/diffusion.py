@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robovlms.config import DiffusionHeadConfig
-from robovlms.heads.base import HeadSizes
-from robovlms.heads.denoising import VALIDATION_SEED, DenoisingHead
+from robovlms.heads.base import HeadSizes, Plan
+from robovlms.heads.denoising import VALIDATION_SEED, DenoisingHead, paint
 from robovlms.registry import HEADS
 
 
@@ -57,7 +57,9 @@ class DiffusionHead(DenoisingHead):
         noisy = self.scheduler.add_noise(arm.flatten(0, 1), noise.flatten(0, 1), step.flatten()).view_as(arm)
         return (self.estimate(features, noisy, step / count, mask).float() - noise).square().mean(-1)
 
-    def sample(self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"]) -> Tensor:
+    def sample(
+        self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], plan: Plan
+    ) -> Float[Tensor, "b 1 k e"]:
         """Take `num_steps` steps back."""
         count = self.scheduler.config.num_train_timesteps
         generator = torch.Generator(start.device).manual_seed(VALIDATION_SEED)
@@ -65,6 +67,7 @@ class DiffusionHead(DenoisingHead):
         x = start
         for step in self.scheduler.timesteps.tolist():
             fresh = torch.randn(x.shape[1:], generator=generator, device=x.device).expand_as(x) if self.eta else None
+            x = paint(x, plan, self.scheduler.add_noise(plan.arm[:, None], start, torch.tensor([step])))
             noise = estimate(x, step / count)
             x = self.scheduler.step(noise, step, x, eta=self.eta, variance_noise=fresh).prev_sample
         return x

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robovlms.choices import FlowSolver
 from robovlms.config import FlowHeadConfig
-from robovlms.heads.base import HeadSizes
-from robovlms.heads.denoising import DenoisingHead
+from robovlms.heads.base import HeadSizes, Plan
+from robovlms.heads.denoising import DenoisingHead, paint
 from robovlms.registry import HEADS
 
 MAX_TIME = 0.999  # of the times that are trained
@@ -43,20 +43,31 @@ class FlowHead(DenoisingHead):
         noisy = torch.lerp(noise, arm, time[..., None, None])
         return (self.estimate(features, noisy, time, mask).float() - (arm - noise)).square().mean(-1)
 
-    def sample(self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"]) -> Tensor:
+    def sample(
+        self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], plan: Plan
+    ) -> Float[Tensor, "b 1 k e"]:
         """Integrate `num_steps` steps."""
-        return integrate(estimate, start, self.num_steps, self.solver)
+
+        def keep(x: Float[Tensor, "b 1 k e"], time: float) -> Float[Tensor, "b 1 k e"]:
+            return paint(x, plan, torch.lerp(start, plan.arm[:, None], time))
+
+        return integrate(estimate, start, self.num_steps, self.solver, keep)
 
 
 def integrate(
-    velocity: Callable[[Tensor, float], Tensor], start: Float[Tensor, "*n"], num_steps: int, solver: FlowSolver
+    velocity: Callable[[Tensor, float], Tensor],
+    start: Float[Tensor, "*n"],
+    num_steps: int,
+    solver: FlowSolver,
+    keep: Callable[[Tensor, float], Tensor] = lambda x, time: x,
 ) -> Float[Tensor, "*n"]:
-    """Follow `velocity(x, time)` from time 0 to 1 in equal steps.
+    """Follow `velocity(x, time)` from time 0 to 1 in equal steps, each from `keep(x, time)`.
 
     Heun asks twice a step; its last step is Euler's, since at time 1 no velocity was trained.
     """
     x, step = start, 1 / num_steps
     for i in range(num_steps):
+        x = keep(x, i * step)
         slope = velocity(x, i * step)
         if solver is FlowSolver.heun and i < num_steps - 1:
             slope = (slope + velocity(x + step * slope, (i + 1) * step)) / 2

@@ -17,6 +17,7 @@ from robovlms.heads.base import (
     ActionDecoder,
     ActionHead,
     HeadSizes,
+    Plan,
     Read,
     masked_mean,
     regression_losses,
@@ -95,7 +96,7 @@ class TokensHead(ActionHead):
             "arm_l1": masked_mean((decoded - actions).abs()[..., :-1].mean(-1), mask).detach(),
         }
 
-    def act(self, read: Read, b: int, w: int) -> Float[Tensor, "b k a"]:
+    def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
         """Read once (`parallel`), or once for every token, each behind the ones before."""
         if self.config.parallel:
             features = read(self.queries(b, w))

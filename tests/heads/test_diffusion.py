@@ -6,8 +6,10 @@ from diffusers import DDPMScheduler
 
 from robovlms.choices import ArmLoss
 from robovlms.config import DiffusionHeadConfig
-from robovlms.heads.base import HeadSizes
+from robovlms.heads.base import HeadSizes, Plan
 from robovlms.heads.diffusion import DiffusionHead
+
+FREE = Plan(torch.zeros(1, 4, 2), torch.zeros(4))
 
 
 def make_head(**changes):
@@ -27,7 +29,7 @@ def test_where_every_chunk_is_the_same_it_is_reached_exactly():
 
     for steps in (1, 10, 50):
         head.num_steps = steps
-        torch.testing.assert_close(head.sample(noise_in, torch.randn(1, 1, 4, 2)), target, rtol=0, atol=1e-4)
+        torch.testing.assert_close(head.sample(noise_in, torch.randn(1, 1, 4, 2), FREE), target, rtol=0, atol=1e-4)
 
 
 def test_all_steps_with_eta_one_and_no_fresh_noise_follow_the_mean_of_ddpm():
@@ -67,3 +69,15 @@ def test_the_same_observations_give_the_same_actions_also_with_fresh_noise():
 def test_what_cannot_work_is_refused_with_the_option_to_change(changes, message):
     with pytest.raises(ValueError, match=message):
         make_head(**changes)
+
+
+def test_a_plan_is_kept_where_it_weighs_and_the_rest_goes_on_from_it():
+    head = make_head().eval()
+    features = torch.randn(2, 3, 1, 16)
+    free = head.act(lambda queries: features, 2, 3)
+    plan = Plan(torch.full((2, 4, 2), 0.3), torch.tensor([1.0, 1.0, 0.5, 0.0]))
+    planned = head.act(lambda queries: features, 2, 3, plan)
+    torch.testing.assert_close(planned[:, :2, :2], torch.full((2, 2, 2), 0.3))
+    assert not torch.allclose(planned[:, 3, :2], free[:, 3, :2])  # it saw what was planned before it
+    none = head.act(lambda queries: features, 2, 3, Plan(torch.ones(2, 4, 2), torch.zeros(4)))
+    torch.testing.assert_close(none, free)
