@@ -22,7 +22,7 @@ from robovlms.backbones.base import Backbone
 from robovlms.backbones.kosmos import Kosmos, tiny_tokenizer
 from robovlms.backbones.nano import Nano
 from robovlms.choices import FrameCache, Structure
-from robovlms.config import HeadConfig, LSTMHeadConfig, NanoBackboneConfig, TokensHeadConfig
+from robovlms.config import HeadConfig, LSTMHeadConfig, MLPHeadConfig, NanoBackboneConfig, TokensHeadConfig
 from robovlms.heads.base import HeadSizes
 from robovlms.memory import start_memory
 from robovlms.policy import VLAPolicy
@@ -158,7 +158,7 @@ def main() -> None:
     for name, make, width, depth in (("nano", make_nano, 256, 1), ("kosmos, small", make_kosmos, 1024, 4)):
         heads: dict[Structure, HeadConfig] = {
             Structure.policy_head: LSTMHeadConfig(name="lstm", hidden_dim=width, num_layers=depth),
-            Structure.interleaved: HeadConfig(name="mlp", hidden_dim=width),
+            Structure.interleaved: MLPHeadConfig(name="mlp", hidden_dim=width),
             Structure.one_step: TokensHeadConfig(name="tokens", num_bins=64),
         }
         for structure, config in heads.items():

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
-from robovlms.actions import ActionStats, check_contract
+from robovlms.actions import ActionNormalizer, ActionStats, check_contract
 from robovlms.checkpoint import CONFIG, STATS, load_config, resolve_checkpoint
 from robovlms.config import EvaluateConfig, EvaluationConfig, SimConfig, TrainConfig
 from robovlms.data.base import RobotDataset
@@ -29,6 +30,7 @@ from robovlms.trainer import VALIDATION_ACTIONS, Trainer
 
 log = logging.getLogger(__name__)
 
+MAX_CHUNKS = 2000  # that a head's tokenizer is fitted to
 MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data sets are sampled evenly
 
 
@@ -62,6 +64,8 @@ def train(config: TrainConfig) -> Path:
         else:
             stats = ActionStats.compute(train_set.actions(MAX_STATS_ROWS))
         policy = VLAPolicy.from_config(config)
+        if policy.head.needs_chunks and not trainer.resume_from:
+            policy.head.calibrate(sample_chunks(train_set, config, stats))
         if policy.proprio is not None:
             policy.proprio.calibrate(torch.from_numpy(train_set.proprio(MAX_STATS_ROWS)))
         checkpoint = trainer.fit(policy, train_set, validation_set, stats)
@@ -71,6 +75,18 @@ def train(config: TrainConfig) -> Path:
         if config.evaluation.enabled and config.sim is not None:
             evaluate(EvaluateConfig(checkpoint=str(checkpoint), sim=config.sim, evaluation=config.evaluation))
     return checkpoint
+
+
+def sample_chunks(dataset: RobotDataset, config: TrainConfig, stats: ActionStats) -> Float64[np.ndarray, "n k a"]:
+    """Give the normalised first chunks of up to MAX_CHUNKS windows, evenly spread; padding repeats the last action."""
+    normalizer, k = ActionNormalizer(config.data.normalization, stats), config.window.chunk_size
+    count = min(MAX_CHUNKS, len(dataset))
+    chunks = []
+    for i in range(count):
+        sample = dataset[i * len(dataset) // count]
+        last = max(int(sample.action_mask[:k].sum()) - 1, 0)
+        chunks.append(sample.actions[np.minimum(np.arange(k), last)])
+    return normalizer.normalize(torch.from_numpy(np.stack(chunks))).double().numpy()
 
 
 def plot_run(run_folder: Path, action_names: list[str]) -> dict[str, list[Path]]:

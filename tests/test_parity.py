@@ -9,10 +9,11 @@ from robovlms.choices import ArmLoss, FrameCache, HeadKind, NormalizationMode, S
 from robovlms.config import (
     ActionContract,
     DiffusionHeadConfig,
+    FastHeadConfig,
     FlowHeadConfig,
     GPTHeadConfig,
-    HeadConfig,
     LSTMHeadConfig,
+    MLPHeadConfig,
     NormalizationConfig,
     TokensHeadConfig,
 )
@@ -28,11 +29,12 @@ W, K, A, P = 3, 4, 7, 2
 VIEWS = ["side", "wrist"]
 ROWS = np.random.default_rng(0).uniform(-1, 1, (50, A)).astype(np.float32)
 HEAD_CONFIGS = {
+    "fast": FastHeadConfig(name="fast", vocab_size=300, max_tokens=5),
     "diffusion": DiffusionHeadConfig(name="diffusion", hidden_dim=16, loss=ArmLoss.mse, eta=0.5),
     "flow": FlowHeadConfig(name="flow", hidden_dim=16, loss=ArmLoss.mse),
     "gpt": GPTHeadConfig(name="gpt", hidden_dim=16),
     "lstm": LSTMHeadConfig(name="lstm", hidden_dim=16),
-    "mlp": HeadConfig(name="mlp", hidden_dim=16),
+    "mlp": MLPHeadConfig(name="mlp", hidden_dim=16),
     "slots": TokensHeadConfig(name="tokens", parallel=True, num_bins=16),
     "tokens": TokensHeadConfig(name="tokens", num_bins=16),
 }
@@ -53,6 +55,8 @@ def make_policy(backbone_name, structure, head_name, proprio=False):
         HEAD_CONFIGS[head_name],
         HeadSizes(feature_dim=backbone.hidden_dim, action_dim=A, window_size=W, chunk_size=K),
     )
+    if head.needs_chunks:
+        head.calibrate(np.random.default_rng(0).uniform(-1, 1, (50, K, A)))
     if hasattr(head, "query"):
         torch.nn.init.normal_(head.query, std=0.5)
     if HEAD_CONFIGS[head_name].kind is HeadKind.slots:

@@ -71,12 +71,20 @@ class HeadConfig:
     query_init: QueryInit = QueryInit.zero
     loss: ArmLoss = ArmLoss.huber
     gripper_weight: float = 0.01  # loss = arm + gripper_weight * gripper (arXiv:2412.14058, lambda)
+    arm_weights: list[float] = field(default_factory=list)  # of the arm's entries in the loss; empty: all alike
     hidden_dim: int = 1024
 
     @property
     def kind(self) -> HeadKind:
         """Say what the head makes of a window."""
         return HeadKind.frame
+
+
+@dataclass(kw_only=True)
+class MLPHeadConfig(HeadConfig):
+    """Each frame decoded on its own."""
+
+    plain: bool = False  # three linear layers of hidden_dim instead of upstream's projection and decoders
 
 
 @dataclass(kw_only=True)
@@ -143,6 +151,21 @@ class TokensHeadConfig(HeadConfig):
     def kind(self) -> HeadKind:
         """Say how the VLM writes the chunk."""
         return HeadKind.slots if self.parallel else HeadKind.tokens
+
+
+@dataclass(kw_only=True)
+class FastHeadConfig(HeadConfig):
+    """Chunks as tokens of their compressed cosine transform."""
+
+    tokenizer: str | None = None  # folder of a published one; unset: fitted to the training set
+    vocab_size: int = 1024
+    scale: float = 10.0  # of the coefficients before they are rounded; larger: finer and longer
+    max_tokens: int = 64  # of a chunk in rollout
+
+    @property
+    def kind(self) -> HeadKind:
+        """Say that the VLM writes tokens."""
+        return HeadKind.tokens
 
 
 @dataclass(kw_only=True)

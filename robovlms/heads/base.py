@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -62,6 +63,7 @@ class ActionHead(nn.Module, ABC):
     """Says what to ask the backbone (`queries`), and turns its answer into a loss or into actions."""
 
     follows_plans: bool = False  # whether a chunk can be made to go on from the last one
+    needs_chunks: bool = False  # whether it wants `calibrate` before the first step
     reads_again: bool = False  # whether `act` asks queries that depend on the answers before
 
     @abstractmethod
@@ -77,6 +79,14 @@ class ActionHead(nn.Module, ABC):
         mask: Bool[Tensor, "b w k"] | None = None,
     ) -> Float[Tensor, "b w q d"]:
         """Give what the backbone reads at the end of every frame; in training, with the taught chunks at hand."""
+
+    def calibrate(self, chunks: Float[np.ndarray, "n k a"]) -> None:
+        """Take what the head needs of the training set's normalised chunks.
+
+        Raises:
+            NotImplementedError: it needs nothing (`needs_chunks`).
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def loss(
@@ -117,8 +127,8 @@ class RegressionHead(ActionHead):
         self.config = config
         self.query = start_query(config, sizes)
         out_dim = config.hidden_dim * config.num_queries
-        self.arm = ActionDecoder(out_dim, arm_dim * sizes.chunk_size)
-        self.gripper = ActionDecoder(out_dim, sizes.chunk_size)
+        self.arm: nn.Module = ActionDecoder(out_dim, arm_dim * sizes.chunk_size)
+        self.gripper: nn.Module = ActionDecoder(out_dim, sizes.chunk_size)
 
     @abstractmethod
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
@@ -173,12 +183,28 @@ def regression_losses(
         ArmLoss.mse: F.mse_loss,
         ArmLoss.l1: F.l1_loss,
     }[config.loss]
-    arm_loss = masked_mean(error(arm.float(), actions[..., :-1], reduction="none").mean(-1), mask)
+    arm_loss = masked_mean(weighted_mean(error(arm.float(), actions[..., :-1], reduction="none"), config), mask)
     is_open = (actions[..., -1] > 0).float()
     gripper_loss = masked_mean(F.binary_cross_entropy_with_logits(gripper.float(), is_open, reduction="none"), mask)
     accuracy = masked_mean(((gripper > 0) == is_open.bool()).float(), mask)
     loss = arm_loss + config.gripper_weight * gripper_loss
     return {"loss": loss, "arm": arm_loss, "gripper": gripper_loss, "gripper_accuracy": accuracy.detach()}
+
+
+def weighted_mean(error: Float[Tensor, "b w k e"], config: HeadConfig) -> Float[Tensor, "b w k"]:
+    """Average over the arm's entries, by `head.arm_weights`.
+
+    Raises:
+        ValueError: there are not as many weights as entries, or one is negative, or all are 0.
+    """
+    if not config.arm_weights:
+        return error.mean(-1)
+    weights = error.new_tensor(config.arm_weights)
+    if len(weights) != error.shape[-1] or weights.min() < 0 or weights.sum() == 0:
+        raise ValueError(
+            f"head.arm_weights={config.arm_weights} must be {error.shape[-1]} numbers of at least 0, not all 0."
+        )
+    return (error * weights).sum(-1) / weights.sum()
 
 
 def masked_mean(values: Float[Tensor, "b w k"], mask: Bool[Tensor, "b w k"]) -> Float[Tensor, ""]:

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from robovlms.choices import ArmLoss
 from robovlms.config import DenoisingHeadConfig
-from robovlms.heads.base import ActionDecoder, ActionHead, HeadSizes, Plan, Read, masked_mean, start_query
+from robovlms.heads.base import (
+    ActionDecoder,
+    ActionHead,
+    HeadSizes,
+    Plan,
+    Read,
+    masked_mean,
+    start_query,
+    weighted_mean,
+)
 from robovlms.types import Losses
 
 VALIDATION_SEED = 0
@@ -43,7 +52,7 @@ class DenoisingHead(ActionHead):
         if config.num_steps < 1:
             raise ValueError(f"head.num_steps={config.num_steps} must be at least 1.")
         self.num_queries, self.chunk_size = config.num_queries, sizes.chunk_size
-        self.gripper_weight = config.gripper_weight
+        self.config: DenoisingHeadConfig = config
         width, arm_dim = config.hidden_dim, sizes.action_dim - 1
         self.query = start_query(config, sizes)
         self.register_buffer("noise", torch.randn(sizes.chunk_size, arm_dim))
@@ -69,7 +78,7 @@ class DenoisingHead(ActionHead):
         arm: Float[Tensor, "b w k e"],
         mask: Bool[Tensor, "b w k"],
         generator: torch.Generator | None,
-    ) -> Float[Tensor, "b w k"]:
+    ) -> Float[Tensor, "b w k e"]:
         """Give the squared error of the estimate at one random time of every frame; everything random from
         `generator`.
         """
@@ -129,13 +138,13 @@ class DenoisingHead(ActionHead):
         """Squared error of the estimate and the gripper's cross-entropy. Validation draws the same noise every time."""
         arm = actions[..., :-1].float()
         generator = None if self.training else torch.Generator(arm.device).manual_seed(VALIDATION_SEED)
-        error = self.denoising_error(features, arm, mask, generator)
+        error = weighted_mean(self.denoising_error(features, arm, mask, generator), self.config)
         gripper = self.gripper(rearrange(features, "b w q d -> b w (q d)")).float()
         is_open = (actions[..., -1] > 0).float()
         arm_loss = masked_mean(error, mask)
         gripper_loss = masked_mean(F.binary_cross_entropy_with_logits(gripper, is_open, reduction="none"), mask)
         accuracy = masked_mean(((gripper > 0) == is_open.bool()).float(), mask)
-        loss = arm_loss + self.gripper_weight * gripper_loss
+        loss = arm_loss + self.config.gripper_weight * gripper_loss
         return {"loss": loss, "arm": arm_loss, "gripper": gripper_loss, "gripper_accuracy": accuracy.detach()}
 
     def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:

@@ -48,14 +48,14 @@ class DiffusionHead(DenoisingHead):
         arm: Float[Tensor, "b w k e"],
         mask: Bool[Tensor, "b w k"],
         generator: torch.Generator | None,
-    ) -> Float[Tensor, "b w k"]:
+    ) -> Float[Tensor, "b w k e"]:
         """Compare the noise at a random step."""
         b, w = arm.shape[:2]
         count = self.scheduler.config.num_train_timesteps
         noise = torch.randn(arm.shape, generator=generator, device=arm.device)
         step = torch.randint(count, (b, w), generator=generator, device=arm.device)
         noisy = self.scheduler.add_noise(arm.flatten(0, 1), noise.flatten(0, 1), step.flatten()).view_as(arm)
-        return (self.estimate(features, noisy, step / count, mask).float() - noise).square().mean(-1)
+        return (self.estimate(features, noisy, step / count, mask).float() - noise).square()
 
     def sample(
         self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], plan: Plan

@@ -35,13 +35,13 @@ class FlowHead(DenoisingHead):
         arm: Float[Tensor, "b w k e"],
         mask: Bool[Tensor, "b w k"],
         generator: torch.Generator | None,
-    ) -> Float[Tensor, "b w k"]:
+    ) -> Float[Tensor, "b w k e"]:
         """Compare velocities at a time drawn as in pi0, more often near the noise."""
         noise = torch.randn(arm.shape, generator=generator, device=arm.device)
         uniform = torch.rand(arm.shape[:2], generator=generator, device=arm.device)
         time = MAX_TIME * (1 - uniform ** (1 / 1.5))  # 1 - Beta(1.5, 1), by its inverse distribution function
         noisy = torch.lerp(noise, arm, time[..., None, None])
-        return (self.estimate(features, noisy, time, mask).float() - (arm - noise)).square().mean(-1)
+        return (self.estimate(features, noisy, time, mask).float() - (arm - noise)).square()
 
     def sample(
         self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], plan: Plan

@@ -5,18 +5,29 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robovlms.config import HeadConfig
+from robovlms.config import MLPHeadConfig
 from robovlms.heads.base import HeadSizes, RegressionHead
 from robovlms.registry import HEADS
 
 
 @HEADS.register("mlp")
 class MLPHead(RegressionHead):
-    """in -> in / 2 -> hidden, then the decoders. Source: RoboVLMs policy_head/base_policy.py, FCDecoder."""
+    """in -> in / 2 -> hidden, then the decoders (RoboVLMs policy_head/base_policy.py, FCDecoder); or three layers."""
 
-    def __init__(self, config: HeadConfig, sizes: HeadSizes) -> None:
+    def __init__(self, config: MLPHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
         in_dim, out_dim = sizes.feature_dim * config.num_queries, config.hidden_dim * config.num_queries
+        if config.plain:
+            self.mlp = nn.Sequential()
+            self.arm, self.gripper = (
+                nn.Sequential(
+                    nn.Linear(in_dim, config.hidden_dim), nn.ReLU(),
+                    nn.Linear(config.hidden_dim, config.hidden_dim), nn.ReLU(),
+                    nn.Linear(config.hidden_dim, count),
+                )
+                for count in (sizes.chunk_size * (sizes.action_dim - 1), sizes.chunk_size)
+            )  # fmt: skip
+            return
         self.mlp = nn.Sequential(nn.Linear(in_dim, in_dim // 2), nn.ReLU(), nn.Linear(in_dim // 2, out_dim))
         for module in self.modules():
             if isinstance(module, nn.Linear):

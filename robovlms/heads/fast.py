@@ -1,0 +1,133 @@
+"""FAST (arXiv:2501.09747): the chunk as a few tokens of its compressed cosine transform, written by the VLM."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robovlms.config import FastHeadConfig
+from robovlms.heads.base import ActionHead, HeadSizes, Plan, Read, start_query, vocabulary_rows
+from robovlms.heads.fast_tokenizer import FastTokenizer, hold
+from robovlms.registry import HEADS
+from robovlms.types import Losses
+
+log = logging.getLogger(__name__)
+
+
+@HEADS.register("fast")
+class FastHead(ActionHead):
+    """Writes token after token until the end token; a chunk costs 10 to 40 of them instead of k x a.
+
+    The tokens are words of the head's own, which start as the tail of the VLM's vocabulary. The tokenizer is read from
+    `head.tokenizer`, or fitted to the training set, and travels with the weights.
+    """
+
+    needs_chunks = reads_again = True
+
+    def __init__(self, config: FastHeadConfig, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
+        if config.num_queries != 1:
+            raise ValueError(f"head.num_queries={config.num_queries}: head=fast asks token by token, set it to 1.")
+        self.config, self.chunk_size, self.action_dim = config, sizes.chunk_size, sizes.action_dim
+        self.query = start_query(config, sizes)
+        rows = vocabulary_rows(sizes, config.vocab_size + 1)  # the last is the end token
+        self.embed = nn.Parameter(rows.clone())
+        self.unembed = nn.Parameter(rows * (rows.square().mean().sqrt() * sizes.feature_dim**0.5).reciprocal())
+        self.end = config.vocab_size
+        self.num_malformed = 0  # chunks written that were no chunk
+        self.tokenizer: FastTokenizer | None = None
+        if config.tokenizer is not None:
+            self._take(FastTokenizer.load(Path(config.tokenizer).expanduser()))
+
+    def calibrate(self, chunks: Float[np.ndarray, "n k a"]) -> None:
+        """Fit the tokenizer, unless one was given."""
+        if self.tokenizer is None:
+            self._take(FastTokenizer.fit(chunks, self.config.vocab_size, self.config.scale))
+            lengths = [len(ids) for ids in self._tokenizer.encode(chunks)]
+            log.info("fast: %d tokens fitted to %d chunks, %.1f a chunk", self.end, len(chunks), np.mean(lengths))
+
+    def get_extra_state(self) -> Tensor:
+        """Give the tokenizer's files as bytes, for the checkpoint."""
+        texts = [] if self.tokenizer is None else list(self.tokenizer.to_json())
+        return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8).clone()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the tokenizer from a checkpoint."""
+        if texts := json.loads(bytes(state.cpu().tolist()).decode()):
+            self._take(FastTokenizer.from_json(*texts))
+
+    def queries(
+        self,
+        b: int,
+        w: int,
+        actions: Float[Tensor, "b w k a"] | None = None,
+        mask: Bool[Tensor, "b w k"] | None = None,
+    ) -> Float[Tensor, "b w q d"]:
+        """Give the learned query, and behind it the taught tokens without the end token."""
+        first = self.query.expand(b, w, 1, -1)
+        if actions is None or mask is None:
+            return first
+        return torch.cat([first, self.embed[self._teach(actions, mask)[0][:, :, :-1]]], dim=2)
+
+    def loss(
+        self, features: Float[Tensor, "b w q d"], actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]
+    ) -> Losses:
+        """Cross-entropy over the tokens of every frame that has a real action, and the share that is right."""
+        ids, is_token = self._teach(actions, mask)
+        logits = features.float() @ self.unembed.T.float()
+        counts = (is_token & mask.any(-1, keepdim=True)).float()
+        entropy = F.cross_entropy(logits.flatten(0, -2), ids.flatten(), reduction="none").view(ids.shape)
+        total = counts.sum().clamp(min=1)
+        loss = (entropy * counts).sum() / total
+        accuracy = ((logits.argmax(-1) == ids) * counts).sum() / total
+        return {"loss": loss, "tokens": loss.detach(), "token_accuracy": accuracy.detach()}
+
+    def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
+        """Write greedily until every row has ended, at most `head.max_tokens`; zeros fill what is no whole chunk."""
+        answer = read(self.queries(b, w))
+        written: list[Tensor] = []
+        ended = torch.zeros(b, dtype=torch.bool, device=answer.device)
+        for _ in range(self.config.max_tokens):
+            token = (answer[:, -1, -1].float() @ self.unembed.T.float()).argmax(-1)
+            ended = ended | (token == self.end)
+            written.append(torch.where(ended, self.end, token))
+            if ended.all():
+                break
+            answer = read(self.embed[token][:, None, None], behind=True)
+        rows = [[token for token in row if token != self.end] for row in torch.stack(written, dim=1).tolist()]
+        decoded = [self._tokenizer.decode(row, self.chunk_size, self.action_dim) for row in rows]
+        self.num_malformed += sum(not is_whole for _, is_whole in decoded)
+        actions = torch.from_numpy(np.stack([chunk for chunk, _ in decoded])).to(answer.device)
+        return torch.cat([actions[..., :-1].clamp(-1, 1), torch.where(actions[..., -1:] > 0, 1.0, -1.0)], dim=-1)
+
+    @property
+    def _tokenizer(self) -> FastTokenizer:
+        if self.tokenizer is None:
+            raise RuntimeError("head=fast has no tokenizer yet: call calibrate with the training set's chunks.")
+        return self.tokenizer
+
+    def _take(self, tokenizer: FastTokenizer) -> None:
+        if tokenizer.vocab_size > self.end:
+            raise ValueError(
+                f"head.tokenizer has {tokenizer.vocab_size} tokens, head.vocab_size={self.end}: set them to the same."
+            )
+        self.tokenizer = tokenizer
+
+    def _teach(
+        self, actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]
+    ) -> tuple[Int64[Tensor, "b w q"], Bool[Tensor, "b w q"]]:
+        """Give every chunk's tokens, end token included and again as padding, and which of them are no padding."""
+        b, w = mask.shape[:2]
+        rows = self._tokenizer.encode(hold(actions, mask).flatten(0, 1).cpu().double().numpy())
+        longest = 1 + max(len(row) for row in rows)
+        ids = torch.tensor([row + [self.end] * (longest - len(row)) for row in rows], device=actions.device)
+        lengths = torch.tensor([1 + len(row) for row in rows], device=actions.device)
+        is_token = torch.arange(longest, device=actions.device) < lengths[:, None]
+        return ids.view(b, w, longest), is_token.view(b, w, longest)
