@@ -41,7 +41,7 @@ def message(*overrides: str, schema: type = TrainConfig, config_name: str = "tra
         ("head.loss=hubber", "head.loss=hubber does not exist. Did you mean 'huber'? Options: huber, mse, l1."),
         (
             "head=lsmt",
-            "head=lsmt does not exist. Did you mean 'lstm'? Options: diffusion, fast, flow, gpt, lstm, tokens.",
+            "head=lsmt does not exist. Did you mean 'lstm'? Options: diffusion, fast, flow, gpt",
         ),
         ("backbone=kosmo", "backbone=kosmo does not exist. Did you mean 'kosmos'? Options: "),
         ("experiment=calvin_perfom", "experiment=calvin_perfom does not exist. Did you mean 'calvin_perform'?"),
