@@ -69,15 +69,3 @@ def test_the_same_observations_give_the_same_actions_also_with_fresh_noise():
 def test_what_cannot_work_is_refused_with_the_option_to_change(changes, message):
     with pytest.raises(ValueError, match=message):
         make_head(**changes)
-
-
-def test_a_plan_is_kept_where_it_weighs_and_the_rest_goes_on_from_it():
-    head = make_head().eval()
-    features = torch.randn(2, 3, 1, 16)
-    free = head.act(lambda queries: features, 2, 3)
-    plan = Plan(torch.full((2, 4, 2), 0.3), torch.tensor([1.0, 1.0, 0.5, 0.0]))
-    planned = head.act(lambda queries: features, 2, 3, plan)
-    torch.testing.assert_close(planned[:, :2, :2], torch.full((2, 2, 2), 0.3))
-    assert not torch.allclose(planned[:, 3, :2], free[:, 3, :2])  # it saw what was planned before it
-    none = head.act(lambda queries: features, 2, 3, Plan(torch.ones(2, 4, 2), torch.zeros(4)))
-    torch.testing.assert_close(none, free)

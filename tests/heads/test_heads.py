@@ -13,7 +13,7 @@ from robovlms.config import (
     MLPHeadConfig,
     TokensHeadConfig,
 )
-from robovlms.heads.base import HeadSizes, masked_mean
+from robovlms.heads.base import HeadSizes, Plan, masked_mean
 from robovlms.heads.fast_tokenizer import hold
 from robovlms.registry import HEADS
 
@@ -203,3 +203,15 @@ def test_entries_of_the_arm_are_weighed(name):
     assert not torch.isclose(first, others)
     with pytest.raises(ValueError, match=r"head\.arm_weights=\[1\.0\] must be 6 numbers"):
         make_head(name, arm_weights=[1.0]).loss(features, actions, mask)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if HEADS.get(CONFIGS[name].name).follows_plans])
+def test_a_plan_is_kept_where_it_weighs_and_the_rest_goes_on_from_it(name):
+    head = make_head(name).eval()
+    features, _, _ = make_batch()
+    free = head.act(Answers(features), B, W)
+    plan = Plan(torch.full((B, K, A - 1), 0.3), torch.tensor([1.0, 1.0, 0.5, 0.0]))
+    planned = head.act(Answers(features), B, W, plan)
+    torch.testing.assert_close(planned[:, :2, :-1], torch.full((B, 2, A - 1), 0.3))
+    assert not torch.allclose(planned[:, 3, :-1], free[:, 3, :-1])  # it saw what was planned before it
+    torch.testing.assert_close(head.act(Answers(features), B, W, Plan(plan.arm, torch.zeros(K))), free)
