@@ -192,6 +192,20 @@ class Flamingo(HuggingFaceBackbone):
         """Give `[<s>] <image> prompt <|endofchunk|>`."""
         return super().tokenize([IMAGE + prompt.strip() for prompt in prompts])
 
+    def question_ids(self, text: str) -> list[int]:
+        """Leave out the end of the chunk, which a reply comes before."""
+        return super().question_ids(text)[:-1]
+
+    @property
+    def end_id(self) -> int:
+        """The end of the chunk."""
+        return int(self.tokenizer.convert_tokens_to_ids(END))
+
+    @property
+    def ties_words(self) -> bool:
+        """Whether the decoder is MPT; GPT-NeoX and LLaMA have a head of their own, which is not converted."""
+        return str(self.model.config.text_config.model_type) == "mpt"
+
     def unused(self) -> list[nn.Module]:
         """Give CLIP's last norm, which only its class token goes through."""
         return [m for name, m in self.model.vision_tower.named_modules() if name.endswith("post_layernorm")]
@@ -209,19 +223,20 @@ class Flamingo(HuggingFaceBackbone):
         latents: Tensor = self.model.perceiver(patches)
         return latents
 
-    def read(
+    def _read(
         self,
         image: Float[Tensor, "n t v m e"],
         text_ids: Int64[Tensor, "n l"],
         text_mask: Bool[Tensor, "n l"],
         queries: Float[Tensor, "n t q d"],
-        context: Context | None = None,
-        seen: Bool[Tensor, "n v"] | None = None,
-    ) -> Float[Tensor, "n t q d"]:
+        context: Context | None,
+        seen: Bool[Tensor, "n v"] | None,
+        query_ids: Int64[Tensor, "n q"] | None = None,
+    ) -> Float[Tensor, "n t _q d"]:
         """Keep the images aside, pack text and queries, decode, and read at the queries."""
         self._media = rearrange(image, "n t v m e -> n t (v m) e")
         none = image.new_zeros(*image.shape[:3], 0, self.hidden_dim)
-        return super().read(none, text_ids, text_mask, queries, context, seen)
+        return super()._read(none, text_ids, text_mask, queries, context, seen, query_ids)
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder; what stands before `<image>` looks at no image."""

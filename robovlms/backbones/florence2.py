@@ -11,8 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import BartTokenizer, CLIPImageProcessorPil, Florence2Config, Florence2Model
 
+from robovlms.backbones.base import Backbone
 from robovlms.backbones.huggingface import TINY_BYTES, HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
+from robovlms.config import BackboneConfig
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
 
@@ -98,6 +100,10 @@ class Florence2(HuggingFaceBackbone):
                 f"of {patch} px, at most {largest}: backbone.checkpoint mixes files of two models."
             )
         return self._spec_of_size(height)
+
+    def prepare_writing(self, config: BackboneConfig) -> None:
+        """Refuse: the decoder that writes is not read."""
+        Backbone.prepare_writing(self, config)
 
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Give the mean of the projected patches, then each of them, row by row."""

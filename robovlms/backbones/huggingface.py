@@ -25,10 +25,10 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from robovlms.backbones.base import PrefixBackbone
 from robovlms.backbones.layout import Context, Layout
-from robovlms.backbones.loading import check_attention, load
+from robovlms.backbones.loading import check_attention, load, load_vocabulary_head
 from robovlms.backbones.masks import causal_mask, mutual_mask
+from robovlms.backbones.prefix import PrefixBackbone
 from robovlms.choices import ModelSize
 from robovlms.config import BackboneConfig
 from robovlms.types import ImageSpec
@@ -70,6 +70,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
         super().__init__()
+        self.unembed: nn.Linear | None = None  # the vocabulary head, once `prepare_writing` took it
         self.model: Any = model  # transformers' attributes are untyped
         self.tokenizer, self.image_processor = tokenizer, image_processor
         rows, self.hidden_dim = self.embedding.weight.shape
@@ -263,6 +264,37 @@ class HuggingFaceBackbone(PrefixBackbone):
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         start = [self.tokenizer.bos_token_id] if self.has_start else []
         return [[*start, *row] for row in ids]
+
+    @property
+    def ties_words(self) -> bool:
+        """Whether the embedding is the vocabulary head, too."""
+        return bool(self.model.config.tie_word_embeddings)
+
+    def prepare_writing(self, config: BackboneConfig) -> None:
+        """Take the vocabulary head of the checkpoint, where it is not the embedding; it is trained as that is."""
+        if self.ties_words:
+            return
+        weight = self.embedding.weight
+        self.unembed = nn.Linear(self.hidden_dim, len(weight), bias=False, dtype=weight.dtype)
+        if config.size is ModelSize.full and not config.random_init:
+            self.unembed.weight.data.copy_(load_vocabulary_head(config, tuple(weight.shape)))
+        self.unembed.requires_grad_(not config.freeze_embeddings)
+
+    def reply_ids(self, before: str, text: str) -> list[int]:
+        """Give the tokens that the whole text has more than `before`; alone where the seam is within a token."""
+        start, whole, alone = self.tokenizer([before, before + text, text], add_special_tokens=False)["input_ids"]
+        return whole[len(start) :] if whole[: len(start)] == start else alone
+
+    @property
+    def end_id(self) -> int:
+        """The tokenizer's own."""
+        return int(self.tokenizer.eos_token_id)
+
+    def predict_words(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
+        """Multiply with the vocabulary head; Gemma 2 and 4 bound their logits."""
+        logits = F.linear(features, (self.unembed or self.embedding).weight.to(features.dtype)).float()
+        bound = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if bound is None else bound * (logits / bound).tanh()
 
     def save_pretrained(self, folder: Path, weights: bool = True) -> None:
         """Write model, tokenizer and image processor in Hugging Face format; without `weights`, the config alone."""

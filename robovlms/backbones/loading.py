@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +14,10 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
+from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from robovlms.choices import WeightType
 from robovlms.config import BackboneConfig
@@ -59,6 +63,30 @@ def load(
         )
     _check_complete(config, info)
     return model, tokenizer, image_processor
+
+
+def load_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Tensor:
+    """Read the vocabulary head, which the bare model is loaded without.
+
+    Raises:
+        ValueError: the checkpoint has none of the embedding's shape.
+    """
+    source = _source(config)
+    with _explained(config, "the vocabulary head"):
+        index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+        files = (
+            {"model.safetensors"} if index is None else set(json.loads(Path(index).read_text())["weight_map"].values())
+        )
+        for name in sorted(files):
+            with safe_open(cached_file(source, name), framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    if key.endswith("lm_head.weight") and tuple(file.get_slice(key).get_shape()) == shape:
+                        return file.get_tensor(key)
+    raise ValueError(
+        f"cotrain needs the vocabulary head, but backbone.checkpoint={config.checkpoint} has no lm_head.weight of "
+        f"{shape[0]} x {shape[1]} (scripts/convert_backbone.py and scripts/merge_lora.py do not keep it): use the "
+        "published checkpoint, or another backbone."
+    )
 
 
 def _source(config: BackboneConfig) -> str:

@@ -19,11 +19,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robovlms.backbones.base import PrefixBackbone
 from robovlms.backbones.layout import Context, Layout
 from robovlms.backbones.masks import causal_mask, mutual_mask
+from robovlms.backbones.prefix import PrefixBackbone
 from robovlms.choices import ModelSize
-from robovlms.config import NanoBackboneConfig
+from robovlms.config import BackboneConfig, NanoBackboneConfig
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
 
@@ -125,6 +125,22 @@ class Nano(PrefixBackbone):
         """Hash lower-case words and punctuation marks into the vocabulary; id 0 starts every text."""
         words = [re.findall(r"[a-z0-9]+|[^\sa-z0-9]", prompt.lower()) for prompt in prompts]
         return [[0, *(1 + zlib.crc32(word.encode()) % (VOCAB_SIZE - 1) for word in row)] for row in words]
+
+    def prepare_writing(self, config: BackboneConfig) -> None:
+        """Do nothing: the embedding predicts hashed words."""
+
+    def reply_ids(self, before: str, text: str) -> list[int]:
+        """Hash words as `tokenize` does."""
+        return self.tokenize([text])[0][1:]
+
+    @property
+    def end_id(self) -> int:
+        """The id that starts a text."""
+        return 0
+
+    def predict_words(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
+        """Multiply with the embedding."""
+        return (features @ self.embedding.weight.T.to(features.dtype)).float()
 
     def last_ids(self, count: int) -> list[int]:
         """Give the last rows of the hash table."""
