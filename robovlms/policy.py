@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from robovlms.heads.base import ActionHead, HeadSizes
 from robovlms.parts import policy_names
 from robovlms.processor import Processor
 from robovlms.registry import BACKBONES, HEADS
-from robovlms.types import Batch, Losses
+from robovlms.types import Batch, Conversations, Losses
 
 
 class ProprioEncoder(nn.Module):
@@ -73,6 +75,8 @@ class VLAPolicy(nn.Module):
                 f"structure=interleaved with backbone={config.backbone.name} is not allowed: it has no sequence that "
                 "images and actions of several frames stand in. Use structure=policy_head or one_step."
             )
+        if config.cotrain is not None:
+            backbone.prepare_writing(config.backbone)
         if config.head.kind is HeadKind.slots:
             backbone.let_queries_see_each_other()
         head = HEADS.get(config.head.name)(
@@ -140,13 +144,24 @@ class VLAPolicy(nn.Module):
             return None
         return batch.seen.repeat_interleave(1 if self.structure is Structure.interleaved else queries.shape[1], dim=0)
 
-    def forward(self, batch: Batch) -> Losses:
-        """Give the loss terms of a batch with actions."""
+    def forward(self, batch: Batch, conversations: Conversations | None = None) -> Losses:
+        """Give the loss terms of a batch with actions, and those of conversations (`converse`) beside them."""
         assert batch.actions is not None
         assert batch.action_mask is not None
         b, w = batch.actions.shape[:2]
         features = self.read(batch, self.head.queries(b, w, batch.actions, batch.action_mask))
-        return self.head.loss(features.float(), batch.actions, batch.action_mask, batch.entries)
+        losses = self.head.loss(features.float(), batch.actions, batch.action_mask, batch.entries)
+        return losses if conversations is None else {**losses, **self.converse(conversations)}
+
+    def converse(self, conversations: Conversations) -> Losses:
+        """Give the cross-entropy of the answers' tokens and how many are predicted first, means over these tokens."""
+        images = rearrange(self.processor.normalize(conversations.images.movedim(-1, 1)), "b c h x -> b 1 1 c h x")
+        text = (conversations.text_ids, conversations.text_mask, conversations.reply_ids)
+        features = self.backbone.read_words(self.backbone.encode(images), *text, conversations.seen)
+        logits = self.backbone.predict_words(features.flatten(0, 1)[conversations.taught])
+        wanted = conversations.reply_ids.flatten()[conversations.taught]
+        is_right = (logits.detach().argmax(-1) == wanted).float()
+        return {"words": F.cross_entropy(logits, wanted), "words_accuracy": is_right.mean()}
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float[Tensor, "b k a"]:

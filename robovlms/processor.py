@@ -6,6 +6,7 @@ images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -52,12 +53,7 @@ class Processor:
             raise ValueError(
                 f"instruction of {longest} tokens exceeds backbone.max_text_tokens={self._max_text_tokens}: {text!r}"
             )
-        ids = np.zeros((len(rows), longest), np.int64)
-        mask = np.zeros((len(rows), longest), bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-            mask[i, : len(row)] = True
-        return torch.from_numpy(ids), torch.from_numpy(mask)
+        return pad(rows)
 
     def host_frames(self, frames: UInt8[np.ndarray, "w _h _x c"]) -> UInt8[np.ndarray, "w h x c"]:
         """Resize with PIL, as the checkpoint's own image processor does, when `resize` is host; otherwise give the
@@ -66,7 +62,12 @@ class Processor:
         size = self.image_spec.size
         if self.resize is Resize.device or frames.shape[1:3] == (size, size):
             return frames
-        return np.stack([np.asarray(Image.fromarray(f).resize((size, size), self.image_spec.resample)) for f in frames])
+        return np.stack([self.picture(Image.fromarray(frame)) for frame in frames])
+
+    def picture(self, image: Image.Image) -> UInt8[np.ndarray, "h x c"]:
+        """Resize a picture to the vision tower's square with PIL."""
+        size = self.image_spec.size
+        return np.asarray(image.resize((size, size), self.image_spec.resample))
 
     def images(self, batch: Batch) -> Float[Tensor, "b w v c h x"]:
         """Crop, resize, shift, jitter and normalise on the device the batch is on; what is not drawn is not done.
@@ -86,9 +87,22 @@ class Processor:
             if colors is not None or hues is not None:
                 frames = jitter_colors(frames, colors, hues)
             views.append(rearrange(frames, "(b w) c h x -> b w c h x", b=len(batch)))
-        images = torch.stack(views, dim=2).float()
+        return self.normalize(torch.stack(views, dim=2))
+
+    def normalize(self, images: UInt8[Tensor, "*n c h x"]) -> Float[Tensor, "*n c h x"]:
+        """Scale pixels as the vision tower wants them."""
+        images = images.float()
         mean, std = (images.new_tensor(value).view(-1, 1, 1) for value in (self.image_spec.mean, self.image_spec.std))
         return images.sub_(255 * mean).div_(255 * std)
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
+    """Pad token ids on the right to the longest; the mask is False there."""
+    longest = max(map(len, rows))
+    ids, mask = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, True
+    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def resize_frames(

@@ -6,11 +6,12 @@ them, so neither the number of processes nor accumulation changes a gradient. Th
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,7 @@ from robovlms.data.augmentation import Augmentation
 from robovlms.data.base import RobotDataset
 from robovlms.data.loader import Collator, training_loader, validation_loader
 from robovlms.data.sampler import StepSampler
+from robovlms.data.vl import conversation_loader
 from robovlms.interval import Interval
 from robovlms.optimization import Steps, learning_rate, make_optimizer
 from robovlms.parts import Part, make_normalizers, parts_of, policy_names
@@ -49,7 +51,7 @@ from robovlms.policy import VLAPolicy
 from robovlms.run_folder import find_resume, prepare_run_folder
 from robovlms.statistics import Statistics, save_statistics
 from robovlms.tracking import Tracker, duration
-from robovlms.types import Batch
+from robovlms.types import Batch, Conversations
 from robovlms.validation import validate
 
 log = logging.getLogger(__name__)
@@ -171,6 +173,11 @@ class Trainer:
             **loading,  # type: ignore[arg-type]
         )
 
+        self.conversation_loader: Iterable[Conversations] = ()
+        if config.cotrain is not None:
+            said = (config.cotrain, self.policy.backbone, processor, self.sampler)
+            self.conversation_loader = conversation_loader(*said, pin_memory=bool(loading["pin_memory"]))
+
     def _normal_mean(self, number: int, part: Part) -> Tensor:
         mean = torch.tensor(self.stats[part.name].spread(part.entries, len(policy_names(self.config.data))).mean)
         return self.normalizers[number].normalize(mean[None])[0]
@@ -233,13 +240,14 @@ class Trainer:
             signal.signal(signal.SIGTERM, previous)
 
     def _loop(self) -> None:
-        batches = iter(self.train_loader)
+        batches, conversations = iter(self.train_loader), iter(self.conversation_loader)
         interval = Interval(self.config.batch_size, self._sum, self.train_set.source)
         start, first = time.perf_counter(), self.step
         while self.step < self.steps.total:
             with interval.waiting():
                 micro_batches = [next(batches) for _ in range(self.sampler.accumulation)]
-            interval.add(micro_batches, self.train_step(micro_batches))
+                said = list(itertools.islice(conversations, self.sampler.accumulation))
+            interval.add(micro_batches, self.train_step(micro_batches, said))
             self.step += 1
             is_last, stops = self.step == self.steps.total, self._should_stop()
             saves = is_last or stops or self.step % self.steps.save_every == 0
@@ -268,19 +276,23 @@ class Trainer:
         """Sum over ranks."""
         return self.accelerator.reduce(tensor, "sum")
 
-    def train_step(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
-        """Take one optimizer step; give this rank's share of loss terms and gradient norm, still on the device."""
+    def train_step(self, micro_batches: list[Batch], said: Sequence[Conversations] = ()) -> dict[str, Tensor]:
+        """Take one optimizer step, conversations beside the windows; give this rank's share of terms, on the device."""
         counts = [batch.action_mask.sum() for batch in micro_batches if batch.action_mask is not None]
-        total = self._sum(torch.stack(counts).sum().to(self.device, torch.float32))
+        shares, word_shares = self._shares(counts), self._shares([torch.tensor(len(each.taught)) for each in said])
         terms: dict[str, Tensor] = {}
-        for number, (batch, count) in enumerate(zip(micro_batches, counts, strict=True)):
+        for number, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
             is_last = number == len(micro_batches) - 1
-            share = count.to(self.device, non_blocking=True) / total
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                losses = self.model(batch.to(self.device))
-                self.accelerator.backward(losses["loss"] * share * self.world_size)  # DDP averages over ranks
+                beside = [each.to(self.device) for each in said[number : number + 1]]
+                losses = self.model(batch.to(self.device), *beside)
+                for name in losses:
+                    losses[name] = losses[name] * (word_shares[number] if name.startswith("words") else share)
+                if self.config.cotrain is not None:
+                    losses["loss"] = losses["loss"] + self.config.cotrain.weight * losses["words"]
+                self.accelerator.backward(losses["loss"] * self.world_size)  # DDP averages over ranks
             for name, value in losses.items():
-                terms[name] = terms.get(name, 0) + value.detach() * share
+                terms[name] = terms.get(name, 0) + value.detach()
         max_norm = self.config.optimizer.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if max_norm is None else max_norm)
         for group in self.optimizer.param_groups:
@@ -288,6 +300,13 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {**terms, "grad_norm": norm / self.world_size}  # summed over ranks like the others
+
+    def _shares(self, counts: list[Tensor]) -> Sequence[Tensor]:
+        """Give the share of each micro-batch in what all ranks' have."""
+        if not counts:
+            return ()
+        mine = torch.stack(counts).to(self.device, torch.float32, non_blocking=True)
+        return (mine / self._sum(mine.sum())).unbind()
 
     def _should_stop(self) -> bool:
         """Agree between ranks on whether one of them was told to stop; several ranks ask only at log lines."""

@@ -4,14 +4,15 @@ Letters, used verbatim in annotations and einops patterns:
 b batch, w window (observed steps), v views, k chunk (predicted steps), s = w + k - 1 actions of one sample,
 a action entries (e = a - 1 of the arm),
 p proprioception entries, l text tokens, q queries, d hidden, n sequences, t frames in one sequence, m tokens of one
-image, h x c image height, width, channels. A leading underscore (`_h`) marks a size that differs between views.
+image, h x c image height, width, channels, r tokens of a reply, y of them taught. A leading underscore (`_h`) marks a
+size that differs between views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -39,8 +40,28 @@ class Sample:
     part: int = 0  # of a mixture
 
 
+class Tensors:
+    """A dataclass of tensors, and of tensors by name, that travels to a device as one."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Give the same on `device`; copies overlap with work already queued there."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Any:
+        """Give it in page-locked memory (called by the DataLoader when it pins)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Any:
+        def apply(value: object) -> object:
+            if isinstance(value, Tensor):
+                return function(value)
+            return {key: function(tensor) for key, tensor in value.items()} if isinstance(value, dict) else value
+
+        return type(self)(**{field.name: apply(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
+
+
 @dataclass(kw_only=True)
-class Batch:
+class Batch(Tensors):
     """Several windows, ready for the device. Pixels are still uint8 and, unless resized on the host, of recorded
     size.
     """
@@ -59,21 +80,20 @@ class Batch:
     hues: dict[str, Float32[Tensor, "b w 1"]] | None = None  # turns
     index: Int64[Tensor, "b"] | None = None  # dataset indices, to name the source of a bad sample
 
-    def to(self, device: torch.device | str) -> Batch:
-        """Give the same batch on `device`; copies overlap with work already queued there."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+    def __len__(self) -> int:
+        return len(self.text_ids)
 
-    def pin_memory(self) -> Batch:
-        """Give the batch in page-locked memory (called by the DataLoader when it pins)."""
-        return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
-        def apply(value: object) -> object:
-            if isinstance(value, Tensor):
-                return function(value)
-            return {key: function(tensor) for key, tensor in value.items()} if isinstance(value, dict) else value
+@dataclass(kw_only=True)
+class Conversations(Tensors):
+    """Several conversations, each about at most one image, which has the model's size."""
 
-        return Batch(**{field.name: apply(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
+    images: UInt8[Tensor, "b h x c"]
+    seen: Bool[Tensor, "b 1"]  # False = there is no image
+    text_ids: Int64[Tensor, "b l"]  # up to where the first answer begins
+    text_mask: Bool[Tensor, "b l"]
+    reply_ids: Int64[Tensor, "b r"]  # all that follows: answers and further questions
+    taught: Int64[Tensor, "y"]  # which of these, counted row by row, are an answer's
 
     def __len__(self) -> int:
         return len(self.text_ids)

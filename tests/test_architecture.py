@@ -31,7 +31,7 @@ DOORS = {
     "processor": "augmentation types choices config backbones.base",
     "backbones/*": "registry types choices config",
     "heads/*": "registry types choices config backbones.base",
-    "data/*": "registry types choices config actions parts processor statistics",
+    "data/*": "registry types choices config actions parts processor statistics backbones.base",
     "sims/*": "registry types choices config",
     "policy": "registry types choices config parts processor backbones.base backbones.layout heads.base",
     "checkpoint": "choices config parts policy statistics backbones.lora",
@@ -43,7 +43,7 @@ DOORS = {
     "validation": "types policy",
     "interval": "types",
     "trainer": "types choices config policy validation interval checkpoint run_folder parts statistics tracking "
-    "optimization data.augmentation data.base data.loader data.sampler",
+    "optimization data.augmentation data.base data.loader data.sampler data.vl",
     "evaluation/*": "types config runner sims.base",
     "serving/*": "types config runner",
     "collect": "types config registry sims.base data.lerobot_writer",

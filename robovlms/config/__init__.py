@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.choices import MISSING, Split, ask
-from robovlms.config.allowed import check_structure
+from robovlms.choices import MISSING, HeadKind, Split, ask
+from robovlms.config.allowed import NotAllowedError, check_structure
 from robovlms.config.closed_loop import CollectConfig, EvaluationConfig, SimConfig
+from robovlms.config.cotrain import CotrainConfig
 from robovlms.config.data import (
     ActionContract,
     AugmentationConfig,
@@ -65,6 +66,7 @@ __all__ = [
     "ConvertBackboneConfig",
     "ConvertConfig",
     "ConvertDataConfig",
+    "CotrainConfig",
     "DataConfig",
     "CompareConfig",
     "DenoisingHeadConfig",
@@ -126,12 +128,18 @@ class TrainConfig:
     cluster: ClusterConfig = MISSING
     tracking: TrackingConfig = MISSING
     trainer: TrainerConfig = MISSING
+    cotrain: CotrainConfig | None = None
     sim: SimConfig | None = None
     collect: CollectConfig = MISSING
     evaluation: EvaluationConfig = MISSING
 
     def __post_init__(self) -> None:
         check_policy(self.structure, self.head, self.window, self.view, self.data)
+        if self.cotrain is not None and self.head.kind is HeadKind.slots:
+            raise NotAllowedError(
+                "cotrain with head.parallel=true is not allowed: queries that see each other would tell the words of "
+                "an answer before they are predicted. Set head.parallel=false, or cotrain=null."
+            )
         for key in ("batch_size", "device_batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1.")

@@ -6,7 +6,8 @@ import atexit
 import multiprocessing
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,13 +104,13 @@ class Collator:
         return batch
 
 
-class _Drawn(Dataset[tuple[Sample, Draw]]):
+class _Drawn(Dataset[tuple[Any, Draw]]):
     """A data set addressed by draws, so that the collator learns each sample's number."""
 
-    def __init__(self, dataset: RobotDataset) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, draw: Draw) -> tuple[Sample, Draw]:
+    def __getitem__(self, draw: Draw) -> tuple[Any, Draw]:
         return self.dataset[draw.window], draw
 
 
@@ -117,7 +118,7 @@ def training_loader(
     dataset: RobotDataset, collator: Collator, sampler: StepSampler, *, num_workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """Give an endless loader of this rank's micro-batches, from the sampler's start step on."""
-    return _loader(dataset, collator, sampler, num_workers, pin_memory)
+    return make_loader(dataset, _ringed(collator, num_workers), sampler, num_workers, pin_memory)
 
 
 def validation_loader(
@@ -144,22 +145,27 @@ def validation_loader(
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     mine = [Draw(index, number) for number, index in enumerate(indices)][rank::world_size]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
-    return _loader(dataset, collator, batches, num_workers, pin_memory)
+    return make_loader(dataset, _ringed(collator, num_workers), batches, num_workers, pin_memory)
 
 
-def _loader(
-    dataset: RobotDataset,
-    collator: Collator,
+def _ringed(collator: Collator, num_workers: int) -> Collator | Ring:
+    return Ring(collator, num_workers) if num_workers and sys.platform == "linux" else collator
+
+
+def make_loader(
+    dataset: Any,
+    collate: Callable[[Any], Any],
     batches: StepSampler | list[list[Draw]],
     num_workers: int,
     pin_memory: bool,
-) -> DataLoader[Batch]:
+) -> DataLoader[Any]:
+    """Give a loader of the drawn numbers of `dataset`; `collate` gets pairs of what was read and its draw."""
     if num_workers:
         atexit.register(_stop_workers)
     return DataLoader(
-        _Drawn(dataset),  # type: ignore[arg-type]
+        _Drawn(dataset),
         batch_sampler=batches,
-        collate_fn=Ring(collator, num_workers) if num_workers and sys.platform == "linux" else collator,
+        collate_fn=collate,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,

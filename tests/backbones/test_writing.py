@@ -1,0 +1,98 @@
+"""Every backbone that writes text: a reply is predicted from what stands before it, and from nothing else."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from robovlms.choices import ModelSize
+from robovlms.config import BackboneConfig, NanoBackboneConfig
+from robovlms.config.allowed import NotAllowedError
+from robovlms.registry import BACKBONES
+
+WRITERS = [name for name in BACKBONES.names() if name != "florence2"]
+PREFIX = ["paligemma", "paligemma2"]  # the question's tokens see each other, those of the reply only what is before
+
+
+def tiny(name, **options):
+    torch.manual_seed(0)
+    backbone_class = BACKBONES.get(name)
+    if name == "nano":
+        config = NanoBackboneConfig(
+            name=name, size=ModelSize.tiny, image_size=32, hidden_dim=32, num_layers=1, num_heads=2
+        )
+    else:
+        config = BackboneConfig(
+            name=name, size=ModelSize.tiny, attn_implementation=backbone_class.attentions[0], **options
+        )
+    backbone = backbone_class.from_config(config).eval()
+    backbone.prepare_writing(config)
+    return backbone
+
+
+def read(backbone, questions, replies, seen=None):
+    rows = [backbone.question_ids(text) for text in questions]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
+    size = backbone.image_spec.size
+    images = torch.randn(2, 1, 1, 3, size, size, generator=torch.Generator().manual_seed(1))[: len(rows)]
+    return backbone.read_words(backbone.encode(images), ids, mask, torch.tensor(replies), seen)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@torch.no_grad()
+def test_a_word_is_predicted_from_all_before_it_and_nothing_behind(name):
+    backbone = tiny(name)
+    first, other = "What is it", "What is it, and where"
+    reply = backbone.reply_ids(first, " a cup on a red table")[:6]
+    assert len(reply) == 6
+    assert len(set(reply)) > 2
+    features = read(backbone, [first], [reply])
+    changed = [*reply[:3], *reply[:3][::-1]]
+    again = read(backbone, [first, other], [changed, reply])
+    assert torch.allclose(features[:, :4], again[:1, :4], atol=1e-5), "later words, padding and other rows"
+    assert not torch.allclose(features[:, 5], again[:1, 5], atol=1e-3), "earlier words"
+    logits = backbone.predict_words(features[0])
+    assert logits.shape[0] == 6
+    assert logits.shape[1] > max(reply)
+    assert logits.dtype is torch.float32
+    if name not in PREFIX:
+        longer = tiny(name)
+        longer.question_ids = lambda text: backbone.question_ids(text) + reply[:2]
+        assert torch.allclose(read(longer, [first], [reply[2:]]), features[:, 2:], atol=1e-5), "as text and as reply"
+
+
+@pytest.mark.parametrize("name", ["kosmos", "qwen2_5_vl"])
+@torch.no_grad()
+def test_text_alone_is_read_without_an_image(name):
+    backbone = tiny(name)
+    seen = torch.tensor([[True], [False]])
+    both = read(backbone, ["one", "one"], [[5, 6], [5, 6]], seen)
+    assert not torch.allclose(both[0], both[1], atol=1e-3)
+    assert torch.allclose(both[:1], read(backbone, ["one"], [[5, 6]]), atol=1e-5)
+
+
+def test_an_encoder_is_refused():
+    with pytest.raises(NotAllowedError, match="backbone=florence2"):
+        tiny("florence2")
+
+
+def test_the_vocabulary_head_comes_from_the_checkpoint(tmp_path):
+    backbone = tiny("llava")
+    backbone.save_pretrained(tmp_path)
+    config = BackboneConfig(name="llava", checkpoint=str(tmp_path))
+    again = BACKBONES.get("llava").from_config(config)
+    with pytest.raises(ValueError, match=r"no lm_head\.weight of"):
+        again.prepare_writing(config)
+    head = torch.randn_like(backbone.embedding.weight)
+    weights = {f"model.{name}": value.contiguous() for name, value in backbone.model.state_dict().items()}
+    save_file({**weights, "lm_head.weight": head}, tmp_path / "model.safetensors")
+    again.prepare_writing(config)
+    assert torch.equal(again.unembed.weight, head)
+
+
+def test_gemma_2_bounds_its_logits():
+    backbone = tiny("paligemma2")
+    backbone.model.config.get_text_config().final_logit_softcapping = 0.5
+    assert backbone.predict_words(100 * torch.randn(2, backbone.hidden_dim)).abs().max() <= 0.5

@@ -1,0 +1,82 @@
+"""Conversations beside the robot's data: both are learned, and neither accumulation nor a resume changes a number."""
+
+import json
+
+import numpy as np
+import pytest
+from calvin_folder import assert_same_state, losses, tiny_run
+from composing import completed, composed
+from PIL import Image
+
+from robovlms.build import train
+from robovlms.checkpoint import load_policy, resolve_checkpoint
+from robovlms.config.allowed import NotAllowedError
+
+
+@pytest.fixture
+def said(tmp_path):
+    """Eight coloured pictures, what colour they have, and a greeting without a picture."""
+    records = [{"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "good day"}]}]
+    for number in range(8):
+        name, colour = [("red", (255, 0, 0)), ("blue", (0, 0, 255))][number % 2]
+        Image.fromarray(np.full((8, 8, 3), colour, np.uint8)).save(tmp_path / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": f"{name}, just {name}"}]
+        records.append({"image": f"{number}.png", "conversations": turns})
+    (tmp_path / "said.json").write_text(json.dumps(records))
+    return [
+        "cotrain=vl", f"cotrain.file={tmp_path / 'said.json'}", f"cotrain.image_folder={tmp_path}",
+        "cotrain.batch_size=4", "cotrain.num_workers=0",
+    ]  # fmt: skip
+
+
+def run(root, output_dir, *extra):
+    train(completed(composed(*tiny_run(root, output_dir, *extra))))
+    return output_dir
+
+
+def logged(folder, name):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def test_both_are_learned_and_the_loss_is_their_weighted_sum(calvin_folder, tmp_path, said):
+    long = ["schedule.total=25 step", "optimizer.lr=4e-3", "cotrain.weight=0.5", "trainer.validate_every=50 step"]
+    folder = run(calvin_folder, tmp_path / "run", *said, *long)
+    words, loss = logged(folder, "train/words"), losses(folder)
+    assert words[-1] < 0.5 < 3 < words[0]
+    assert logged(folder, "train/words_accuracy")[-1] > 0.7
+    action = np.array(logged(folder, "train/arm")) + 0.01 * np.array(logged(folder, "train/gripper"))
+    assert loss == pytest.approx(action + 0.5 * np.array(words), rel=1e-4)
+    _, policy, _ = load_policy(resolve_checkpoint(folder))
+    assert policy.head is not None, "a checkpoint acts without the conversations"
+
+
+def test_a_resume_and_accumulation_change_nothing(calvin_folder, tmp_path, said):
+    whole, part = run(calvin_folder, tmp_path / "whole", *said), tmp_path / "part"
+    run(calvin_folder, part, *said, "schedule.total=2 step")
+    run(calvin_folder, part, *said, "trainer.resume=auto")
+    assert_same_state(whole, part)
+    four = run(calvin_folder, tmp_path / "four", *said, "device_batch_size=2")
+    assert losses(whole) == pytest.approx(losses(four), abs=1e-5)
+    assert logged(whole, "train/words") == pytest.approx(logged(four, "train/words"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("cotrain.batch_size=3", r"cotrain\.batch_size=3 does not divide into 1 processes x 2 accumulated"),
+        ("cotrain.batch_size=10", r"cotrain\.batch_size=10, but .* has 9 conversations"),
+        ("cotrain.file=nowhere.json", r"cotrain\.file=nowhere\.json does not exist"),
+        ("cotrain.weight=0", r"cotrain\.weight=0\S* must be above 0"),
+        ("cotrain.answer=x", r"cotrain\.answer='x' must contain \{text\} once"),
+    ],
+)
+def test_what_cannot_be_is_refused(calvin_folder, tmp_path, said, change, reason):
+    with pytest.raises((ValueError, FileNotFoundError), match=reason):
+        run(calvin_folder, tmp_path / "run", *said, "device_batch_size=4", change)
+
+
+def test_queries_that_see_each_other_are_refused(said):
+    choice = ["structure=one_step", "head=tokens", "head.parallel=true", "window=w1_c10", "data.root=x"]
+    with pytest.raises(NotAllowedError, match=r"cotrain with head\.parallel=true is not allowed"):
+        completed(composed("experiment=calvin_perform", *said, *choice))
