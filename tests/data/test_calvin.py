@@ -156,8 +156,8 @@ def test_images_past_the_window_are_not_read(root):
 def test_actions_are_spread_over_frames_that_count(root):
     dataset = read(root)
 
-    assert dataset.actions(100)[:, 0].tolist() == [10, 11, 12, 13, 14, 15, 20, 21, 22]
-    assert dataset.actions(3)[:, 0].tolist() == [10, 13, 20]
+    assert dataset.rows(100).actions[:, 0].tolist() == [10, 11, 12, 13, 14, 15, 20, 21, 22]
+    assert dataset.rows(3).actions[:, 0].tolist() == [10, 13, 20]
 
 
 def test_source_and_summary_say_where_and_how_much(root):
@@ -339,7 +339,7 @@ def test_real_recordings_read_back_exactly(shared_data, split, segments, windows
     assert sample.actions.shape == (25, 7)
     assert len(dataset) == windows
     assert f"{segments} segments" in dataset.summary()
-    assert np.abs(dataset.actions(50)).max() <= 1
+    assert np.abs(dataset.rows(50).actions).max() <= 1
 
 
 def write_scenes(folder: Path, scenes: dict[str, list[int]]) -> None:
@@ -470,7 +470,7 @@ def test_the_released_ten_shot_list_has_ten_segments_of_each_task(shared_data, r
 def test_proprioception_is_read_for_the_observed_frames_only_when_asked(root):
     dataset = read(root, proprio_key="robot_obs", proprio_names=["x", "y"])
     assert dataset[1].proprio.tolist() == [[11, 11], [12, 12], [13, 13]]
-    np.testing.assert_array_equal(dataset.proprio(4)[:, 0], dataset.actions(4)[:, 0])
+    np.testing.assert_array_equal(dataset.rows(4).proprio[:, 0], dataset.rows(4).actions[:, 0])
     assert read(root)[1].proprio is None
 
 
