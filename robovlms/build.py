@@ -20,6 +20,7 @@ from robovlms.data.base import RobotDataset, spread
 from robovlms.data.cache import CachedDataset
 from robovlms.data.mixture import MixtureDataset
 from robovlms.data.opening import open_reader
+from robovlms.data.training_rows import load_rows
 from robovlms.data.windows import WindowDataset
 from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.report import write_report
@@ -87,10 +88,18 @@ def compute_statistics(config: TrainConfig, windows: list[WindowDataset]) -> dic
             path = Path(normalization.statistics_file).expanduser()
             found[part.name] = import_statistics(path, normalization.statistics_key, len(part.contract.names))
         else:
-            rows = dataset.rows(MAX_STATS_ROWS).actions
-            check_numbers(part, rows)
-            found[part.name] = Statistics.compute(rows)
+            rows, origin = load_rows(dataset, MAX_STATS_ROWS)
+            check_numbers(part, rows.actions)
+            found[part.name] = stats = Statistics.compute(rows.actions)
+            log.info("%s: statistics of %s, %s", part.name, _share(stats, dataset.num_steps), origin)
     return found
+
+
+def _share(stats: Statistics, num_steps: int) -> str:
+    if stats.num_rows == num_steps:
+        return f"all {num_steps} steps"
+    error = f"standard error of q01 and q99: {stats.quantile_error:.2%} of the rows"
+    return f"{stats.num_rows} of {num_steps} steps, evenly spread ({error})"
 
 
 def check_numbers(part: Part, rows: Float32[np.ndarray, "r a"]) -> None:
@@ -113,7 +122,7 @@ def check_numbers(part: Part, rows: Float32[np.ndarray, "r a"]) -> None:
 def proprio_rows(config: TrainConfig, windows: list[WindowDataset]) -> Float32[np.ndarray, "r p"]:
     """Give rows of the proprioception that the policy sees, as many of every part; NaN: not recorded."""
     parts = [part for part in parts_of(config.data) if part.proprio]
-    rows = [windows[part.number].rows(MAX_STATS_ROWS).proprio for part in parts]
+    rows = [load_rows(windows[part.number], MAX_STATS_ROWS)[0].proprio for part in parts]
     count = min(len(part_rows) for part_rows in rows)
     whole = np.full((len(parts), count, len(config.data.seen_names)), np.nan, np.float32)
     for i, (part, part_rows) in enumerate(zip(parts, rows, strict=True)):
