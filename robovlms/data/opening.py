@@ -11,7 +11,7 @@ from typing import Any
 
 from robovlms.choices import CacheMode, ImageFormat
 from robovlms.config import ConvertDataConfig, DataConfig
-from robovlms.data.base import Reader
+from robovlms.data.base import Reader, untaught
 from robovlms.data.cache_folder import cache_folder
 from robovlms.data.packed import PackedReader
 from robovlms.data.packed_index import INDEX, digest, load_index
@@ -37,9 +37,11 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
 
     Raises:
         FileNotFoundError: `data.cache=packed`, and nothing is packed; gives the command.
-        ValueError: `data.cache=packed`, and the copy is not of the data as they are; or a copy is damaged.
+        ValueError: `data.cache=packed`, and the copy is not of the data as they are; or a copy is damaged. An episode
+            has no frame or no instruction, and `data.skip_bad` is false.
     """
     native: Reader = DATASETS.get(config.name)(config, split, views=views)
+    _check_episodes(native, config)
     if config.cache is CacheMode.native:
         return native
     fingerprint, stale = digest(native.fingerprint()), None
@@ -56,6 +58,22 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     elif config.cache is CacheMode.packed:
         raise FileNotFoundError(f"data.cache=packed, but {native.summary()} is not packed. Pack it: {command}")
     return native
+
+
+def _check_episodes(reader: Reader, config: DataConfig) -> None:
+    """Refuse episodes that nothing can be learned from; with `data.skip_bad`, warn of them."""
+    faults, total = untaught(reader.episodes), len(reader.episodes)
+    if not faults:
+        return
+    first = min(faults)
+    where = reader.source(first, 0, max(reader.episodes[first].length - 1, 0))
+    told = f"{len(faults)} of {total} episodes have no frame or no instruction, the first: {where}: {faults[first]}."
+    if not config.skip_bad or len(faults) == total:
+        raise ValueError(
+            f"{told} Correct the recording, take instructions from elsewhere (data.language_key of LeRobot and RLDS, "
+            "data.instruction of LIBERO), or set data.skip_bad=true to leave such episodes out."
+        )
+    logger.warning("data.skip_bad: left out: %s", told)
 
 
 def convert_data(config: ConvertDataConfig) -> list[PackSummary]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from robovlms.config import DataConfig
-from robovlms.data.base import Reader, RobotDataset, WindowIndex, spread
+from robovlms.data.base import Reader, RobotDataset, WindowIndex, spread, untaught
 from robovlms.data.conversion import ActionConverter
 from robovlms.types import Sample
 
@@ -29,8 +29,8 @@ class WindowDataset(RobotDataset):
     """Every window of every episode, in the policy's words.
 
     An episode of T steps holds T - w + 1 windows; actions past its end repeat the last one and are masked. Where the
-    data has no gripper, one is added that no loss counts. With `data.skip_bad` a window that cannot be read is
-    replaced by another, the same at every attempt, and counted in a warning.
+    data has no gripper, one is added that no loss counts. With `data.skip_bad` episodes without an instruction have no
+    window, and one that cannot be read is replaced by another, the same at every attempt, and counted in a warning.
 
     Raises:
         ValueError: no episode is as long as a window, or the conversion asked for is not possible.
@@ -41,6 +41,8 @@ class WindowDataset(RobotDataset):
         self.window_size, self.chunk_size = window_size, chunk_size
         self.converter = ActionConverter(config)
         self._lengths = np.array([self.converter.num_steps(e.length) for e in reader.episodes], dtype=np.int64)
+        if config.skip_bad:
+            self._lengths[list(untaught(reader.episodes))] = 0
         self.num_steps = int(self._lengths.sum())
         self._index = WindowIndex(self._lengths, window_size)
         self._seen = [config.proprio_names.index(name) for name in config.seen_names]

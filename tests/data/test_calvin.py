@@ -12,6 +12,7 @@ from robovlms.choices import Frame, Representation, Rotation
 from robovlms.config import ActionContract, CalvinDataConfig
 from robovlms.data.calvin import CalvinReader
 from robovlms.data.calvin_segments import play_segments, read_few_shot, read_segments
+from robovlms.data.opening import open_reader
 from robovlms.data.windows import WindowDataset
 from robovlms.registry import DATASETS
 
@@ -307,6 +308,28 @@ def test_skip_bad_drops_the_segment_with_one_counted_warning(root, damage, caplo
 
     assert starts(dataset) == [10, 11, 12, 13]
     assert [record.message[:39] for record in caplog.records] == ["data.skip_bad: dropped 1 of 2 segments,"]
+
+
+@pytest.mark.parametrize(
+    ("segment", "instruction", "named"),
+    [
+        ((20, 20), "lift", r"episode_0000020\.npz.*: it has no frame"),
+        ((20, 23), " \t", r"episode_0000020\.npz.*: its instruction is empty"),
+    ],
+)
+def test_a_segment_without_frames_or_words_is_named_and_refused_or_left_out(root, segment, instruction, named, caplog):
+    options = config(root, name="calvin")
+    language = {"ann": ["open", instruction], "task": ["a", "b"]}
+    annotations = root / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    np.save(annotations, {"language": language, "info": {"indx": [(10, 16), segment]}})
+    with pytest.raises(ValueError, match=r"1 of 2 episodes .*" + named + r".*data\.skip_bad=true"):
+        open_reader(options, "train", ["side"])
+    assert not caplog.records
+    options = config(root, name="calvin", skip_bad=True)
+    dataset = WindowDataset(open_reader(options, "train", ["side"]), options, window_size=2, chunk_size=1)
+    assert {dataset[index].instruction for index in range(len(dataset))} == {"open"}
+    assert dataset.rows(100).actions[:, 0].tolist() == [10, 11, 12, 13, 14, 15]
+    assert [record.message[:31] for record in caplog.records] == ["data.skip_bad: left out: 1 of 2"]
 
 
 def test_skip_bad_with_nothing_left_says_why(root):

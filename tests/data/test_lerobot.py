@@ -19,6 +19,7 @@ from robovlms.data.lerobot import LeRobotReader
 from robovlms.data.lerobot_format import arrow_schema, make_features, read_episodes, read_info, read_numbers
 from robovlms.data.lerobot_stats import PixelCounts, number_stats
 from robovlms.data.lerobot_writer import LeRobotWriter
+from robovlms.data.opening import open_reader
 from robovlms.data.video import open_video, read_frames, write_video
 from robovlms.data.windows import WindowDataset
 from robovlms.registry import DATASETS
@@ -552,3 +553,17 @@ def test_a_video_that_is_too_short_is_refused(video_folder):
     video = open_video(video_folder / "videos/observation.images.side/chunk-000/file-000.mp4")
     with pytest.raises(ValueError, match=r"no frame at 0\.5000 s"):
         read_frames(video, np.array([0.4, 0.5]), 0.025)
+
+
+def test_episodes_without_words_are_named_and_refused_or_left_out_after_the_division(tmp_path):
+    root = tmp_path / "demos"
+    with open_writer(root) as writer:
+        for number, task in enumerate([" ", "lift", " ", "lift"]):
+            writer.add_episode(**make_episode(number, 5), task=task)
+    message = r"1 of 2 episodes .* the first: .*file-000\.parquet: episode 0, frames 0-4: its instruction is empty\."
+    with pytest.raises(ValueError, match=message + r".*data\.language_key"):
+        open_reader(make_config(root), "train", [])
+    config = make_config(root, skip_bad=True)
+    for split, kept in (("train", 1), ("validation", 3)):
+        rows = WindowDataset(open_reader(config, split, []), config, window_size=1, chunk_size=1).rows(100).actions
+        assert np.unique(rows[:, 0]).tolist() == [kept]
