@@ -136,7 +136,7 @@ class Ours:
         reader = open_reader(config, "train", list(VIEWS))
         self.dataset = WindowDataset(reader, config, window_size=WINDOW, chunk_size=CHUNK)
         processor = Processor(backbone, list(VIEWS), max_text_tokens=64, resize=resize)
-        statistics = Statistics.compute(self.dataset.actions(max_rows=100))
+        statistics = Statistics.compute(self.dataset.rows(100).actions)
         self.collate = Collator(
             processor,
             [ActionNormalizer(config.normalization, statistics, CONTRACT.names)],

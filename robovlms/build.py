@@ -20,6 +20,7 @@ from robovlms.data.base import RobotDataset, spread
 from robovlms.data.cache import CachedDataset
 from robovlms.data.mixture import MixtureDataset
 from robovlms.data.opening import open_reader
+from robovlms.data.training_rows import load_rows
 from robovlms.data.windows import WindowDataset
 from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.report import write_report
@@ -42,9 +43,30 @@ MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data s
 
 def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
     """Give the `train` or `validation` windows of the configured data set, or of all parts of a mixture."""
+    return join_parts(config, open_parts(config, split), split)
+
+
+def open_parts(config: TrainConfig, split: str) -> list[WindowDataset]:
+    """Open the reader of every part, in the order of their numbers: what costs time when a run starts."""
+    return [_open_part(part, config, split) for part in parts_of(config.data)]
+
+
+def _open_part(part: Part, config: TrainConfig, split: str) -> WindowDataset:
+    views = [view for view in config.view.views if view in part.data.views]
+    if not views:
+        raise ValueError(f"{part.name} has none of view.views={config.view.views}: map one in its views.")
+    reader, window = open_reader(part.data, split, views), config.window
+    return WindowDataset(reader, part.data, window_size=window.window_size, chunk_size=window.chunk_size)
+
+
+def join_parts(config: TrainConfig, windows: list[WindowDataset], split: str) -> RobotDataset:
+    """Make one data set of the parts' windows."""
     parts = parts_of(config.data)
-    datasets = [_build_part(part, config, split) for part in parts]
-    dataset: RobotDataset = datasets[0]
+    datasets: list[RobotDataset] = [
+        CachedDataset(dataset, part.data.cache_mb) if part.data.cache_mb else dataset
+        for part, dataset in zip(parts, windows, strict=True)
+    ]
+    dataset = datasets[0]
     if isinstance(config.data, MixtureDataConfig):
         dataset = MixtureDataset(
             parts,
@@ -57,33 +79,27 @@ def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
     return dataset
 
 
-def _build_part(part: Part, config: TrainConfig, split: str) -> RobotDataset:
-    views = [view for view in config.view.views if view in part.data.views]
-    if not views:
-        raise ValueError(f"{part.name} has none of view.views={config.view.views}: map one in its views.")
-    dataset = _windows(part, config, split, views)
-    return CachedDataset(dataset, part.data.cache_mb) if part.data.cache_mb else dataset
-
-
-def _windows(part: Part, config: TrainConfig, split: str, views: list[str]) -> WindowDataset:
-    reader = open_reader(part.data, split, views)
-    window = config.window
-    return WindowDataset(reader, part.data, window_size=window.window_size, chunk_size=window.chunk_size)
-
-
-def compute_statistics(config: TrainConfig) -> dict[str, Statistics]:
-    """Give the action statistics of every part's training split, computed or from `statistics_file`, by its name."""
+def compute_statistics(config: TrainConfig, windows: list[WindowDataset]) -> dict[str, Statistics]:
+    """Give the action statistics of every part's training windows, computed or from `statistics_file`, by its name."""
     found = {}
-    for part in parts_of(config.data):
+    for part, dataset in zip(parts_of(config.data), windows, strict=True):
         normalization = part.data.normalization
         if normalization.statistics_file is not None:
             path = Path(normalization.statistics_file).expanduser()
             found[part.name] = import_statistics(path, normalization.statistics_key, len(part.contract.names))
         else:
-            rows = _training_windows(part, config).actions(MAX_STATS_ROWS)
-            check_numbers(part, rows)
-            found[part.name] = Statistics.compute(rows)
+            rows, origin = load_rows(dataset, MAX_STATS_ROWS)
+            check_numbers(part, rows.actions)
+            found[part.name] = stats = Statistics.compute(rows.actions)
+            log.info("%s: statistics of %s, %s", part.name, _share(stats, dataset.num_steps), origin)
     return found
+
+
+def _share(stats: Statistics, num_steps: int) -> str:
+    if stats.num_rows == num_steps:
+        return f"all {num_steps} steps"
+    error = f"standard error of q01 and q99: {stats.quantile_error:.2%} of the rows"
+    return f"{stats.num_rows} of {num_steps} steps, evenly spread ({error})"
 
 
 def check_numbers(part: Part, rows: Float32[np.ndarray, "r a"]) -> None:
@@ -103,20 +119,15 @@ def check_numbers(part: Part, rows: Float32[np.ndarray, "r a"]) -> None:
         )
 
 
-def proprio_rows(config: TrainConfig) -> Float32[np.ndarray, "r p"]:
+def proprio_rows(config: TrainConfig, windows: list[WindowDataset]) -> Float32[np.ndarray, "r p"]:
     """Give rows of the proprioception that the policy sees, as many of every part; NaN: not recorded."""
     parts = [part for part in parts_of(config.data) if part.proprio]
-    rows = [_training_windows(part, config).proprio(MAX_STATS_ROWS) for part in parts]
+    rows = [load_rows(windows[part.number], MAX_STATS_ROWS)[0].proprio for part in parts]
     count = min(len(part_rows) for part_rows in rows)
     whole = np.full((len(parts), count, len(config.data.seen_names)), np.nan, np.float32)
     for i, (part, part_rows) in enumerate(zip(parts, rows, strict=True)):
         whole[i][:, part.proprio] = part_rows[spread(len(part_rows), count)]
     return whole.reshape(-1, whole.shape[-1])
-
-
-def _training_windows(part: Part, config: TrainConfig) -> WindowDataset:
-    """Give a part's training windows without a view, for their numbers."""
-    return _windows(part, config, "train", views=[])
 
 
 def train(config: TrainConfig) -> Path:
@@ -131,9 +142,10 @@ def train(config: TrainConfig) -> Path:
 
             with trainer.main_process_first():
                 collect_demos(config.collect, config.sim, Path(config.data.root))
-        train_set, validation_set = build_dataset(config, "train"), build_dataset(config, "validation")
+        windows = open_parts(config, "train")
+        train_set, validation_set = join_parts(config, windows, "train"), build_dataset(config, "validation")
         resumed = trainer.resume_from
-        stats = load_statistics(resumed / STATS) if resumed else compute_statistics(config)
+        stats = load_statistics(resumed / STATS) if resumed else compute_statistics(config, windows)
         policy = VLAPolicy.from_config(config)
         if config.trainer.init_from is not None and not resumed:
             load_weights(policy, resolve_checkpoint(Path(config.trainer.init_from)))
@@ -141,7 +153,7 @@ def train(config: TrainConfig) -> Path:
             if policy.head.needs_chunks:
                 policy.head.calibrate(sample_chunks(train_set, config, stats))
             if policy.proprio is not None:
-                policy.proprio.calibrate(torch.from_numpy(proprio_rows(config)))
+                policy.proprio.calibrate(torch.from_numpy(proprio_rows(config, windows)))
         checkpoint = trainer.fit(policy, train_set, validation_set, stats)
         is_main = trainer.is_main
     if is_main:

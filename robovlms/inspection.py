@@ -193,7 +193,9 @@ def _tables(dataset: WindowDataset, rows: Rows) -> tuple[list[Table], list[Findi
     found: list[Finding] = []
     if not dataset.converter.is_trivial:
         try:
-            tables += _table("Actions as taught, converted", target.names, dataset.actions(max(len(rows.actions), 1)))
+            tables += _table(
+                "Actions as taught, converted", target.names, dataset.rows(max(len(rows.actions), 1)).actions
+            )
         except (OSError, ValueError) as error:
             what, to_do = f"the actions cannot be converted: {error}", "Correct what the other findings name first."
             found.append(Finding(severity=Severity.error, what=what, where="data.convert", to_do=to_do))

@@ -36,7 +36,7 @@ def plot_training(metrics: Path, out_dir: Path) -> list[Path]:
         raise ValueError(
             f"{metrics} holds no train/loss or val/loss to draw, only {sorted(curves)}: let the run log a step."
         )
-    reported = {key.removeprefix("val/") for key in curves if key.startswith("val/")}
+    reported = {key.removeprefix("val/") for key in curves if key.startswith("val/") and key.count("/") == 1}
     known = [term for term in LOSS_TERMS if term in reported or f"train/{term}" in curves]
     terms = known + sorted(reported - set(known))
     rows = (len(terms) + 1) // 2

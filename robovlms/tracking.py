@@ -100,10 +100,14 @@ class Tracker:
             log.info("step %d/%d  %s  ETA %s", step, self._total_steps, text, duration(eta_s))
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Record validation metrics and print them on a line of their own."""
+        """Record validation metrics and print them on a line of their own, and on one for each part of a mixture."""
         for sink in self._sinks:
             sink.log(step, metrics)
-        log.info("step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        lines: dict[str, list[str]] = {}
+        for name, value in metrics.items():
+            lines.setdefault(name.rpartition("/")[0], []).append(f"{name} {value:.4g}")
+        for line in lines.values():
+            log.info("step %d  %s", step, "  ".join(line))
 
     def close(self) -> None:
         """Flush and close every sink."""

@@ -146,7 +146,7 @@ class Trainer:
         self.train_set = train_set
         self.normalizers = make_normalizers(data, self.stats)
         means = [self._normal_mean(number, part) for number, part in enumerate(parts_of(data))]
-        self.mean_action = torch.stack(means).mean(0)[:-1].to(self.device)
+        self.mean_actions = torch.stack(means)[:, :-1].to(self.device)
         if self.resume_from:
             self.step = json.loads((self.resume_from / STATE / "state.json").read_text())["step"]
         rank = {"rank": self.accelerator.process_index, "world_size": self.world_size}
@@ -319,8 +319,9 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Measure the open-loop metrics of `robovlms.validation` and keep the examples for plots."""
+        parts = [part.name for part in parts_of(self.config.data)]
         with self.accelerator.autocast():
-            metrics, examples = validate(self.policy, self.validation_loader, self.mean_action, self._sum)
+            metrics, examples = validate(self.policy, self.validation_loader, self.mean_actions, parts, self._sum)
         if self.tracker:
             self.tracker.log_validation(self.step, metrics)
             np.savez(self.folder / VALIDATION_ACTIONS, **examples)  # type: ignore[arg-type]

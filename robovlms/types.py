@@ -78,6 +78,7 @@ class Batch(Tensors):
     crops: dict[str, Float32[Tensor, "b w 3"]] | None = None  # side, top, left of a crop as shares of the frame's sides
     colors: dict[str, Float32[Tensor, "b w 3"]] | None = None  # factors of brightness, contrast, saturation
     hues: dict[str, Float32[Tensor, "b w 1"]] | None = None  # turns
+    part: Int64[Tensor, "b"] | None = None  # of a mixture, by number
     index: Int64[Tensor, "b"] | None = None  # dataset indices, to name the source of a bad sample
 
     def __len__(self) -> int:

@@ -17,6 +17,12 @@ install_import_hook("robovlms", "beartype.beartype")
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what is made from data for the session alone."""
+    os.environ["ROBOVLMS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real robot data that is not part of the repository."""

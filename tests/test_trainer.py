@@ -17,6 +17,7 @@ from robovlms.build import train
 from robovlms.checkpoint import checkpoints, load_policy, resolve_checkpoint
 from robovlms.choices import ScheduleName
 from robovlms.config import OptimizerConfig, ScheduleConfig
+from robovlms.data.calvin import CalvinReader
 from robovlms.data.windows import WindowDataset
 from robovlms.optimization import Steps, learning_rate, make_optimizer
 from robovlms.registry import BACKBONES
@@ -46,6 +47,18 @@ def test_proprioception_is_trained_on_resumed_and_saved_with_its_statistics(calv
     assert policy.proprio.mean.tolist() == pytest.approx([mean + 1 for mean in stats["calvin"].mean[:2]], abs=1e-5)
     with pytest.raises(ValueError, match=r"data\.proprio_key"):
         run(calvin_folder, part, "schedule.total=6 step", "trainer.resume=auto")
+
+
+def test_a_run_opens_each_split_once(calvin_folder, tmp_path, monkeypatch):
+    opened, open_split = [], CalvinReader.__init__
+
+    def counted(self, config, split, *, views):
+        opened.append(split)
+        open_split(self, config, split, views=views)
+
+    monkeypatch.setattr(CalvinReader, "__init__", counted)
+    run(calvin_folder, tmp_path / "run", "data.proprio_key=robot_obs", "data.proprio_names=[x,y]")
+    assert opened == ["train", "validation"]
 
 
 @pytest.mark.parametrize("head", ["flow", "gpt"])

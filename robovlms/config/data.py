@@ -101,7 +101,7 @@ class DataConfig:
     num_workers: int = 4  # loader processes per rank; 0 reads in the training process
     cache_mb: int = 0  # windows kept decoded by every process that reads, 10**6 bytes of pixels; 0: none
     cache: CacheMode = CacheMode.native  # whether a packed copy is read, see scripts/convert_data.py
-    cache_dir: str | None = None  # where packed copies lie; null: ROBOVLMS_CACHE, else ~/.cache/robovlms
+    cache_dir: str | None = None  # of packed copies, indices and numbers; null: ROBOVLMS_CACHE, else ~/.cache/robovlms
     fraction: float = 1.0  # share of the training segments or episodes, evenly spread
     weight: float = 1.0  # in a mixture
 

@@ -126,6 +126,17 @@ class RobotDataset(ABC):
         """Describe the data set in one line: segments, frames, windows, instructions."""
 
 
+def untaught(episodes: Sequence[Episode]) -> dict[int, str]:
+    """Give the episodes that nothing can be learned from, by their number, and why."""
+    found = {}
+    for number, (length, instruction, _) in enumerate(episodes):
+        if not length:
+            found[number] = "it has no frame"
+        elif not instruction.strip():
+            found[number] = "its instruction is empty"
+    return found
+
+
 def check_split(split: str) -> None:
     """Refuse anything but train and validation."""
     if split not in ("train", "validation"):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from robovlms.config import CalvinDataConfig
-from robovlms.data.base import Clip, Episode, Numbers, Reader
+from robovlms.data.base import Clip, Episode, Numbers, Reader, spread
 from robovlms.data.calvin_segments import (
     ANNOTATIONS,
     Segment,
@@ -27,6 +27,7 @@ from robovlms.registry import DATASETS
 
 ACTION_KEY = "rel_actions"  # 3 x 0.02 m, 3 x 0.05 rad (world frame), gripper -1 closed, +1 open
 ACTION_DIM = 7
+MAX_STAMPS = 1000  # frames whose size and time tell whether the data changed
 
 
 class Frame(NamedTuple):
@@ -111,17 +112,21 @@ class CalvinReader(Reader):
         """Describe the split in one line."""
         tasks = len({segment.task for segment in self._segments})
         instructions = len({segment.instruction for segment in self._segments})
-        covered = np.unique(np.concatenate([np.arange(segment.start, segment.end) for segment in self._segments]))
         return (
-            f"calvin {self._split} ({self._folder}): {len(self._segments)} segments, {len(covered)} frames, "
+            f"calvin {self._split} ({self._folder}): {len(self._segments)} segments, {len(self._covered())} frames, "
             f"{tasks} tasks, {instructions} instructions"
         )
 
     def fingerprint(self) -> str:
-        """Give the annotations' size and time, and the segments that are used."""
-        status = (self._folder / ANNOTATIONS).stat()
+        """Give the segments that are used, and size and time of the annotations and of frames, evenly spread."""
+        frames = self._covered()
+        seen = frames[spread(len(frames), min(len(frames), MAX_STAMPS))].tolist()
+        stats = [path.stat() for path in (self._folder / ANNOTATIONS, *map(self._path, seen))]
         segments = [(segment.start, segment.end) for segment in self._segments]
-        return f"calvin {self._folder.resolve()} {status.st_size} {status.st_mtime_ns} {segments}"
+        return f"calvin {self._folder.resolve()} {[(s.st_size, s.st_mtime_ns) for s in stats]} {segments}"
+
+    def _covered(self) -> Int64[np.ndarray, "f"]:
+        return np.unique(np.concatenate([np.arange(segment.start, segment.end) for segment in self._segments]))
 
     def _path(self, frame: int) -> Path:
         return self._folder / f"episode_{frame:07d}.npz"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -21,12 +21,14 @@ FROZEN_SECONDS, FROZEN_SHARE = 0.5, 0.1  # of identical pictures in a row, and a
 MIN_SIDE = 32  # pixels
 
 
-def episode_findings(reader: Reader, lengths: Sequence[int], window_size: int) -> list[Finding]:
-    """Look at lengths, in the policy's steps, and instructions; nothing is read."""
-    empty = [number for number, length in enumerate(lengths) if length == 0]
-    short = [number for number, length in enumerate(lengths) if 0 < length < window_size]
-    mute = [number for number, episode in enumerate(reader.episodes) if not episode.instruction.strip()]
-    total = len(lengths)
+def episode_findings(dataset: WindowDataset) -> list[Finding]:
+    """Look at lengths and instructions; nothing is read."""
+    reader, window_size = dataset.reader, dataset.window_size
+    steps = dataset.converter.num_steps
+    empty = [number for number, e in enumerate(reader.episodes) if not e.length]
+    short = [number for number, e in enumerate(reader.episodes) if e.length and steps(e.length) < window_size]
+    mute = [number for number, e in enumerate(reader.episodes) if not e.instruction.strip()]
+    total, refused = len(reader.episodes), Severity.warning if dataset.config.skip_bad else Severity.error
 
     def report(severity: Severity, numbers: list[int], what: str, to_do: str) -> list[Finding]:
         if not numbers:
@@ -37,7 +39,7 @@ def episode_findings(reader: Reader, lengths: Sequence[int], window_size: int) -
         return [Finding(severity=severity, what=text, where=where, to_do=to_do)]
 
     return [
-        *report(Severity.warning, empty, "have no frame", "They are never read: drop them, or record them again."),
+        *report(refused, empty, "have no frame", "Record them again, or leave them out with data.skip_bad=true."),
         *report(
             Severity.warning,
             short,
@@ -45,10 +47,11 @@ def episode_findings(reader: Reader, lengths: Sequence[int], window_size: int) -
             "They are never seen in training: choose a shorter window= to use them.",
         ),
         *report(
-            Severity.error if len(mute) == total else Severity.warning,
+            refused,
             mute,
             "have an empty instruction",
-            "Set the data set's key of instructions (data.language_key), or write them.",
+            "Set the data set's key of instructions (data.language_key), write them, or leave such episodes out with "
+            "data.skip_bad=true.",
         ),
     ]
 
@@ -126,9 +129,8 @@ def check_data(dataset: WindowDataset, max_frames: int = MAX_FRAMES) -> list[Fin
 def all_findings(dataset: WindowDataset, rows: Rows, views: Mapping[str, ViewScan], faults: Faults) -> list[Finding]:
     """Judge what was read of a data set, errors first."""
     reader, contract = dataset.reader, dataset.converter.source
-    lengths = [dataset.converter.num_steps(episode.length) for episode in reader.episodes]
     found = [*fault_findings(rows.faults, "rows of numbers"), *fault_findings(faults, "pictures")]
-    found += [*episode_findings(reader, lengths, dataset.window_size), *rate_findings(reader, contract)]
+    found += [*episode_findings(dataset), *rate_findings(reader, contract)]
     if len(rows.actions):
 
         def locate(row: int) -> str:

@@ -59,6 +59,7 @@ class Collator:
             entries=self._entries(rows),
             seen=self._seen(rows),
             proprio=torch.from_numpy(np.stack(proprio)) if proprio else None,
+            part=torch.tensor([row.part for row in rows]),
             index=torch.tensor([draw.window for draw in draws]),
             **drawn._asdict(),
         )

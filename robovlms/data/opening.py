@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 from robovlms.choices import CacheMode, ImageFormat
 from robovlms.config import ConvertDataConfig, DataConfig
-from robovlms.data.base import Reader
+from robovlms.data.base import Reader, untaught
+from robovlms.data.cache_folder import cache_folder
 from robovlms.data.packed import PackedReader
 from robovlms.data.packed_index import INDEX, digest, load_index
 from robovlms.data.packing import PackSummary, pack, verify
@@ -21,7 +21,7 @@ from robovlms.registry import DATASETS
 
 logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "ROBOVLMS_CACHE"
+PACKED = "packed"  # folder of the copies, in the cache folder
 # What readers do not look at, or what their fingerprint tells; a setting that is not among these makes another copy.
 FREE = {
     "root", "views", "contract", "convert", "normalization", "shift", "augmentation", "proprio_rotation",
@@ -37,9 +37,11 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
 
     Raises:
         FileNotFoundError: `data.cache=packed`, and nothing is packed; gives the command.
-        ValueError: `data.cache=packed`, and the copy is not of the data as they are; or a copy is damaged.
+        ValueError: `data.cache=packed`, and the copy is not of the data as they are; or a copy is damaged. An episode
+            has no frame or no instruction, and `data.skip_bad` is false.
     """
     native: Reader = DATASETS.get(config.name)(config, split, views=views)
+    _check_episodes(native, config)
     if config.cache is CacheMode.native:
         return native
     fingerprint, stale = digest(native.fingerprint()), None
@@ -56,6 +58,22 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     elif config.cache is CacheMode.packed:
         raise FileNotFoundError(f"data.cache=packed, but {native.summary()} is not packed. Pack it: {command}")
     return native
+
+
+def _check_episodes(reader: Reader, config: DataConfig) -> None:
+    """Refuse episodes that nothing can be learned from; with `data.skip_bad`, warn of them."""
+    faults, total = untaught(reader.episodes), len(reader.episodes)
+    if not faults:
+        return
+    first = min(faults)
+    where = reader.source(first, 0, max(reader.episodes[first].length - 1, 0))
+    told = f"{len(faults)} of {total} episodes have no frame or no instruction, the first: {where}: {faults[first]}."
+    if not config.skip_bad or len(faults) == total:
+        raise ValueError(
+            f"{told} Correct the recording, take instructions from elsewhere (data.language_key of LeRobot and RLDS, "
+            "data.instruction of LIBERO), or set data.skip_bad=true to leave such episodes out."
+        )
+    logger.warning("data.skip_bad: left out: %s", told)
 
 
 def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
@@ -89,17 +107,11 @@ def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
     return summaries
 
 
-def cache_root(config: DataConfig) -> Path:
-    """Give the folder that packed copies lie in."""
-    chosen = config.cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/robovlms"
-    return Path(chosen).expanduser() / "packed"
-
-
 def packed_folder(config: DataConfig, split: str, views: list[str], reader: Reader, image_format: ImageFormat) -> Path:
     """Give the folder of a packed copy: another for other data, settings, views or format."""
     settings = json.dumps(_origin(config, split, views), sort_keys=True)
     text = f"{settings} {reader.fingerprint()} {image_format.value}"
-    return cache_root(config) / f"{config.name}-{digest(text)[:16]}"
+    return cache_folder(config.cache_dir) / PACKED / f"{config.name}-{digest(text)[:16]}"
 
 
 def _origin(config: DataConfig, split: str, views: list[str]) -> dict[str, Any]:
@@ -113,7 +125,7 @@ def _packed_folders(config: DataConfig, split: str, views: list[str]) -> Iterato
     """Give the finished copies made with these settings and at least these views, raw ones first."""
     wanted = _origin(config, split, views)
     fitting = []
-    for path in sorted(cache_root(config).glob(f"{config.name}-*/{INDEX}")):
+    for path in sorted((cache_folder(config.cache_dir) / PACKED).glob(f"{config.name}-*/{INDEX}")):
         index = load_index(path.parent)
         packed = index.origin.get("views")
         has_views = isinstance(packed, dict) and wanted["views"].items() <= packed.items()

@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int64, UInt8
 from robovlms.choices import RLDSTransform
 from robovlms.config import RLDSDataConfig
 from robovlms.data.base import Episode, Numbers, Reader, check_split, choose_episodes, thin
+from robovlms.data.cache_folder import cache_folder
 from robovlms.data.files import OpenFiles
 from robovlms.data.lerobot_columns import VectorSpec
 from robovlms.data.rlds_features import FEATURES, open_folder
@@ -152,7 +153,7 @@ class RldsReader(Reader):
             folder.find(config.language_key, texts, "data.language_key", "a text"),
         )
         self._digest = request.digest()
-        self._index = load_index(request, skip_bad=config.skip_bad)
+        self._index = load_index(request, cache_folder(config.cache_dir), skip_bad=config.skip_bad)
         good = self._good_rows()
         self._origin = f"'{name}'"
         if config.validation_split not in folder.splits:

@@ -1,22 +1,17 @@
 """Where the records of TFRecord files lie, and the numbers of their steps: found in one pass, kept in a file.
 
-The file lies in the folder that the environment variable ROBOVLMS_CACHE names, or in ~/.cache/robovlms. Its name holds
-a hash of the shards' names, sizes and times and of the keys, so that another data set or other keys get another file.
+The file lies in `cache_folder`. Its name holds a hash of the shards' names, sizes and times and of the keys, so that
+another data set or other keys get another file.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from robovlms.data.cache_folder import keep
 from robovlms.data.rlds_features import Shard, StepFeature
 from robovlms.data.rlds_steps import read_numbers, read_text
 from robovlms.data.tfrecord import parse_example, scan_records
@@ -72,13 +68,12 @@ class _Row(NamedTuple):
     columns: dict[str, np.ndarray]
 
 
-def load_index(request: IndexRequest, *, skip_bad: bool) -> RecordIndex:
-    """Read the index, or make it and keep it; processes of one machine wait for the one that makes it.
-
-    A damaged index file is made anew. Where the folder cannot be written, a warning says so and nothing is kept.
+def load_index(request: IndexRequest, folder: Path, *, skip_bad: bool) -> RecordIndex:
+    """Read the index from the cache folder, or make it and keep it there.
 
     Args:
         request: what to index.
+        folder: of `cache_folder`.
         skip_bad: list damaged records in `faults`; otherwise they are an error.
 
     Raises:
@@ -86,21 +81,11 @@ def load_index(request: IndexRequest, *, skip_bad: bool) -> RecordIndex:
         FileNotFoundError: a shard does not exist.
     """
     name = re.sub(r"[^\w.-]", "_", request.name)[:80]
-    path = cache_folder() / f"rlds-{name}-{request.digest()[:24]}.npz"
-    with _alone(path.with_suffix(".lock")) as may_write:
-        index = _read(path, request) if path.is_file() else None
-        if index is None:
-            index = _build(request, skip_bad)
-            if may_write:
-                _write(path, index)
+    path = folder / f"rlds-{name}-{request.digest()[:24]}.npz"
+    index, _ = keep(path, lambda: _build(request, skip_bad), _to_arrays, lambda arrays: _from_arrays(arrays, request))
     if index.faults and not skip_bad:
         raise ValueError(index.faults[0])
     return index
-
-
-def cache_folder() -> Path:
-    """Give the folder for files that can be made anew."""
-    return Path(os.environ.get("ROBOVLMS_CACHE") or "~/.cache/robovlms").expanduser()
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -109,21 +94,6 @@ def _stamp(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         return -1, -1
     return found.st_size, found.st_mtime_ns
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Hold a lock file; False where the folder cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        logger.warning("No index is kept, because %s: set ROBOVLMS_CACHE to a folder that can be written.", error)
-        yield False
-        return
-    with lock:
-        yield True
 
 
 def _build(request: IndexRequest, skip_bad: bool) -> RecordIndex:
@@ -208,44 +178,19 @@ def _look(request: IndexRequest, payload: bytes) -> tuple[str, dict[str, np.ndar
     return text, columns
 
 
-def _write(path: Path, index: RecordIndex) -> None:
-    """Write at once: another process sees no file or a whole one."""
-    arrays: dict[str, Any] = {"places": np.stack([getattr(index, name) for name in _PLACES])}
+def _to_arrays(index: RecordIndex) -> dict[str, Any]:
     texts = {"instructions": index.instructions, "faults": index.faults, "columns": list(index.columns)}
+    arrays = {f"column{i}": column for i, column in enumerate(index.columns.values())}
     arrays["texts"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
-    arrays |= {f"column{i}": column for i, column in enumerate(index.columns.values())}
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
-            try:
-                np.savez(file, **arrays)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        logger.warning("The index %s is not kept: %s. Set ROBOVLMS_CACHE to a folder with room.", path, error)
+    return arrays | {"places": np.stack([getattr(index, name) for name in _PLACES])}
 
 
-def _read(path: Path, request: IndexRequest) -> RecordIndex | None:
-    """Read an index file; None, with a warning, where it is damaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
-        with np.load(path, allow_pickle=False) as arrays:
-            texts = json.loads(arrays["texts"].tobytes())
-            columns = {key: arrays[f"column{i}"] for i, key in enumerate(texts["columns"])}
-            index = _index(arrays["places"], texts["instructions"], columns, texts["faults"])
-        _check(index, request)
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
-        logger.warning("The index %s is damaged (%s) and is made anew.", path, error)
-        return None
-    return index
-
-
-def _check(index: RecordIndex, request: IndexRequest) -> None:
+def _from_arrays(arrays: dict[str, Any], request: IndexRequest) -> RecordIndex:
+    texts = json.loads(arrays["texts"].tobytes())
+    columns = {key: arrays[f"column{i}"] for i, key in enumerate(texts["columns"])}
+    index = _index(arrays["places"], texts["instructions"], columns, texts["faults"])
     num_steps = int(index.steps.sum())
     shapes = {key: (num_steps, spec.width) for key, spec in request.numeric.items()}
     if {key: column.shape for key, column in index.columns.items()} != shapes:
         raise ValueError("its columns are not those asked for")
+    return index

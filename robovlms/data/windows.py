@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from robovlms.config import DataConfig
-from robovlms.data.base import Reader, RobotDataset, WindowIndex, spread
+from robovlms.data.base import Reader, RobotDataset, WindowIndex, spread, untaught
 from robovlms.data.conversion import ActionConverter
 from robovlms.types import Sample
 
@@ -17,12 +18,19 @@ logger = logging.getLogger(__name__)
 MAX_SUBSTITUTES = 20  # windows tried in place of a broken one
 
 
+class Rows(NamedTuple):
+    """Numbers of some steps, in the policy's words."""
+
+    actions: Float32[np.ndarray, "r a"]
+    proprio: Float32[np.ndarray, "r p"]  # the entries that the policy sees
+
+
 class WindowDataset(RobotDataset):
     """Every window of every episode, in the policy's words.
 
     An episode of T steps holds T - w + 1 windows; actions past its end repeat the last one and are masked. Where the
-    data has no gripper, one is added that no loss counts. With `data.skip_bad` a window that cannot be read is
-    replaced by another, the same at every attempt, and counted in a warning.
+    data has no gripper, one is added that no loss counts. With `data.skip_bad` episodes without an instruction have no
+    window, and one that cannot be read is replaced by another, the same at every attempt, and counted in a warning.
 
     Raises:
         ValueError: no episode is as long as a window, or the conversion asked for is not possible.
@@ -33,6 +41,9 @@ class WindowDataset(RobotDataset):
         self.window_size, self.chunk_size = window_size, chunk_size
         self.converter = ActionConverter(config)
         self._lengths = np.array([self.converter.num_steps(e.length) for e in reader.episodes], dtype=np.int64)
+        if config.skip_bad:
+            self._lengths[list(untaught(reader.episodes))] = 0
+        self.num_steps = int(self._lengths.sum())
         self._index = WindowIndex(self._lengths, window_size)
         self._seen = [config.proprio_names.index(name) for name in config.seen_names]
         self._entries = self._taught_entries()
@@ -88,32 +99,23 @@ class WindowDataset(RobotDataset):
             return None
         return np.array([name != "gripper" for name in names])
 
-    def actions(self, max_rows: int) -> Float32[np.ndarray, "r a"]:
-        """Read up to `max_rows` converted action rows, evenly spread over the steps; no image is decoded."""
-        return self._spread_rows(max_rows)[0]
-
-    def proprio(self, max_rows: int) -> Float32[np.ndarray, "r p"]:
-        """Read up to `max_rows` rows of the proprioception that the policy sees, like `actions`."""
-        return self._spread_rows(max_rows)[1]
-
-    def _spread_rows(self, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, max_rows: int) -> Rows:
+        """Read the numbers of up to `max_rows` steps, evenly spread; no picture is decoded."""
         starts = np.concatenate([[0], np.cumsum(self._lengths)])
-        rows = spread(int(starts[-1]), min(max_rows, int(starts[-1])))
-        episodes = np.searchsorted(starts, rows, side="right") - 1
-        pieces = []
-        for episode in np.unique(episodes).tolist():
-            pieces.append(self._rows(episode, rows[episodes == episode] - starts[episode]))
-        actions, proprio = zip(*pieces, strict=True)
-        return np.concatenate(actions), np.concatenate(proprio)
+        chosen = spread(self.num_steps, min(max_rows, self.num_steps))
+        episodes, firsts = np.unique(np.searchsorted(starts, chosen, side="right") - 1, return_index=True)
+        steps = np.split(chosen, firsts[1:])
+        pieces = [self._rows(e, rows - starts[e]) for e, rows in zip(episodes.tolist(), steps, strict=True)]
+        return Rows(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
 
-    def _rows(self, episode: int, steps: Int64[np.ndarray, "n"]) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(self, episode: int, steps: Int64[np.ndarray, "n"]) -> Rows:
         numbers = self.reader.numbers(episode, self.converter.covered(steps))
         proprio = numbers.proprio
         if proprio is None:
-            return self.converter(*numbers, steps), np.zeros((len(steps), 0), np.float32)
+            return Rows(self.converter(*numbers, steps), np.zeros((len(steps), 0), np.float32))
         widths = self.converter.starts(steps + 1) - self.converter.starts(steps)
         firsts = np.cumsum(widths) - widths
-        return self.converter(*numbers, steps), proprio[firsts][:, self._seen]
+        return Rows(self.converter(*numbers, steps), proprio[firsts][:, self._seen])
 
     def source(self, index: int) -> str:
         """Name the file and frames of a window."""

@@ -12,6 +12,7 @@ from robovlms.choices import Frame, Representation, Rotation
 from robovlms.config import ActionContract, CalvinDataConfig
 from robovlms.data.calvin import CalvinReader
 from robovlms.data.calvin_segments import play_segments, read_few_shot, read_segments
+from robovlms.data.opening import open_reader
 from robovlms.data.windows import WindowDataset
 from robovlms.registry import DATASETS
 
@@ -156,8 +157,8 @@ def test_images_past_the_window_are_not_read(root):
 def test_actions_are_spread_over_frames_that_count(root):
     dataset = read(root)
 
-    assert dataset.actions(100)[:, 0].tolist() == [10, 11, 12, 13, 14, 15, 20, 21, 22]
-    assert dataset.actions(3)[:, 0].tolist() == [10, 13, 20]
+    assert dataset.rows(100).actions[:, 0].tolist() == [10, 11, 12, 13, 14, 15, 20, 21, 22]
+    assert dataset.rows(3).actions[:, 0].tolist() == [10, 13, 20]
 
 
 def test_source_and_summary_say_where_and_how_much(root):
@@ -309,6 +310,28 @@ def test_skip_bad_drops_the_segment_with_one_counted_warning(root, damage, caplo
     assert [record.message[:39] for record in caplog.records] == ["data.skip_bad: dropped 1 of 2 segments,"]
 
 
+@pytest.mark.parametrize(
+    ("segment", "instruction", "named"),
+    [
+        ((20, 20), "lift", r"episode_0000020\.npz.*: it has no frame"),
+        ((20, 23), " \t", r"episode_0000020\.npz.*: its instruction is empty"),
+    ],
+)
+def test_a_segment_without_frames_or_words_is_named_and_refused_or_left_out(root, segment, instruction, named, caplog):
+    options = config(root, name="calvin")
+    language = {"ann": ["open", instruction], "task": ["a", "b"]}
+    annotations = root / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    np.save(annotations, {"language": language, "info": {"indx": [(10, 16), segment]}})
+    with pytest.raises(ValueError, match=r"1 of 2 episodes .*" + named + r".*data\.skip_bad=true"):
+        open_reader(options, "train", ["side"])
+    assert not caplog.records
+    options = config(root, name="calvin", skip_bad=True)
+    dataset = WindowDataset(open_reader(options, "train", ["side"]), options, window_size=2, chunk_size=1)
+    assert {dataset[index].instruction for index in range(len(dataset))} == {"open"}
+    assert dataset.rows(100).actions[:, 0].tolist() == [10, 11, 12, 13, 14, 15]
+    assert [record.message[:31] for record in caplog.records] == ["data.skip_bad: left out: 1 of 2"]
+
+
 def test_skip_bad_with_nothing_left_says_why(root):
     for frame in (10, 20):
         write_frame(root / "training", frame, rel_actions=np.zeros(6))
@@ -339,7 +362,7 @@ def test_real_recordings_read_back_exactly(shared_data, split, segments, windows
     assert sample.actions.shape == (25, 7)
     assert len(dataset) == windows
     assert f"{segments} segments" in dataset.summary()
-    assert np.abs(dataset.actions(50)).max() <= 1
+    assert np.abs(dataset.rows(50).actions).max() <= 1
 
 
 def write_scenes(folder: Path, scenes: dict[str, list[int]]) -> None:
@@ -470,7 +493,7 @@ def test_the_released_ten_shot_list_has_ten_segments_of_each_task(shared_data, r
 def test_proprioception_is_read_for_the_observed_frames_only_when_asked(root):
     dataset = read(root, proprio_key="robot_obs", proprio_names=["x", "y"])
     assert dataset[1].proprio.tolist() == [[11, 11], [12, 12], [13, 13]]
-    np.testing.assert_array_equal(dataset.proprio(4)[:, 0], dataset.actions(4)[:, 0])
+    np.testing.assert_array_equal(dataset.rows(4).proprio[:, 0], dataset.rows(4).actions[:, 0])
     assert read(root)[1].proprio is None
 
 

@@ -68,7 +68,7 @@ def use(
         config.skip_bad = skip_bad
         try:
             dataset = WindowDataset(reader(config, "train", views=views), config, window_size=2, chunk_size=2)
-            dataset.summary(), dataset.source(0), dataset.reader.fingerprint(), dataset.actions(100)
+            dataset.summary(), dataset.source(0), dataset.reader.fingerprint(), dataset.rows(100).actions
             dataset[0], dataset[len(dataset) - 1]
         except (ValueError, OSError) as error:
             if config.root not in str(error) and "data." not in str(error):

@@ -19,6 +19,7 @@ from robovlms.data.lerobot import LeRobotReader
 from robovlms.data.lerobot_format import arrow_schema, make_features, read_episodes, read_info, read_numbers
 from robovlms.data.lerobot_stats import PixelCounts, number_stats
 from robovlms.data.lerobot_writer import LeRobotWriter
+from robovlms.data.opening import open_reader
 from robovlms.data.video import open_video, read_frames, write_video
 from robovlms.data.windows import WindowDataset
 from robovlms.registry import DATASETS
@@ -161,8 +162,10 @@ def test_actions_past_the_end_repeat_the_last_and_are_masked(folder):
 
 def test_raw_actions_are_spread_over_the_frames_of_the_split(folder):
     dataset = read(folder)
-    assert dataset.actions(100).shape == (11, 3)
-    np.testing.assert_array_equal(dataset.actions(4)[:, :2], [[0, 0], [0, 2], [1, 0], [1, 3]])  # rows 0, 2, 5, 8 of 11
+    assert dataset.rows(100).actions.shape == (11, 3)
+    np.testing.assert_array_equal(
+        dataset.rows(4).actions[:, :2], [[0, 0], [0, 2], [1, 0], [1, 3]]
+    )  # rows 0, 2, 5, 8 of 11
 
 
 def test_a_window_names_its_file_episode_and_frames(folder):
@@ -174,7 +177,7 @@ def test_a_fraction_keeps_that_share_of_the_training_episodes(tmp_path):
         for number in range(10):
             writer.add_episode(**{**make_episode(number, 4), "frames": {}}, task="push")
     kept = read(tmp_path / "demos", views=[], fraction=0.5)  # episodes 0 .. 8 train, ceil(4.5) = 5 of them stay
-    np.testing.assert_array_equal(np.unique(kept.actions(100)[:, 0]), [0, 1, 3, 5, 7])
+    np.testing.assert_array_equal(np.unique(kept.rows(100).actions[:, 0]), [0, 1, 3, 5, 7])
     assert len(read(tmp_path / "demos", "validation", views=[], validation_fraction=0.3)) == 3 * 2
 
 
@@ -477,7 +480,7 @@ def test_proprioception_of_another_size_than_its_names_is_refused(folder):
 
 def test_rows_of_proprioception_are_those_of_the_actions_frames(folder):
     dataset = read(folder)
-    np.testing.assert_allclose(dataset.proprio(100), dataset.actions(100)[:, :2] / 10, rtol=1e-6)
+    np.testing.assert_allclose(dataset.rows(100).proprio, dataset.rows(100).actions[:, :2] / 10, rtol=1e-6)
 
 
 def test_a_window_longer_than_every_episode_is_refused(folder):
@@ -550,3 +553,17 @@ def test_a_video_that_is_too_short_is_refused(video_folder):
     video = open_video(video_folder / "videos/observation.images.side/chunk-000/file-000.mp4")
     with pytest.raises(ValueError, match=r"no frame at 0\.5000 s"):
         read_frames(video, np.array([0.4, 0.5]), 0.025)
+
+
+def test_episodes_without_words_are_named_and_refused_or_left_out_after_the_division(tmp_path):
+    root = tmp_path / "demos"
+    with open_writer(root) as writer:
+        for number, task in enumerate([" ", "lift", " ", "lift"]):
+            writer.add_episode(**make_episode(number, 5), task=task)
+    message = r"1 of 2 episodes .* the first: .*file-000\.parquet: episode 0, frames 0-4: its instruction is empty\."
+    with pytest.raises(ValueError, match=message + r".*data\.language_key"):
+        open_reader(make_config(root), "train", [])
+    config = make_config(root, skip_bad=True)
+    for split, kept in (("train", 1), ("validation", 3)):
+        rows = WindowDataset(open_reader(config, split, []), config, window_size=1, chunk_size=1).rows(100).actions
+        assert np.unique(rows[:, 0]).tolist() == [kept]

@@ -279,7 +279,7 @@ def test_split_columns_make_one_action(franka):
 
 def test_statistics_are_those_that_the_folder_publishes(franka):
     published = json.loads((franka / "meta/stats.json").read_text())["action.delta_eef_position"]
-    rows = windows(franka_config(franka)).actions(10_000)
+    rows = windows(franka_config(franka)).rows(10_000).actions
     stats = Statistics.compute(rows)
 
     assert len(rows) == 412 + 411 + 398 + 446

@@ -156,7 +156,7 @@ def test_proprioception_is_put_together_from_datasets_and_parts_of_them(folder):
     expected = np.concatenate([original["obs/ee_states"], original["obs/gripper_states"][:, :1]], axis=1)
 
     np.testing.assert_array_equal(dataset[1].proprio, expected[1:4].astype(np.float32))
-    assert dataset.proprio(100).shape == (22, 7)
+    assert dataset.rows(100).proprio.shape == (22, 7)
     assert read(folder)[0].proprio is None
 
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from calvin_folder import assert_same_state, losses, tiny_run
+from calvin_folder import assert_same_state, losses
 from composing import completed, composed
+from mixed_data import make_arm_folder, mixture
 
 from robovlms.build import build_dataset, train
 from robovlms.checkpoint import checkpoints, load_config
-from robovlms.data.lerobot_writer import LeRobotWriter
 from robovlms.data.sampler import BLOCK, StepSampler, block_shares
 from robovlms.registry import BACKBONES
 from robovlms.runner import PolicyRunner
@@ -17,42 +17,7 @@ from robovlms.types import Observation
 
 @pytest.fixture(scope="module")
 def arm_folder(tmp_path_factory):
-    """A LeRobot folder of one camera, two entries and no gripper, at 20 Hz."""
-    root = tmp_path_factory.mktemp("arm") / "demos"
-    generator = np.random.default_rng(0)
-    with LeRobotWriter(
-        root, fps=20, robot_type="arm", action_names=["dx", "dy"], proprio_names=["x"], image_keys={"side": (24, 20)}
-    ) as writer:
-        for number in range(4):
-            writer.add_episode(
-                frames={"side": generator.integers(0, 256, (16, 24, 20, 3), dtype=np.uint8)},
-                actions=np.array([[number + 1, -number - 1]] * 16, np.float32) / 10,
-                proprio=np.full((16, 1), number, np.float32),
-                task=f"go {number % 2}",
-            )
-    return root
-
-
-def mixture(calvin_folder, arm_folder, output_dir, *extra: str) -> list[str]:
-    base = [line for line in tiny_run(calvin_folder, output_dir) if not line.startswith(("data.", "experiment"))]
-    return [
-        *base,
-        "data=mixture",
-        "+data@data.parts.play=calvin",
-        f"data.parts.play.root={calvin_folder}",
-        "data.parts.play.convert.control_hz=10",
-        "data.parts.play.weight=3",
-        "+data@data.parts.arm=lerobot",
-        f"data.parts.arm.root={arm_folder}",
-        "data.parts.arm.contract={names:[dx,dy],representation:delta,frame:world,rotation:none,position_unit:0.02,control_hz:20}",
-        "data.parts.arm.convert.control_hz=10",
-        "~data.parts.arm.views.wrist",
-        "~data.parts.arm.shift.wrist",
-        "data.contract={frame:world,rotation:euler_increment,position_unit:0.02,rotation_unit:0.05,control_hz:10}",
-        "data.num_workers=0",
-        "data.weigh_by_size=false",
-        *extra,
-    ]
+    return make_arm_folder(tmp_path_factory.mktemp("arm") / "demos")
 
 
 def config(*options: str):

@@ -144,7 +144,7 @@ def test_windows_are_the_same_through_packed_data(root: Path) -> None:
     for index in range(12):
         np.testing.assert_array_equal(ours[index].frames["side"], theirs[index].frames["side"])
         np.testing.assert_array_equal(ours[index].actions, theirs[index].actions)
-    np.testing.assert_array_equal(ours.proprio(100), theirs.proprio(100))
+    np.testing.assert_array_equal(ours.rows(100).proprio, theirs.rows(100).proprio)
 
 
 def test_consecutive_frames_of_a_shard_are_the_mapped_file_itself(root: Path) -> None:

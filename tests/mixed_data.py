@@ -1,0 +1,49 @@
+"""A mixture of two small data sets: CALVIN frames, and an arm of two entries without a gripper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from calvin_folder import tiny_run
+
+from robovlms.data.lerobot_writer import LeRobotWriter
+
+
+def make_arm_folder(root: Path) -> Path:
+    """Write a LeRobot folder of one camera, two entries and no gripper, at 20 Hz."""
+    generator = np.random.default_rng(0)
+    with LeRobotWriter(
+        root, fps=20, robot_type="arm", action_names=["dx", "dy"], proprio_names=["x"], image_keys={"side": (24, 20)}
+    ) as writer:
+        for number in range(4):
+            writer.add_episode(
+                frames={"side": generator.integers(0, 256, (16, 24, 20, 3), dtype=np.uint8)},
+                actions=np.array([[number + 1, -number - 1]] * 16, np.float32) / 10,
+                proprio=np.full((16, 1), number, np.float32),
+                task=f"go {number % 2}",
+            )
+    return root
+
+
+def mixture(calvin_folder: Path, arm_folder: Path, output_dir: Path, *extra: str) -> list[str]:
+    """Give the overrides of a run of a few seconds on both, at 10 Hz, three quarters of the samples from CALVIN."""
+    base = [line for line in tiny_run(calvin_folder, output_dir) if not line.startswith(("data.", "experiment"))]
+    return [
+        *base,
+        "data=mixture",
+        "+data@data.parts.play=calvin",
+        f"data.parts.play.root={calvin_folder}",
+        "data.parts.play.convert.control_hz=10",
+        "data.parts.play.weight=3",
+        "+data@data.parts.arm=lerobot",
+        f"data.parts.arm.root={arm_folder}",
+        "data.parts.arm.contract={names:[dx,dy],representation:delta,frame:world,rotation:none,position_unit:0.02,control_hz:20}",
+        "data.parts.arm.convert.control_hz=10",
+        "~data.parts.arm.views.wrist",
+        "~data.parts.arm.shift.wrist",
+        "data.contract={frame:world,rotation:euler_increment,position_unit:0.02,rotation_unit:0.05,control_hz:10}",
+        "data.num_workers=0",
+        "data.weigh_by_size=false",
+        *extra,
+    ]
