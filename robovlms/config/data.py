@@ -31,8 +31,8 @@ class ActionContract:
     representation: Representation = MISSING
     frame: Frame = field(default=MISSING, metadata={"example": "tcp"})
     rotation: Rotation = Rotation.none
-    position_unit: float = ask("1.0")  # metres that a position entry of 1.0 stands for
-    rotation_unit: float = 1.0  # radians that an angle of 1.0 stands for
+    position_unit: float | None = ask("1.0")  # metres that a position entry of 1.0 stands for; null: not known
+    rotation_unit: float | None = 1.0  # radians that an angle of 1.0 stands for; null: not known
     gripper_closed: float = -1.0  # what a closed gripper is recorded as; policies always speak -1 and +1
     gripper_open: float = 1.0
     control_hz: float = ask("10")  # actions a second
@@ -169,10 +169,10 @@ class LiberoDataConfig(DataConfig):
 class MixtureDataConfig(DataConfig):
     """Several data sets in one run; `contract` and `proprio_names` are the policy's."""
 
-    root: str = ""
+    root: str = ""  # folder that the roots of parts may lie below: ${data.root}/kuka
     views: dict[str, str] = field(default_factory=dict)
     parts: dict[str, DataConfig] = field(default_factory=dict)
-    agree: bool = True  # refuse parts whose actions mean different things
+    agree: bool = True  # refuse parts whose actions mean different things; false: only axes are matched
     weigh_by_size: bool = True  # a part's share is weight x windows (OpenVLA); false: weight alone
 
     @property
