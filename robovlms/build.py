@@ -25,7 +25,7 @@ from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.report import write_report
 from robovlms.evaluation.results import environment_versions, format_table, summarize, write_results
 from robovlms.evaluation.rollouts import run_episodes
-from robovlms.parts import Part, find_part, make_normalizers, parts_of, policy_names
+from robovlms.parts import Part, check_roots, find_part, make_normalizers, parts_of, policy_names
 from robovlms.plots import plot_actions, plot_success, plot_training
 from robovlms.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
@@ -43,6 +43,7 @@ MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data s
 def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
     """Give the `train` or `validation` windows of the configured data set, or of all parts of a mixture."""
     parts = parts_of(config.data)
+    check_roots(config.data)
     datasets = [_build_part(part, config, split) for part in parts]
     dataset: RobotDataset = datasets[0]
     if isinstance(config.data, MixtureDataConfig):
