@@ -83,7 +83,8 @@ def read_example(data: bytes, _: Path) -> None:
     packed = StepFeature("tensor", "uint8", (4, 6, 3), "zlib")
     steps = np.arange(STEPS)
     ways: list[Callable[[Feature], object]] = [
-        read_text,
+        lambda found: read_text(StepFeature("text", "string", (), "none"), found),
+        lambda found: read_text(StepFeature("tensor", "int32", (8,), "none"), found),
         lambda found: read_numbers(vector, found),
         lambda found: read_numbers(scalar, found),
         lambda found: read_pictures(picture, found, steps, STEPS),

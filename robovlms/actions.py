@@ -208,7 +208,8 @@ def check_contract(policy: ActionContract, other: ActionContract, other_name: st
     ]
     if different:
         wrong = [f"  {name}: policy {_plain(left)}, {other_name} {_plain(right)}" for name, left, right in different]
-        fixes = [ADAPTERS[name].format(right) for name, _, right in different if name in ADAPTERS]
+        known = [(name, right) for name, left, right in different if None not in (left, right)]
+        fixes = [ADAPTERS[name].format(right) for name, right in known if name in ADAPTERS]
         raise ValueError(
             f"the policy's actions do not mean what {other_name} expects:\n" + "\n".join(wrong) + "\n"
             "Use the robot or simulator the policy was trained for, correct data.contract if it misdescribes the data, "

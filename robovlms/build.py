@@ -26,7 +26,7 @@ from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.report import write_report
 from robovlms.evaluation.results import environment_versions, format_table, summarize, write_results
 from robovlms.evaluation.rollouts import run_episodes
-from robovlms.parts import Part, find_part, make_normalizers, parts_of, policy_names
+from robovlms.parts import Part, check_roots, find_part, make_normalizers, parts_of, policy_names
 from robovlms.plots import plot_actions, plot_success, plot_training
 from robovlms.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
@@ -48,6 +48,7 @@ def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
 
 def open_parts(config: TrainConfig, split: str) -> list[WindowDataset]:
     """Open the reader of every part, in the order of their numbers: what costs time when a run starts."""
+    check_roots(config.data)
     return [_open_part(part, config, split) for part in parts_of(config.data)]
 
 

@@ -136,7 +136,15 @@ class RLDSTransform(StrEnum):
 
     none = auto()
     bridge = auto()  # BridgeData V2: first step dropped, actions from states, gripper made binary
-    fractal = auto()  # RT-1: gripper motions made an absolute opening
+    gripper_motions = auto()  # of the gripper only, +1 closes and -1 opens: made an opening, 1 and 0
+    gripper_clip = auto()  # of the gripper only: what leaves 0 to 1 is cut off, so that -1 counts as 0
+
+
+class PictureFormat(StrEnum):
+    """How a data set's pictures are compressed."""
+
+    png = auto()
+    jpeg = auto()
 
 
 class Resize(StrEnum):

@@ -12,7 +12,7 @@ from robovlms.inspection import Report, inspect_dataset
 from robovlms.inspection_episode import load_replay
 from robovlms.inspection_index import write_index
 from robovlms.inspection_page import write_page
-from robovlms.parts import Part, parts_of
+from robovlms.parts import Part, check_roots, parts_of
 from robovlms.registry import DATASETS
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
     Raises:
         FileNotFoundError, ValueError: the data set cannot be opened, or `episode` is not one that training sees.
     """
+    check_roots(config.data)
     parts, folder = parts_of(config.data), Path(config.output_dir)
     single = len(parts) == 1
     return [_inspect_part(part, config, folder if single else folder / part.name) for part in parts]

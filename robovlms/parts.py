@@ -1,11 +1,14 @@
 """What a policy's training data is made of: one data set, or the parts of a mixture, each in its own words.
 
-A mixture's action and proprioception are the union; a part's entries are found there by name.
+A mixture's action and proprioception are the union; a part's entries are found there by name. Where parts keep their
+own meaning (`data.agree=false`), what moves along or turns about the same axis is the same entry: dx and x, droll and
+drx.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from robovlms.actions import GRIPPER, ActionNormalizer, check_contract, policy_contract, position_entries
@@ -13,6 +16,8 @@ from robovlms.choices import Rotation
 from robovlms.config import ActionContract, DataConfig, MixtureDataConfig
 from robovlms.registry import nearest
 from robovlms.statistics import Statistics
+
+ABOUT = {"rx": "roll", "ry": "pitch", "rz": "yaw"}  # two words for a turn about an axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,9 @@ def _part(number: int, name: str, part: DataConfig, mixture: MixtureDataConfig) 
     except ValueError as error:
         raise ValueError(f"data.parts.{name}: {error}") from error
     names = policy_names(mixture)
-    entries = _places(contract.names, names, f"data.parts.{name}.contract.names", "data.contract.names")
+    entries = _places(
+        _along(contract.names, names, mixture), names, f"data.parts.{name}.contract.names", "data.contract.names"
+    )
     proprio = _places(part.seen_names, mixture.proprio_names, f"data.parts.{name}.proprio_names", "data.proprio_names")
     if mixture.agree:
         try:
@@ -83,6 +90,20 @@ def _as_far_as(part: ActionContract, whole: ActionContract) -> ActionContract:
     return replace(whole, **same)
 
 
+def _along(names: list[str], whole: list[str], mixture: MixtureDataConfig) -> list[str]:
+    """Call entries as the mixture does where it has one about the same axis, and parts keep their own meaning."""
+    if mixture.agree:
+        return names
+    known = {_axis(name): name for name in whole}
+    called = [name if name in whole else known.get(_axis(name), name) for name in names]
+    return called if len(set(called)) == len(called) else names
+
+
+def _axis(name: str) -> str:
+    bare = name.removeprefix("d")
+    return ABOUT.get(bare, bare)
+
+
 def _places(names: list[str], whole: list[str], option: str, target: str) -> list[int]:
     for name in names:
         if name not in whole:
@@ -91,6 +112,32 @@ def _places(names: list[str], whole: list[str], option: str, target: str) -> lis
                 "or leave out what is recorded."
             )
     return [whole.index(name) for name in names]
+
+
+def check_roots(data: DataConfig) -> None:
+    """Refuse a mixture some of whose parts lie nowhere; names all of them at once.
+
+    Raises:
+        FileNotFoundError: says where each was looked for, and how to go on without it.
+    """
+    if not isinstance(data, MixtureDataConfig):
+        return
+    lost = {name: Path(part.root).expanduser() for name, part in data.parts.items()}
+    lost = {name: path for name, path in lost.items() if not path.exists()}
+    if not lost:
+        return
+    lines = [f"  {name}: {path}{_sibling(path)}" for name, path in lost.items()]
+    without = " ".join(f"'~data.parts.{name}'" for name in lost)
+    raise FileNotFoundError(
+        f"{len(lost)} of {len(data.parts)} data sets are not there (data.root={data.root}):\n" + "\n".join(lines) + "\n"
+        "Say where they lie, with data.root=<the folder that holds them> or data.parts.<name>.root=..., or do without: "
+        + without
+    )
+
+
+def _sibling(path: Path) -> str:
+    folders = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
+    return nearest(path.name, folders)
 
 
 def find_part(data: DataConfig, name: str | None) -> Part:

@@ -61,9 +61,10 @@ def node(specs: dict) -> dict:
     return {"featuresDict": {"features": {name: node(spec) for name, spec in specs.items()}}}
 
 
-def features_json(specs: dict) -> str:
-    steps = {"sequence": {"feature": node(specs)}}
-    return json.dumps({"featuresDict": {"features": {"steps": steps}}})
+def features_json(specs: dict, context: dict | None = None) -> str:
+    features = {"steps": {"sequence": {"feature": node(specs)}}}
+    features |= {name: node(spec) for name, spec in (context or {}).items()}
+    return json.dumps({"featuresDict": {"features": features}})
 
 
 def episode(number: int, length: int, text: str = "pick") -> dict[str, list[bytes] | np.ndarray]:
@@ -83,9 +84,13 @@ def make_rlds_folder(
     specs: dict | None = None,
     *,
     name: str = "toy",
+    context: dict | None = None,
     **info: object,
 ) -> Path:
-    """Write {split: [episodes of each shard]} into <root>/1.0.0, and give that folder."""
+    """Write {split: [episodes of each shard]} into <root>/1.0.0, and give that folder.
+
+    `specs` are the features of a step, `context` those of an episode.
+    """
     folder = root / "1.0.0"
     folder.mkdir(parents=True)
     listed = []
@@ -94,7 +99,7 @@ def make_rlds_folder(
             file = folder / f"{name}-{split}.tfrecord-{i:05d}-of-{len(shards):05d}"
             file.write_bytes(b"".join(record(example(e)) for e in episodes))
         listed.append({"name": split, "shardLengths": [str(len(episodes)) for episodes in shards]})
-    (folder / "features.json").write_text(features_json(SPECS if specs is None else specs))
+    (folder / "features.json").write_text(features_json(SPECS if specs is None else specs, context))
     content = {"name": name, "fileFormat": "tfrecord", "splits": listed, **info}
     (folder / "dataset_info.json").write_text(json.dumps(content))
     return folder

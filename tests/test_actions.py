@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -72,3 +74,7 @@ def test_a_contract_mismatch_prints_both_sides():
     with pytest.raises(ValueError, match=r"frame: policy world, sim tcp\n.*data.convert.frame=tcp"):
         check_contract(ours, theirs, "sim")
     check_contract(ours, ours, "sim")
+    unknown = replace(ours, position_unit=None)
+    check_contract(unknown, unknown, "sim")
+    with pytest.raises(ValueError, match=r"position_unit: policy None, sim 1.0\n.*on data that records them"):
+        check_contract(unknown, ours, "sim")

@@ -10,6 +10,7 @@ from robovlms.choices import (
     Frame,
     ImageFormat,
     NormalizationMode,
+    PictureFormat,
     Representation,
     Resize,
     RLDSTransform,
@@ -30,8 +31,8 @@ class ActionContract:
     representation: Representation = MISSING
     frame: Frame = field(default=MISSING, metadata={"example": "tcp"})
     rotation: Rotation = Rotation.none
-    position_unit: float = ask("1.0")  # metres that a position entry of 1.0 stands for
-    rotation_unit: float = 1.0  # radians that an angle of 1.0 stands for
+    position_unit: float | None = ask("1.0")  # metres that a position entry of 1.0 stands for; null: not known
+    rotation_unit: float | None = 1.0  # radians that an angle of 1.0 stands for; null: not known
     gripper_closed: float = -1.0  # what a closed gripper is recorded as; policies always speak -1 and +1
     gripper_open: float = 1.0
     control_hz: float = ask("10")  # actions a second
@@ -149,6 +150,9 @@ class RLDSDataConfig(DataConfig):
     action_key: str = "action"  # of a step, or keys and parts of them put together: action/world_vector+action[6]
     language_key: str = "language_instruction"
     drop_first: int = 0  # leading steps of every episode that are left out
+    skip_idle: bool = False  # leave out steps that tell the arm nothing, as if they were never recorded (DROID)
+    success_key: str | None = None  # a flag of an episode; where it is false, the episode is left out (kuka: success)
+    bgr: dict[str, PictureFormat] = field(default_factory=dict)  # view -> the format whose pictures have blue first
 
 
 @dataclass(kw_only=True)
@@ -165,10 +169,10 @@ class LiberoDataConfig(DataConfig):
 class MixtureDataConfig(DataConfig):
     """Several data sets in one run; `contract` and `proprio_names` are the policy's."""
 
-    root: str = ""
+    root: str = ""  # folder that the roots of parts may lie below: ${data.root}/kuka
     views: dict[str, str] = field(default_factory=dict)
     parts: dict[str, DataConfig] = field(default_factory=dict)
-    agree: bool = True  # refuse parts whose actions mean different things
+    agree: bool = True  # refuse parts whose actions mean different things; false: only axes are matched
     weigh_by_size: bool = True  # a part's share is weight x windows (OpenVLA); false: weight alone
 
     @property

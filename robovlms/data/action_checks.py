@@ -132,7 +132,7 @@ def _constant(table: _Table) -> list[Finding]:
 
 def _positions(table: _Table) -> list[Finding]:
     contract, entries = table.contract, position_entries(list(table.names))
-    if not entries or contract.frame in (Frame.image, Frame.joint):
+    if not entries or contract.frame in (Frame.image, Frame.joint) or contract.position_unit is None:
         return []
     metres = np.abs(table.values[:, entries]).max(axis=1) * contract.position_unit
     unit = f"data.contract.position_unit={contract.position_unit:g} looks wrong"
@@ -177,6 +177,8 @@ def _rotations(table: _Table) -> list[Finding]:
             "six numbers that are not the first two columns of a rotation matrix",
             "Correct data.contract.rotation or the order of data.contract.names: first column, then second.",
         )
+    if unit is None:
+        return []
     angles = np.linalg.norm(values, axis=1) if kind is Rotation.axis_angle else np.abs(values).max(axis=1)
     return table.beyond(
         angles * unit,

@@ -66,7 +66,8 @@ class ActionConverter:
     is absolute the last counts, and so of the gripper. Step j begins at recorded frame round(j * rate).
 
     Raises:
-        ValueError: the conversion needs the hand's pose, and `data.proprio_names` does not have it.
+        ValueError: the conversion needs the hand's pose, and `data.proprio_names` does not have it; or a unit that is
+            not known.
     """
 
     def __init__(self, data: DataConfig) -> None:
@@ -75,6 +76,7 @@ class ActionConverter:
         pose = ("representation", "frame", "rotation", "position_unit", "rotation_unit")
         changes = any(getattr(self.source, name) != getattr(self.target, name) for name in pose)
         self.is_trivial = self.rate == 1 and not changes  # but for the gripper's values
+        self._check_units()
         self._has_gripper = self.source.names[-1] == "gripper"
         self._position = position_entries(self.source.names)
         self._rotation = rotation_entries(self.source.names, self.source.rotation)
@@ -89,6 +91,14 @@ class ActionConverter:
                 f"data.convert from {self._describe(self.source)} to {self._describe(self.target)} needs the hand's "
                 "pose: set data.proprio_key, name its entries x, y, z and those of data.proprio_rotation in "
                 "data.proprio_names (data.proprio_seen=[] hides it from the policy)."
+            )
+
+    def _check_units(self) -> None:
+        unknown = [name for name in ("position_unit", "rotation_unit") if getattr(self.source, name) is None]
+        if unknown and not self.is_trivial:
+            raise ValueError(
+                f"data.convert needs to know what an entry of 1.0 stands for, but data.contract.{unknown[0]}=null: set "
+                "it to metres (radians for an angle) if you know them, or convert nothing."
             )
 
     def _needs_pose(self) -> bool:
@@ -161,7 +171,7 @@ class ActionConverter:
             entries[i] = np.bincount(groups, actions[:, i], len(first)) if is_delta else actions[last, i]
         if not self._position and not self._rotation:
             return np.stack([entries[i] for i in sorted(entries)], axis=1)
-        position = actions[:, self._position] * self.source.position_unit if self._position else None
+        position = actions[:, self._position] * _known(self.source.position_unit) if self._position else None
         pose = self._poses(proprio) if self.needs_pose else None
         rotation = self._read(actions, pose)
         if self.source.representation is Representation.delta:
@@ -180,7 +190,7 @@ class ActionConverter:
             return None
         numbers = actions[:, self._rotation]
         if self.source.rotation not in (Rotation.quaternion, Rotation.rotation_6d):
-            numbers = numbers * self.source.rotation_unit
+            numbers = numbers * _known(self.source.rotation_unit)
         if self.source.rotation is Rotation.euler_increment and pose is not None:
             angles = pose[1].as_euler("xyz")
             return R.from_euler("xyz", angles + numbers) * pose[1].inv()  # in world axes, as a turn
@@ -227,7 +237,7 @@ class ActionConverter:
     ) -> np.ndarray:
         (moved, turned), blocks = motion, dict(entries)
         if moved is not None:
-            blocks |= dict(zip(self._position, (moved / self.target.position_unit).T, strict=True))
+            blocks |= dict(zip(self._position, (moved / _known(self.target.position_unit)).T, strict=True))
         if turned is not None:
             blocks[self._rotation[0]] = self._numbers(turned, pose, first)
         return np.concatenate([np.reshape(blocks[i], (len(first), -1)) for i in sorted(blocks)], axis=1)
@@ -239,7 +249,13 @@ class ActionConverter:
             angles = after.as_euler("xyz") - before.as_euler("xyz")
             return (angles + np.pi) % (2 * np.pi) - np.pi
         numbers = turned.as_euler("xyz") if kind is Rotation.euler_increment else write_rotation(turned, kind)
-        return numbers if kind in (Rotation.quaternion, Rotation.rotation_6d) else numbers / self.target.rotation_unit
+        is_free = kind in (Rotation.quaternion, Rotation.rotation_6d)
+        return numbers if is_free else numbers / _known(self.target.rotation_unit)
+
+
+def _known(unit: float | None) -> float:
+    assert unit is not None  # see ActionConverter._check_units
+    return unit
 
 
 def _sums(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from robovlms.data.cache_folder import cache_folder
 from robovlms.data.packed import PackedReader
 from robovlms.data.packed_index import INDEX, digest, load_index
 from robovlms.data.packing import PackSummary, pack, verify
-from robovlms.parts import parts_of
+from robovlms.parts import check_roots, parts_of
 from robovlms.registry import DATASETS
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,10 @@ def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
     """Pack the splits of a data set, or of every part of a mixture; with `pack.verify` check what is packed instead.
 
     Raises:
-        FileNotFoundError: there is nothing to verify.
+        FileNotFoundError: there is nothing to verify, or parts of a mixture are not there.
         ValueError: see `packing.pack` and `packing.verify`.
     """
+    check_roots(config.data)
     summaries = []
     for part in parts_of(config.data):
         views = [view for view in config.view.views if view in part.data.views]

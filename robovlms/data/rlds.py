@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
-from robovlms.choices import RLDSTransform
+from robovlms.actions import GRIPPER
+from robovlms.choices import Representation, RLDSTransform
 from robovlms.config import RLDSDataConfig
 from robovlms.data.base import Episode, Numbers, Reader, check_split, choose_episodes, thin
 from robovlms.data.cache_folder import cache_folder
@@ -28,6 +29,8 @@ from robovlms.registry import DATASETS
 
 logger = logging.getLogger(__name__)
 
+IDLE = 1e-5  # largest entry of the arm, as recorded, of a step that is left out by data.skip_idle
+
 
 @DATASETS.register("rlds")
 class RldsReader(Reader):
@@ -36,7 +39,8 @@ class RldsReader(Reader):
     The first time, every record is read once, its checksums are checked, and an index with the numbers of all steps is
     kept (`robovlms.data.rlds_index`). From then on the numbers are in memory (4 bytes x steps x entries), and a window
     costs one record and the pictures asked for. Episodes without an instruction are left out, with a warning that
-    counts them, as in OpenVLA.
+    counts them, as in OpenVLA; so are those whose `data.success_key` says no, and with `data.skip_idle` steps that tell
+    the arm nothing: its next step follows at once.
 
     Args:
         config: `views` maps our views to keys of a step; `observation/` may be left out.
@@ -61,8 +65,7 @@ class RldsReader(Reader):
         }
         self._transform = None if config.transform is RLDSTransform.none else TRANSFORMS[config.transform]
         self._drop = config.drop_first + (self._transform.drop_first if self._transform else 0)
-        if config.drop_first < 0:
-            raise ValueError(f"data.drop_first={config.drop_first} must be 0 or more: it counts steps.")
+        self._check_options()
         self._choose_vectors()
         self._file = OpenFiles(RecordFile)
         self._open_split()
@@ -86,7 +89,8 @@ class RldsReader(Reader):
                 if name not in example:
                     raise ValueError(f"the record lacks it, but {self._path / FEATURES} lists it")
                 spec, num_steps = self._folder.features[self._keys[view]], int(self._index.steps[row])
-                frames[view] = read_pictures(spec, example[name], steps + self._drop, num_steps)
+                places, bgr = self._places(episode, steps), self._config.bgr.get(view)
+                frames[view] = read_pictures(spec, example[name], places, num_steps, bgr)
             except ValueError as error:
                 raise ValueError(
                     f"{path}, record {self._index.record[row]}, '{name}': {error}. Download the file again, or choose "
@@ -96,14 +100,15 @@ class RldsReader(Reader):
 
     def numbers(self, episode: int, steps: Int64[np.ndarray, "n"]) -> Numbers:
         """Take rows of the tables in memory."""
-        rows = self._starts[episode] + steps
+        rows = self._starts[episode] + self._places(episode, steps)
         return Numbers(self._actions[rows], None if self._states is None else self._states[rows])
 
     def source(self, episode: int, first: int, last: int) -> str:
         """Name the file, the record and its steps, as they are counted there."""
         row = self._rows[episode]
         path = self._shards[self._index.shard[row]].path
-        return f"{path}: record {self._index.record[row]}, steps {first + self._drop}-{last + self._drop}"
+        first, last = self._places(episode, np.array([first, last])).tolist()
+        return f"{path}: record {self._index.record[row]}, steps {first}-{last}"
 
     def summary(self) -> str:
         """Describe the split in one line."""
@@ -118,7 +123,21 @@ class RldsReader(Reader):
         """Give a hash of the index, which is of the files, of the episodes and of how they are read."""
         content = [self._digest, self._rows.tolist(), self._config.action_key, self._config.proprio_key, self._drop]
         content += [str(self._config.transform), sorted(self._keys.items())]
+        content += [self._config.skip_idle, sorted((view, str(kind)) for view, kind in self._config.bgr.items())]
         return f"rlds {self._path.resolve()} {hashlib.sha256(repr(content).encode()).hexdigest()}"
+
+    def _places(self, episode: int, steps: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+        """Number an episode's steps as they are counted in its record."""
+        return self._kept[self._firsts[episode] + steps].astype(np.int64)
+
+    def _check_options(self) -> None:
+        config = self._config
+        if config.drop_first < 0:
+            raise ValueError(f"data.drop_first={config.drop_first} must be 0 or more: it counts steps.")
+        if config.skip_idle and config.contract.representation is not Representation.delta:
+            raise ValueError("data.skip_idle=true is for deltas: an absolute pose of zeros is no waiting arm.")
+        if unknown := set(config.bgr) - set(config.views):
+            raise ValueError(f"data.bgr names {sorted(unknown)}, which are not among data.views {list(config.views)}.")
 
     def _choose_vectors(self) -> None:
         config, features = self._config, self._folder.features
@@ -145,16 +164,19 @@ class RldsReader(Reader):
         name = config.train_split if self._split == "train" or shares else config.validation_split
         self._shards = folder.shards(name, "data.train_split")
         texts = [key for key, spec in folder.features.items() if spec.is_text]
+        language = folder.find(config.language_key, texts, "data.language_key", "a text")
         vectors = [spec for spec in (self._action, self._proprio, self._state) if spec]
         request = IndexRequest(
             f"{folder.name}-{name}",
             self._shards,
             {key: folder.features[key] for key in sorted({key for spec in vectors for key in spec.keys})},
-            folder.find(config.language_key, texts, "data.language_key", "a text"),
+            language,
+            folder.features[language],
+            folder.find_flag(config.success_key),
         )
         self._digest = request.digest()
         self._index = load_index(request, cache_folder(config.cache_dir), skip_bad=config.skip_bad)
-        good = self._good_rows()
+        good, kept = self._good_rows()
         self._origin = f"'{name}'"
         if config.validation_split not in folder.splits:
             chosen = choose_episodes([0] * len(good), self._split, config.validation_fraction, config.fraction)
@@ -167,8 +189,12 @@ class RldsReader(Reader):
             everything = list(range(len(good)))
             chosen = thin(everything, config.fraction) if self._split == "train" else everything
         self._rows = good[chosen]
-        lengths = self._lengths()[self._rows]
-        self._starts = (np.cumsum(self._index.steps) - self._index.steps)[self._rows] + self._drop
+        self._starts = (np.cumsum(self._index.steps) - self._index.steps)[self._rows]
+        record = np.repeat(np.arange(len(self._index.steps)), self._index.steps)
+        kept &= np.isin(record, self._rows)
+        lengths = np.bincount(record[kept], minlength=len(self._index.steps))[self._rows]
+        self._firsts = np.cumsum(lengths) - lengths
+        self._kept = (np.flatnonzero(kept) - np.repeat(self._starts, lengths)).astype(np.int32)
         texts = [self._index.instructions[i] for i in self._index.instruction[self._rows]]
         self.episodes = [Episode(length, text) for length, text in zip(lengths.tolist(), texts, strict=True)]
         self._index = replace(self._index, columns={})  # what is needed of them is in the tables
@@ -177,14 +203,16 @@ class RldsReader(Reader):
         """Count the steps of every record that remain."""
         return self._index.steps - self._drop - (self._transform.drop_last if self._transform else 0)
 
-    def _good_rows(self) -> Int64[np.ndarray, "_k"]:
-        """Make the tables, and give the records that can be used; warn once of each reason for which others cannot."""
+    def _good_rows(self) -> tuple[Int64[np.ndarray, "_k"], Bool[np.ndarray, "s"]]:
+        """Make the tables, and give the records and the steps that can be used; warn of why others cannot."""
         index, features = self._index, self._path / FEATURES
         labelled = np.array([bool(text) for text in index.instructions], bool)[index.instruction]
         self._warn("without an instruction in data.language_key=" + self._config.language_key, int((~labelled).sum()))
         long = self._lengths() > 0
         self._warn(f"with no more than {self._drop} steps", int((~long & labelled).sum()))
-        usable = labelled & long
+        succeeded = index.success.astype(bool)
+        self._warn(f"where data.success_key={self._config.success_key} says no", int((~succeeded).sum()))
+        usable = labelled & long & succeeded
         tables = {
             option: spec.take(index.columns, features)
             for option, spec in (
@@ -201,7 +229,21 @@ class RldsReader(Reader):
         self._actions, self._states = tables["data.action_key"], tables.get("data.proprio_key")
         if self._transform:
             self._actions = self._transformed(tables.get("data.transform"), np.flatnonzero(usable))
-        return np.flatnonzero(usable)
+        record = np.repeat(np.arange(len(index.steps)), index.steps)
+        kept = self._kept_steps(record)
+        moving = np.bincount(record[kept], minlength=len(index.steps)) > 0
+        self._warn("that data.skip_idle leaves nothing of", int((usable & ~moving).sum()))
+        return np.flatnonzero(usable & moving), kept
+
+    def _kept_steps(self, record: Int64[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
+        """Say of every step, whose record is given, whether it is neither cut off at an end nor idle."""
+        steps = self._index.steps
+        place = np.arange(len(record)) - (np.cumsum(steps) - steps)[record]
+        kept = (place >= self._drop) & (place < self._drop + self._lengths()[record])
+        if self._config.skip_idle:
+            arm = self._actions[:, :-1] if self._config.contract.names[-1] == GRIPPER else self._actions
+            kept &= (np.abs(arm) > IDLE).any(axis=1)
+        return kept
 
     def _drop_infinite(self, tables: dict[str, Float32[np.ndarray, "s _"]], usable: np.ndarray) -> np.ndarray:
         index, faults = self._index, list(self._index.faults)

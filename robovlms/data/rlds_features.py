@@ -53,7 +53,19 @@ class StepFeature(NamedTuple):
     @property
     def is_text(self) -> bool:
         """Say whether steps have a text here."""
-        return self.kind == "text" or (self.kind == "tensor" and self.dtype == "string" and self.shape in ((), (1,)))
+        is_string = self.kind == "tensor" and self.dtype == "string" and self.shape in ((), (1,))
+        return self.kind == "text" or is_string or self.is_codes
+
+    @property
+    def is_codes(self) -> bool:
+        """Say whether a vector may be a text: its UTF-8 bytes, filled up with zeros (language_table)."""
+        is_vector = self.kind == "tensor" and len(self.shape) == 1 and self.shape[0] > 0
+        return is_vector and self.dtype in ("uint8", "int32")
+
+    @property
+    def is_flag(self) -> bool:
+        """Say whether it is one number that may say yes or no."""
+        return self.kind == "tensor" and self.shape in ((), (1,)) and bool(re.fullmatch(r"bool|u?int\d+", self.dtype))
 
 
 class Shard(NamedTuple):
@@ -71,6 +83,7 @@ class TFDSFolder:
     name: str
     splits: dict[str, list[Shard]]
     features: dict[str, StepFeature]  # by key of a step, e.g. observation/image_0
+    flags: list[str]  # keys of an episode that say yes or no
 
     def find(self, key: str, known: list[str], option: str, what: str) -> str:
         """Give the key of a step that an option means; `observation/` may be left out.
@@ -85,6 +98,19 @@ class TFDSFolder:
             f"{option}={key} is not {what} of the steps of {self.path}.{nearest(key, known)} "
             f"It has: {', '.join(known) or 'none'}. Set {option}=<key>."
         )
+
+    def find_flag(self, key: str | None) -> str | None:
+        """Give the key of an episode that `data.success_key` means; None where none is asked for.
+
+        Raises:
+            ValueError: there is none; lists those that there are.
+        """
+        if key is not None and key not in self.flags:
+            raise ValueError(
+                f"data.success_key={key} is not a flag of the episodes of {self.path}.{nearest(key, self.flags)} "
+                f"It has: {', '.join(self.flags) or 'none'}. Set data.success_key=<key>, or null to keep all episodes."
+            )
+        return key
 
     def shards(self, split: str, option: str) -> list[Shard]:
         """Give the files of a split.
@@ -110,7 +136,7 @@ def open_folder(root: Path) -> TFDSFolder:
     folder = _version_folder(root)
     info = _read_json(folder / INFO)
     name, splits = _read_splits(folder, info)
-    return TFDSFolder(folder, name, splits, read_features(folder / FEATURES))
+    return TFDSFolder(folder, name, splits, read_features(folder / FEATURES), _read_flags(folder / FEATURES))
 
 
 def _version_folder(root: Path) -> Path:
@@ -193,6 +219,14 @@ def read_features(path: Path) -> dict[str, StepFeature]:
     found: dict[str, StepFeature] = {}
     _walk(path, step, "", found)
     return found
+
+
+def _read_flags(path: Path) -> list[str]:
+    found: dict[str, StepFeature] = {}
+    for name, child in _children(_read_json(path)).items():
+        if name != "steps":
+            _walk(path, child, name, found)
+    return [key for key, spec in found.items() if spec.is_flag]
 
 
 def _children(node: dict[str, Any]) -> dict[str, Any]:

@@ -22,13 +22,13 @@ from jaxtyping import Float32, Int64
 from robovlms.data.cache_folder import keep
 from robovlms.data.rlds_features import Shard, StepFeature
 from robovlms.data.rlds_steps import read_numbers, read_text
-from robovlms.data.tfrecord import parse_example, scan_records
+from robovlms.data.tfrecord import Feature, parse_example, scan_records
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of the index file; raise it when its content changes
+_VERSION = 2  # of the index file; raise it when its content changes
 _PREFIX = "steps/"
-_PLACES = ("shard", "record", "offset", "length", "steps", "instruction")
+_PLACES = ("shard", "record", "offset", "length", "success", "steps", "instruction")
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,15 @@ class IndexRequest:
     shards: list[Shard]
     numeric: dict[str, StepFeature]  # keys of a step
     language: str  # key of a step
+    language_spec: StepFeature
+    success: str | None = None  # key of an episode
 
     def digest(self) -> str:
         """Give a hash that changes with the files, those that are missing included, or with the keys."""
         files = [(shard.path.name, shard.num_records, *_stamp(shard.path)) for shard in self.shards]
         numeric = sorted((key, *spec) for key, spec in self.numeric.items())
-        return hashlib.sha256(json.dumps([_VERSION, files, numeric, self.language]).encode()).hexdigest()
+        texts = [self.language, *self.language_spec, self.success]
+        return hashlib.sha256(json.dumps([_VERSION, files, numeric, texts]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class RecordIndex:
     record: Int64[np.ndarray, "n"]  # number within the shard
     offset: Int64[np.ndarray, "n"]  # of the payload, in bytes
     length: Int64[np.ndarray, "n"]  # of the payload
+    success: Int64[np.ndarray, "n"]  # 1, or 0 where the episode's flag says no
     steps: Int64[np.ndarray, "n"]
     instruction: Int64[np.ndarray, "n"]  # into `instructions`
     instructions: list[str]
@@ -64,6 +68,7 @@ class RecordIndex:
 
 class _Row(NamedTuple):
     places: tuple[int, int, int, int]
+    success: int
     instruction: str
     columns: dict[str, np.ndarray]
 
@@ -114,7 +119,7 @@ def _build(request: IndexRequest, skip_bad: bool) -> RecordIndex:
     instructions = sorted({row.instruction for row in rows})
     numbers = {text: i for i, text in enumerate(instructions)}
     steps = [len(next(iter(row.columns.values()))) for row in rows]
-    places = np.array([row.places for row in rows], np.int64).reshape(-1, 4)
+    places = np.array([(*row.places, row.success) for row in rows], np.int64).reshape(-1, 5)
     columns = {
         key: np.concatenate([np.zeros((0, spec.width), np.float32), *(row.columns[key] for row in rows)])
         for key, spec in request.numeric.items()
@@ -125,7 +130,7 @@ def _build(request: IndexRequest, skip_bad: bool) -> RecordIndex:
 
 
 def _index(
-    places: Int64[np.ndarray, "6 n"], instructions: list[str], columns: dict[str, np.ndarray], faults: list[str]
+    places: Int64[np.ndarray, "7 n"], instructions: list[str], columns: dict[str, np.ndarray], faults: list[str]
 ) -> RecordIndex:
     fields = dict(zip(_PLACES, places, strict=True))
     return RecordIndex(**fields, instructions=instructions, columns=columns, faults=faults)
@@ -157,10 +162,11 @@ def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_
         )
 
 
-def _look(request: IndexRequest, payload: bytes) -> tuple[str, dict[str, np.ndarray]]:
-    """Give an episode's instruction and numbers; no picture is decoded."""
+def _look(request: IndexRequest, payload: bytes) -> tuple[int, str, dict[str, np.ndarray]]:
+    """Give an episode's success, instruction and numbers; no picture is decoded."""
     names = {key: _PREFIX + key for key in [*request.numeric, request.language]}
-    example = parse_example(payload, list(names.values()))
+    flags = [] if request.success is None else [request.success]
+    example = parse_example(payload, [*names.values(), *flags])
     columns: dict[str, np.ndarray] = {}
     for key, name in names.items():
         if name not in example:
@@ -169,13 +175,20 @@ def _look(request: IndexRequest, payload: bytes) -> tuple[str, dict[str, np.ndar
             if key in request.numeric:
                 columns[key] = read_numbers(request.numeric[key], example[name])
             else:
-                text = read_text(example[name])
+                text = read_text(request.language_spec, example[name])
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
     lengths = {key: len(column) for key, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"its keys have different numbers of steps: {lengths}")
-    return text, columns
+    return int(all(_flag(example, flag) for flag in flags)), text, columns
+
+
+def _flag(example: dict[str, Feature], name: str) -> bool:
+    values = example[name].ints().tolist() if name in example else []
+    if len(values) != 1:
+        raise ValueError(f"it has {len(values)} values of {name!r}, expected 1")
+    return bool(values[0])
 
 
 def _to_arrays(index: RecordIndex) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
+from robovlms.choices import PictureFormat
 from robovlms.data.rlds_features import StepFeature
 from robovlms.data.tfrecord import Feature
 
@@ -40,20 +41,29 @@ def read_numbers(spec: StepFeature, feature: Feature) -> Float32[np.ndarray, "t 
         return values.reshape(-1, width).astype(np.float32)
 
 
-def read_text(feature: Feature) -> str:
+def read_text(spec: StepFeature, feature: Feature) -> str:
     """Give the text of the first step, without space around it; "" if there is none.
 
     Raises:
         ValueError: the list is damaged, or not UTF-8.
     """
+    if spec.is_codes:
+        codes = feature.ints()[: spec.width].tolist()
+        return bytes(codes).partition(b"\0")[0].decode("utf-8").strip()
     entries = feature.bytes_list()
     return bytes(entries[0]).decode("utf-8").strip() if entries else ""
 
 
 def read_pictures(
-    spec: StepFeature, feature: Feature, steps: Int64[np.ndarray, "w"], num_steps: int
+    spec: StepFeature,
+    feature: Feature,
+    steps: Int64[np.ndarray, "w"],
+    num_steps: int,
+    bgr: PictureFormat | None = None,
 ) -> UInt8[np.ndarray, "w _h _x c"]:
     """Decode the pictures of `steps`, each of them once; gray becomes RGB, transparency is dropped.
+
+    Pictures of the format `bgr` were written blue first, and are turned round.
 
     Raises:
         ValueError: there is not one picture a step, or one is damaged or of another size; names the step.
@@ -71,7 +81,7 @@ def read_pictures(
     for step in np.unique(steps).tolist():
         try:
             if entries:
-                picture = _picture(spec, entries[step])
+                picture = _picture(spec, entries[step], bgr)
             else:
                 picture = _to_rgb(pixels[step].astype(np.uint8).reshape(spec.shape))
             first = next(iter(pictures.values()), picture)
@@ -105,7 +115,7 @@ def _raw(spec: StepFeature, entry: memoryview, width: int) -> np.ndarray:
     return np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<"))
 
 
-def _picture(spec: StepFeature, entry: memoryview) -> UInt8[np.ndarray, "_h _x c"]:
+def _picture(spec: StepFeature, entry: memoryview, bgr: PictureFormat | None) -> UInt8[np.ndarray, "_h _x c"]:
     if spec.kind == "tensor":
         return _to_rgb(_raw(spec, entry, _area(spec)).reshape(spec.shape))
     try:
@@ -115,7 +125,8 @@ def _picture(spec: StepFeature, entry: memoryview) -> UInt8[np.ndarray, "_h _x c
                 math.prod(wanted) if -1 not in wanted else _MAX_PIXELS
             ):
                 raise ValueError(f"the picture is {list(size)} px, but features.json says {list(wanted)}")
-            return np.asarray(image.convert("RGB"))
+            pixels = np.asarray(image.convert("RGB"))
+            return np.ascontiguousarray(pixels[:, :, ::-1]) if str(image.format).lower() == bgr else pixels
     except ValueError:
         raise
     except (

@@ -1,8 +1,8 @@
 """How steps of known data sets become actions of ours, beyond what keys and slices can say.
 
-Source: OpenVLA prismatic/vla/datasets/rlds/oxe/transforms.py (bridge_orig_dataset_transform, rt1_dataset_transform) and
-rlds/utils/data_utils.py (binarize_gripper_actions, relabel_bridge_actions, rel2abs_gripper_actions), as RoboVLMs uses
-them.
+Source: OpenVLA prismatic/vla/datasets/rlds/oxe/transforms.py (bridge_orig_dataset_transform, rt1_dataset_transform,
+viola_dataset_transform) and rlds/utils/data_utils.py (binarize_gripper_actions, relabel_bridge_actions,
+rel2abs_gripper_actions).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from robovlms.choices import RLDSTransform
 STATE_KEY = "observation/state"  # what Bridge's actions are taken from: x, y, z, roll, pitch, yaw, ...
 ARM = 6
 OPEN, CLOSED = 0.95, 0.05  # Bridge's gripper, 1 = open: what lies between is on its way
-MOVES = 0.1  # RT-1's gripper, +1 closes: what is smaller leaves it as it is
+MOVES = 0.1  # of grippers that are told motions, +1 closes: what is smaller leaves them as they are
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,18 @@ def binary_gripper(openings: Float32[np.ndarray, "t"]) -> Float32[np.ndarray, "t
     return (values[np.minimum(following, len(values) - 1)] > 0.5).astype(np.float32)
 
 
-def fractal(actions: Float32[np.ndarray, "t a"], _: Float32[np.ndarray, "t p"] | None) -> Float32[np.ndarray, "t a"]:
-    """Make the gripper's motions (+1 closes, -1 opens, 0 leaves it) an absolute opening, 1 = open and 0 = closed.
-
-    The arm may have any entries: other sets (jaco_play, kuka) record their grippers so, too.
-    """
+def gripper_motions(
+    actions: Float32[np.ndarray, "t a"], _: Float32[np.ndarray, "t p"] | None
+) -> Float32[np.ndarray, "t a"]:
+    """Make the gripper's motions (+1 closes, -1 opens, 0 leaves it) an absolute opening, 1 = open and 0 = closed."""
     return np.concatenate([actions[:, :-1], absolute_gripper(actions[:, -1])[:, None]], axis=1)
+
+
+def gripper_clip(
+    actions: Float32[np.ndarray, "t a"], _: Float32[np.ndarray, "t p"] | None
+) -> Float32[np.ndarray, "t a"]:
+    """Cut the gripper to 0 ... 1: -1 and 0 are the same state, whichever of them a data set writes for it."""
+    return np.concatenate([actions[:, :-1], np.clip(actions[:, -1:], 0, 1)], axis=1)
 
 
 def absolute_gripper(motions: Float32[np.ndarray, "t"]) -> Float32[np.ndarray, "t"]:
@@ -86,5 +92,6 @@ def absolute_gripper(motions: Float32[np.ndarray, "t"]) -> Float32[np.ndarray, "
 
 TRANSFORMS: dict[RLDSTransform, Transform] = {
     RLDSTransform.bridge: Transform(1, 1, True, bridge),  # the first action of an episode is all zero
-    RLDSTransform.fractal: Transform(0, 0, False, fractal),
+    RLDSTransform.gripper_motions: Transform(0, 0, False, gripper_motions),
+    RLDSTransform.gripper_clip: Transform(0, 0, False, gripper_clip),
 }

@@ -49,6 +49,11 @@ def test_moves_of_half_a_metre_in_a_step_put_the_unit_in_doubt():
     assert findings(millimetres, position_unit=0.001) == []
 
 
+def test_a_unit_that_is_not_known_puts_nothing_in_doubt():
+    assert findings(rows(dx=np.linspace(-20, 20, 200)), position_unit=None) == []
+    assert findings(rows(dyaw=np.linspace(-20, 20, 200)), rotation_unit=None) == []
+
+
 def test_one_wild_row_among_many_is_a_warning_that_names_it():
     actions = rows()
     actions[123, 2] = 0.7

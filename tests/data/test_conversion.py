@@ -94,6 +94,14 @@ def test_absolute_targets_survive_the_way_through_any_kind_of_delta(frame, rotat
     assert (turned[0] * turned[1].inv()).magnitude().max() < 1e-5
 
 
+@pytest.mark.parametrize("unit", ["position_unit", "rotation_unit"])
+def test_what_has_no_known_unit_is_taught_as_recorded_and_never_converted(unit):
+    actions = np.array([[0.5, 0, 0, 0, 0, -0.5, 1]])
+    np.testing.assert_allclose(convert(data(**{unit: None}), actions, np.zeros((1, 6))), actions)
+    with pytest.raises(ValueError, match=rf"data.contract.{unit}=null: set it"):
+        ActionConverter(data({"rotation": Rotation.axis_angle}, **{unit: None}))
+
+
 def test_a_delta_ahead_of_a_hand_that_looks_left_is_one_to_the_left_in_the_world():
     poses = np.array([[0, 0, 0, 0, 0, np.pi / 2]])
     action = np.array([[0.1, 0, 0, 0, 0, 0, 1]])

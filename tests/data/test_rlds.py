@@ -345,7 +345,7 @@ def test_fractal_reads_its_parts(tmp_path):
     }
     reader = read(
         make_rlds_folder(tmp_path / "toy", {"train": [[steps]], "val": [[steps]]}, specs),
-        transform=RLDSTransform.fractal,
+        transform=RLDSTransform.gripper_motions,
         action_key="action/world_vector+action/rotation_delta+action/gripper_closedness_action",
         language_key="observation/natural_language_instruction",
     )
