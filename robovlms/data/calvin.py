@@ -18,6 +18,7 @@ from robovlms.data.calvin_segments import (
     Segment,
     drop_segments,
     index_faults,
+    read_rate,
     read_segments,
     select_segments,
     split_folder,
@@ -59,6 +60,7 @@ class CalvinReader(Reader):
     def __init__(self, config: CalvinDataConfig, split: str, *, views: list[str]) -> None:
         self._split = split
         self._folder = split_folder(config, split)
+        self.fps = read_rate(self._folder)
         self._keys = {view: config.views[view] for view in views}
         self._proprio_key, self._proprio_names = config.proprio_key, config.proprio_names
         self._image_shapes: dict[str, tuple[int, ...]] = {}  # per view, as in the first readable frame

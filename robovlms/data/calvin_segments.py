@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml  # type: ignore[import-untyped]
 from jaxtyping import Int64
 
 from robovlms.config import CalvinDataConfig
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 ANNOTATIONS = "lang_annotations/auto_lang_ann.npy"
 RECORDINGS = "ep_start_end_ids.npy"  # first and last frame of each
 SCENES = "scene_info.npy"
+RECORDER = ".hydra/merged_config.yaml"  # what the recording program was told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,24 @@ def read_segments(folder: Path) -> list[Segment]:
         raise ValueError(f"{path} lists no segment: set data.root to a data set with language annotations.")
     rows = zip(bounds.tolist(), tasks, texts, strict=True)
     return [Segment(start=s, end=e, task=str(task), instruction=str(text)) for (s, e), task, text in rows]
+
+
+def read_rate(folder: Path) -> float | None:
+    """Give the frames a second that a split was recorded at; None where it does not say.
+
+    Raises:
+        ValueError: the recording program's config is there, but damaged.
+    """
+    path = folder / RECORDER
+    if not path.is_file():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text())
+        return float(content["recorder"]["record_fps"])
+    except (KeyError, TypeError):
+        return None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not the config of a recording: {error}. Correct or delete it.") from error
 
 
 def split_folder(config: CalvinDataConfig, split: str) -> Path:

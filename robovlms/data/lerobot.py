@@ -139,12 +139,6 @@ class LeRobotReader(Reader):
         return key
 
     def _check_numeric_keys(self) -> None:
-        hz, fps = self._config.contract.control_hz, self._info.fps
-        if abs(hz - fps) > 0.5:  # a recording's rate is often rounded
-            raise ValueError(
-                f"{self._root} was recorded at {fps:g} frames a second, but data.contract.control_hz={hz:g}: set it to "
-                f"{fps:g}, which is how often the policy's actions will have to be executed."
-            )
         self._action.check_width(self._config.contract.names, "data.contract.names")
         if self._proprio is not None:
             self._proprio.check_width(self._config.proprio_names, "data.proprio_names")

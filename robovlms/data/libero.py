@@ -120,7 +120,7 @@ class LiberoReader(Reader):
                 with open_hdf5(path) as file, naming(path):
                     data = _data(file)
                     instruction = self._instruction(path, data)
-                    self._check_rate(path, data)
+                    self._read_rate(path, data)
                     for name in _demo_names(path, data):
                         try:
                             good.append(self._look_at(path, name, child(data, name), instruction))
@@ -229,15 +229,19 @@ class LiberoReader(Reader):
             raise ValueError(f"{path} says no instruction: set data.instruction='<what the robot does>'.")
         return text.strip().strip('"')
 
-    def _check_rate(self, path: Path, data: Any) -> None:
+    def _read_rate(self, path: Path, data: Any) -> None:
         if "env_args" not in data.attrs:
             return
         options = _json_attribute(path, data, "env_args").get("env_kwargs")
         hz = options.get("control_freq") if isinstance(options, dict) else None
-        if isinstance(hz, int | float) and abs(hz - self._config.contract.control_hz) > 0.5:
+        if not isinstance(hz, int | float):
+            return
+        if self.fps is None:
+            self.fps = float(hz)
+        if hz != self.fps:
             raise ValueError(
-                f"{path} was recorded at {hz:g} actions a second, but data.contract.control_hz="
-                f"{self._config.contract.control_hz:g}: set it to {hz:g}."
+                f"{path} was recorded at {hz:g} actions a second, files before it at {self.fps:g}: give it a data.root "
+                "of its own, e.g. as a part of data=mixture."
             )
 
 

@@ -13,6 +13,7 @@ from robovlms.choices import CacheMode, ImageFormat
 from robovlms.config import ConvertDataConfig, DataConfig
 from robovlms.data.base import Reader, untaught
 from robovlms.data.cache_folder import cache_folder
+from robovlms.data.checks import rate_findings
 from robovlms.data.packed import PackedReader
 from robovlms.data.packed_index import INDEX, digest, load_index
 from robovlms.data.packing import PackSummary, pack, verify
@@ -37,10 +38,13 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
 
     Raises:
         FileNotFoundError: `data.cache=packed`, and nothing is packed; gives the command.
-        ValueError: `data.cache=packed`, and the copy is not of the data as they are; or a copy is damaged. An episode
-            has no frame or no instruction, and `data.skip_bad` is false.
+        ValueError: `data.cache=packed`, and the copy is not of the data as they are; or a copy is damaged. The data
+            are not recorded at `data.contract.control_hz`. An episode has no frame or no instruction, and
+            `data.skip_bad` is false.
     """
     native: Reader = DATASETS.get(config.name)(config, split, views=views)
+    if wrong_rate := rate_findings(native, config.contract):
+        raise ValueError(f"{wrong_rate[0].where}: {wrong_rate[0].what}. {wrong_rate[0].to_do}")
     _check_episodes(native, config)
     if config.cache is CacheMode.native:
         return native

@@ -332,6 +332,19 @@ def test_a_segment_without_frames_or_words_is_named_and_refused_or_left_out(root
     assert [record.message[:31] for record in caplog.records] == ["data.skip_bad: left out: 1 of 2"]
 
 
+def test_a_recorder_of_another_rate_than_the_contracts_is_refused(root):
+    recorder = root / "training" / ".hydra" / "merged_config.yaml"
+    recorder.parent.mkdir()
+    recorder.write_text("record: true\nrecorder: {record: '${record}', record_fps: 15.0}\n")
+    with pytest.raises(ValueError, match=r"recorded at 15 frames a second, but data\.contract\.control_hz=30"):
+        open_reader(config(root, name="calvin"), "train", ["side"])
+    recorder.write_text("recorder: [")
+    with pytest.raises(ValueError, match=r"merged_config\.yaml is not the config of a recording"):
+        read(root)
+    recorder.write_text("recorder: {}")
+    assert read(root).reader.fps is None
+
+
 def test_skip_bad_with_nothing_left_says_why(root):
     for frame in (10, 20):
         write_frame(root / "training", frame, rel_actions=np.zeros(6))

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from robovlms.choices import Frame, NormalizationMode, Representation, Rotation
 from robovlms.config import ActionContract, LiberoDataConfig, NormalizationConfig
 from robovlms.data.libero import LiberoReader, instruction_of
+from robovlms.data.opening import open_reader
 from robovlms.data.windows import WindowDataset
 from robovlms.registry import DATASETS
 
@@ -317,7 +318,10 @@ def test_folders_without_files_say_where_there_are_some(folder):
 
 def test_another_rate_than_the_contracts_is_refused(tmp_path):
     write(tmp_path / BOWL, attributes={"env_args": json.dumps({"env_kwargs": {"control_freq": 10}})})
-    with pytest.raises(ValueError, match=r"recorded at 10 actions a second, but data\.contract\.control_hz=20: set"):
+    with pytest.raises(ValueError, match=r"recorded at 10 frames a second, but .*Set data\.contract\.control_hz=10"):
+        open_reader(make_config(tmp_path), "train", [])
+    write(tmp_path / STOVE, attributes={"env_args": json.dumps({"env_kwargs": {"control_freq": 20}})})
+    with pytest.raises(ValueError, match=r"was recorded at \d+ actions a second, files before it at \d+"):
         read(tmp_path)
 
 
