@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from robovlms.backbones.base import Backbone
 from robovlms.registry import BACKBONES
@@ -22,6 +23,7 @@ from robovlms.registry import BACKBONES
 logger = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
+M = TypeVar("M", bound=nn.Module)
 NUM_SHOWN = 12  # keys of an error message
 
 
@@ -102,13 +104,18 @@ def rename(weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str]], drop
     return renamed
 
 
-def load_converted(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy converted weights into `model`, which must have exactly these.
+def build_converted(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
+    """Build a model around converted weights, which must be exactly its own; they are taken, not copied.
+
+    Args:
+        make: builds it; called on the meta device first, so that what does not fit is found without the memory.
+        weights: under its names.
 
     Raises:
         ValueError: weights are missing, too many, or of another shape; lists them.
     """
-    wanted = model.state_dict()
+    with torch.device("meta"):
+        wanted = make().state_dict()
     problems = {
         "are missing": [key for key in wanted if key not in weights],
         "are not the model's": [key for key in weights if key not in wanted],
@@ -121,7 +128,10 @@ def load_converted(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     if any(problems.values()):
         found = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(f"The original's weights do not fill our model. {found}.")
-    model.load_state_dict(dict(weights))
+    with no_init_weights():
+        model = make()
+    model.load_state_dict(dict(weights), assign=True)
+    return model.eval()
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
+from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
 from robovlms.backbones.flamingo_layers import FlamingoLayer, GatedCrossAttention, NormedProjection, Perceiver
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_VISION, HuggingFaceBackbone
 from robovlms.backbones.layout import Context, Layout
@@ -178,15 +178,14 @@ class Flamingo(HuggingFaceBackbone):
             num_latents=len(own["perceiver.latents"]),
             perceiver_depth=1 + max(int(key.split(".")[2]) for key in own if key.startswith("perceiver.layers.")),
         )  # fmt: skip
-        model = FlamingoModel(config)
         parts = {"clip": read_weights(source / "clip"), "language": read_weights(source / "language"), "": own}
-        load_converted(model, convert(parts, config))
+        model = build_converted(lambda: FlamingoModel(config), convert(parts, config))
         tokenizer = AutoTokenizer.from_pretrained(source / "language")
         tokenizer.add_special_tokens({"additional_special_tokens": [END, IMAGE]})
         if tokenizer.pad_token is None:
             tokenizer.add_special_tokens({"pad_token": "<PAD>"})
         image_processor = AutoImageProcessor.from_pretrained(source / "clip", backend="pil")
-        return cls(model.eval(), tokenizer, image_processor)
+        return cls(model, tokenizer, image_processor)
 
     def tokenize(self, prompts: list[str]) -> list[list[int]]:
         """Give `[<s>] <image> prompt <|endofchunk|>`."""

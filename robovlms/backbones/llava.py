@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
+from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
 from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
 from robovlms.registry import BACKBONES
 
@@ -99,11 +99,11 @@ class Llava(HuggingFaceBackbone):
             image_seq_length=(vision.image_size // vision.patch_size) ** 2,
             tie_word_embeddings=False,
         )
-        model = LlavaModel(config)
-        load_converted(model, convert(read_weights(source), read_weights(source / "clip")))
+        weights = convert(read_weights(source), read_weights(source / "clip"))
+        model = build_converted(lambda: LlavaModel(config), weights)
         model.set_attn_implementation("eager")
         image_processor = AutoImageProcessor.from_pretrained(source / "clip", backend="pil")
-        return cls(model.eval(), AutoTokenizer.from_pretrained(source), image_processor)
+        return cls(model, AutoTokenizer.from_pretrained(source), image_processor)
 
     def unused(self) -> list[nn.Module]:
         """Give CLIP's layers above the one that is read (for vision_feature_layer -2 the last) and its final norm."""

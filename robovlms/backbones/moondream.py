@@ -27,7 +27,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
+from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
 from robovlms.registry import BACKBONES
@@ -135,10 +135,9 @@ class Moondream(HuggingFaceBackbone):
         is_causal = any(key.startswith("text_model.") for key in weights)
         values = (sizes or cls.published_config()).to_dict()
         config = MoondreamConfig.from_dict({**values, "prefix_attention": not is_causal})
-        model = MoondreamModel(config)
-        load_converted(model, convert(weights))
+        model = build_converted(lambda: MoondreamModel(config), convert(weights))
         size: Any = config.vision_config.image_size
-        return cls(model.eval(), AutoTokenizer.from_pretrained(source), make_image_processor(size))
+        return cls(model, AutoTokenizer.from_pretrained(source), make_image_processor(size))
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """Give vision tower, decoder and embedding; the projector between them is always trained."""

@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
+from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
 from robovlms.backbones.huggingface import (
     PRINTABLE_BYTES,
     TINY_IMAGE_SIZE,
@@ -185,10 +185,9 @@ class QwenVL1(HuggingFaceBackbone):
             ValueError: a weight has no place in our model, or one of ours is not among them; lists them.
         """
         config = sizes or cls.published_config()
-        model = QwenVLModel(config)
-        load_converted(model, convert(read_weights(source), config))
+        model = build_converted(lambda: QwenVLModel(config), convert(read_weights(source), config))
         size: Any = config.vision_config.image_size
-        return cls(model.eval(), read_tokenizer(source / "qwen.tiktoken"), make_image_processor(size))
+        return cls(model, read_tokenizer(source / "qwen.tiktoken"), make_image_processor(size))
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """Give vision tower, decoder and embedding; the resampler between them is always trained."""
@@ -286,9 +285,10 @@ def read_tokenizer(file: Path) -> Qwen2Tokenizer:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: give the published folder, with its qwen.tiktoken.")
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, file.read_text().splitlines())}
-    vocab = {write_bytes(token): rank for token, rank in ranks.items()}
+    text = {token: token.decode("latin-1").translate(BYTE_CHARACTERS) for token in ranks}
+    vocab = {text[token]: rank for token, rank in ranks.items()}
     vocab |= {token: len(ranks) + i for i, token in enumerate(SPECIAL_TOKENS)}
-    merges: Any = [(write_bytes(left), write_bytes(right)) for left, right in recover_merges(ranks)]
+    merges: Any = [(text[left], text[right]) for left, right in recover_merges(ranks)]
     return Qwen2Tokenizer(vocab=vocab, merges=merges, extra_special_tokens=SPECIAL_TOKENS[1:])
 
 
@@ -296,26 +296,22 @@ def recover_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Find which two tokens each longer one is merged from: what is left of it when all better merges are done."""
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
-            best = min(pairs)
-            if best >= rank:
-                break
+        parts = [token[i : i + 1] for i in range(len(token))]
+        pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
+        while len(parts) > 2 and (best := min(pairs)) < rank:
             place = pairs.index(best)
             parts[place : place + 2] = [parts[place] + parts[place + 1]]
+            del pairs[place]
+            for i in range(max(place - 1, 0), min(place + 1, len(pairs))):
+                pairs[i] = ranks.get(parts[i] + parts[i + 1], rank)
         if len(parts) == 2:
             merges.append((parts[0], parts[1]))
     return merges
 
 
-def write_bytes(token: bytes) -> str:
-    """Write bytes with GPT-2's characters."""
-    return "".join(BYTE_CHARACTERS[byte] for byte in token)
-
-
 _OTHERS = [byte for byte in range(256) if byte not in PRINTABLE_BYTES]
 BYTE_CHARACTERS = {byte: chr(byte) for byte in PRINTABLE_BYTES} | {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
+"""How GPT-2 writes a byte."""
 
 
 def make_image_processor(size: int) -> CLIPImageProcessorPil:

@@ -1,8 +1,8 @@
 """UForm-Gen and UForm-Gen2: a plain ViT, learned latents that attend to it, a small LLaMA or Qwen1.5.
 
 transformers lacks both. The vision layers are SigLIP's, the decoders native; the frame around them is ours.
-Source: uform 3.1.3 (torch_encoders.py, torch_decoders.py) and, for the second generation, the modeling file beside
-unum-cloud/uform-gen2-qwen-500m, whose vision tower is taken to have the package's names.
+Source: uform 3.1.3 (torch_encoders.py, torch_decoders.py) and, for the second generation, the files beside
+unum-cloud/uform-gen2-qwen-500m (vision_encoder.py, modeling_uform_gen.py), whose names are the package's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from PIL.Image import Resampling
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from transformers import (
 )
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from robovlms.backbones.conversion import Weights, load_converted, read_weights, rename
+from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
 from robovlms.backbones.huggingface import (
     TINY_IMAGE_SIZE,
     TINY_TEXT,
@@ -186,10 +187,10 @@ class UForm(HuggingFaceBackbone):
             raise FileNotFoundError(f"{source / 'config.json'} does not exist: give the published folder.")
         weights = read_weights(source)
         config = read_config(json.loads((source / "config.json").read_text()), text_config)
-        model = UFormModel(config)
-        load_converted(model, convert(weights))
+        model = build_converted(lambda: UFormModel(config), convert(weights, config))
         size: Any = config.vision_config.image_size
-        return cls(model.eval(), AutoTokenizer.from_pretrained(source), make_image_processor(size))
+        resample = Resampling.BICUBIC if config.projects_patches else Resampling.BILINEAR
+        return cls(model, AutoTokenizer.from_pretrained(source), make_image_processor(size, resample))
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """Give vision tower, decoder and embedding; the pooler between them is always trained."""
@@ -240,8 +241,9 @@ UNUSED = [r"text_decoder\.lm_head\.weight", r"image_encoder\.embedding_projectio
 SCALED = {"ls1": "attn.out", "ls2": "mlp.output_layer"}  # a layer scale, and the projection it is multiplied into
 
 
-def convert(weights: Weights) -> Weights:
-    """Rename the original's weights and multiply its layer scales into the projections before them.
+def convert(weights: Weights, config: UFormConfig) -> Weights:
+    """Rename the original's weights, multiply its layer scales into the projections before them, and stretch its
+    positions to the image's size.
 
     Raises:
         ValueError: weights that have no place in our model; lists them.
@@ -254,13 +256,30 @@ def convert(weights: Weights) -> Weights:
             by = weights[key].float()
             plain[target] = plain[target] * (by[:, None] if name == "weight" else by)
     renamed = rename(plain, RULES, drop=UNUSED)
-    for key in ("pooler.latents", "vision_tower.position_embedding.weight", "vision_tower.class_embedding"):
+    table = "vision_tower.position_embedding.weight"
+    for key in ("pooler.latents", table, "vision_tower.class_embedding"):
         if key in renamed:
             renamed[key] = renamed[key].squeeze()  # leading sizes of one
+    if table in renamed:
+        vision: Any = config.vision_config
+        renamed[table] = stretch_positions(renamed[table], vision.image_size // vision.patch_size)
     return renamed
 
 
-def make_image_processor(size: int) -> CLIPImageProcessorPil:
-    """Give bilinear resizing (torchvision's default) and CLIP's mean and standard deviation."""
+def stretch_positions(table: Float[Tensor, "_p d"], side: int) -> Float[Tensor, "p d"]:
+    """Resample a square of positions to `side` x `side`; the second generation has them for 224 px and reads 336.
+
+    Source: its vision_encoder.py, bicubic, with DINO's 0.1 added to the new side.
+    """
+    old = round(len(table) ** 0.5)
+    if old == side:
+        return table
+    square = rearrange(table, "(h x) d -> 1 d h x", h=old)
+    stretched = F.interpolate(square, scale_factor=(side + 0.1) / old, mode="bicubic")
+    return rearrange(stretched, "1 d h x -> (h x) d")
+
+
+def make_image_processor(size: int, resample: Resampling = Resampling.BILINEAR) -> CLIPImageProcessorPil:
+    """Give CLIP's mean and standard deviation, and the second generation's resizing (torchvision's default)."""
     square = {"height": size, "width": size}
-    return CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False, resample=Resampling.BILINEAR)
+    return CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False, resample=resample)

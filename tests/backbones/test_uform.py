@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL.Image import Resampling
 from safetensors.torch import save_file
 from transformers import AutoModel, LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
@@ -33,7 +34,7 @@ def original_weights(generation):
     width = D if generation == 1 else V  # of the pooler
     shapes = {
         "image_encoder.patch_embed.weight": (V, 3, 14, 14), "image_encoder.patch_embed.bias": (V,),
-        "image_encoder.pos_embed": (1, 16, V), "image_encoder.cls_token": (1, 1, V),
+        "image_encoder.pos_embed": (1, 16 if generation == 1 else 4, V), "image_encoder.cls_token": (1, 1, V),
         "image_encoder.embedding_projection.weight": (8, V), "image_pooler.image_latents": (1, LATENTS, width),
         "image_pooler.projection.weight": (D, V), "image_pooler.projection.bias": (D,),
         "image_pooler.pooler.linear1.weight": (WIDE, width), "image_pooler.pooler.linear1.bias": (WIDE,),
@@ -80,7 +81,11 @@ def latents_of(weights, images, generation):
 
     encoder, pooler = "image_encoder", "image_pooler.pooler"
     x = F.conv2d(images, weights[f"{encoder}.patch_embed.weight"], weights[f"{encoder}.patch_embed.bias"], stride=14)
-    x = x.flatten(2).transpose(1, 2) + weights[f"{encoder}.pos_embed"]
+    positions = weights[f"{encoder}.pos_embed"]
+    if generation == 2:  # of images half as large
+        square = positions.unflatten(1, (2, 2)).permute(0, 3, 1, 2)
+        positions = F.interpolate(square, scale_factor=(4.1 / 2, 4.1 / 2), mode="bicubic").flatten(2).transpose(1, 2)
+    x = x.flatten(2).transpose(1, 2) + positions
     x = torch.cat([weights[f"{encoder}.cls_token"].expand(len(x), -1, -1), x], dim=1)
     for i in range(2):
         block = f"{encoder}.blocks.{i}"
@@ -129,6 +134,7 @@ def test_features_are_those_of_the_authors_own_tensors(original):
     generation, folder = original
     config, decoder, _ = decoder_of(generation)
     backbone = UForm.from_original(folder, config.to_dict())
+    assert backbone.image_spec.resample is (Resampling.BICUBIC if generation == 1 else Resampling.BILINEAR)
     weights = original_weights(generation)
     generator = torch.Generator().manual_seed(1)
     images, query = torch.randn(2, 3, 56, 56, generator=generator), torch.randn(2, 1, D, generator=generator)
@@ -150,7 +156,7 @@ def test_weights_without_a_place_and_missing_ones_are_listed(original):
     generation, folder = original
     weights = original_weights(generation)
     with pytest.raises(ValueError, match=r"have no place in our model: image_encoder\.reg_token"):
-        convert({**weights, "image_encoder.reg_token": torch.ones(1)})
+        convert({**weights, "image_encoder.reg_token": torch.ones(1)}, UForm.published_config())
     del weights["image_encoder.norm.bias"]
     save_file({key: value.contiguous() for key, value in weights.items()}, folder / "a.safetensors")
     with pytest.raises(ValueError, match=r"1 are missing: vision_tower\.norm\.bias"):
