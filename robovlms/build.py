@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32, Float64
 
 from robovlms.actions import GRIPPER, check_contract
-from robovlms.checkpoint import CONFIG, STATS, load_config, load_weights, resolve_checkpoint
+from robovlms.checkpoint import CONFIG, STATS, VOCABULARY_HEAD, load_config, load_weights, resolve_checkpoint
 from robovlms.config import EvaluateConfig, EvaluationConfig, MixtureDataConfig, SimConfig, TrainConfig
 from robovlms.data.action_checks import Severity, numeric_findings
 from robovlms.data.base import RobotDataset, spread
@@ -149,7 +149,7 @@ def train(config: TrainConfig) -> Path:
         stats = load_statistics(resumed / STATS) if resumed else compute_statistics(config, windows)
         policy = VLAPolicy.from_config(config)
         if config.trainer.init_from is not None and not resumed:
-            load_weights(policy, resolve_checkpoint(Path(config.trainer.init_from)))
+            load_weights(policy, resolve_checkpoint(Path(config.trainer.init_from)), optional=VOCABULARY_HEAD)
         elif not resumed:
             if policy.head.needs_chunks:
                 policy.head.calibrate(sample_chunks(train_set, config, stats))

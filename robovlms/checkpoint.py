@@ -32,6 +32,7 @@ from robovlms.policy import VLAPolicy
 from robovlms.statistics import Statistics, load_statistics, save_statistics
 
 CONFIG, WEIGHTS, STATS, CONTRACT = "config.yaml", "model.safetensors", "action_stats.json", "contract.json"
+VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
 BACKBONE, STATE = "backbone", "training_state"
 
 
@@ -107,16 +108,19 @@ def merge_checkpoint(folder: Path, target: Path) -> None:
         save_policy(unfinished, replace(config, backbone=replace(config.backbone, lora=LoRAConfig())), policy, stats)
 
 
-def load_weights(policy: VLAPolicy, folder: Path) -> None:
-    """Load model.safetensors, every tensor accounted for.
+def load_weights(policy: VLAPolicy, folder: Path, optional: str | None = None) -> None:
+    """Load model.safetensors, every tensor accounted for; that called `optional` may be on one side alone.
 
     Raises:
         ValueError: names the missing and unexpected tensors.
     """
     try:
-        load_model(policy, str(folder / WEIGHTS))
+        missing, unexpected = load_model(policy, str(folder / WEIGHTS), strict=False)
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit this policy: {error}") from error
+    wrong = {"missing": sorted({*missing} - {optional}), "unexpected": sorted({*unexpected} - {optional})}
+    if any(wrong.values()):
+        raise ValueError(f"the weights in {folder} do not fit this policy: {wrong}")
 
 
 @dataclass(kw_only=True)

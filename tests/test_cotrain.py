@@ -7,10 +7,12 @@ import pytest
 from calvin_folder import assert_same_state, losses, tiny_run
 from composing import completed, composed
 from PIL import Image
+from safetensors.torch import save_model
 
 from robovlms.build import train
-from robovlms.checkpoint import load_policy, resolve_checkpoint
+from robovlms.checkpoint import VOCABULARY_HEAD, load_policy, load_weights, resolve_checkpoint
 from robovlms.config.allowed import NotAllowedError
+from robovlms.policy import VLAPolicy
 
 
 @pytest.fixture
@@ -48,8 +50,9 @@ def test_both_are_learned_and_the_loss_is_their_weighted_sum(calvin_folder, tmp_
     assert logged(folder, "train/words_accuracy")[-1] > 0.7
     action = np.array(logged(folder, "train/arm")) + 0.01 * np.array(logged(folder, "train/gripper"))
     assert loss == pytest.approx(action + 0.5 * np.array(words), rel=1e-4)
-    _, policy, _ = load_policy(resolve_checkpoint(folder))
-    assert policy.head is not None, "a checkpoint acts without the conversations"
+    (tmp_path / "said.json").unlink()
+    config, _, _ = load_policy(resolve_checkpoint(folder))  # a checkpoint acts without the conversations
+    assert config.cotrain.weight == 0.5
 
 
 def test_a_resume_and_accumulation_change_nothing(calvin_folder, tmp_path, said):
@@ -60,6 +63,17 @@ def test_a_resume_and_accumulation_change_nothing(calvin_folder, tmp_path, said)
     four = run(calvin_folder, tmp_path / "four", *said, "device_batch_size=2")
     assert losses(whole) == pytest.approx(losses(four), abs=1e-5)
     assert logged(whole, "train/words") == pytest.approx(logged(four, "train/words"), abs=1e-5)
+
+
+def test_weights_pass_between_runs_with_and_without_conversations(tmp_path, said):
+    options = ["experiment=vla_structure", "backbone=llava", "backbone.size=tiny", "structure=one_step", "head=mlp",
+               "window=w1_c10", "data.root=x"]  # fmt: skip
+    with_words, without = (VLAPolicy.from_config(completed(composed(*options, *more))) for more in (said, []))
+    for source, target in ((with_words, without), (without, with_words)):
+        save_model(source, str(tmp_path / "model.safetensors"))
+        load_weights(target, tmp_path, optional=VOCABULARY_HEAD)
+        with pytest.raises(ValueError, match=r"do not fit this policy.*backbone\.unembed\.weight"):
+            load_weights(target, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -33,7 +33,7 @@ from transformers import (
 from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
 from robovlms.backbones.flamingo_layers import FlamingoLayer, GatedCrossAttention, NormedProjection, Perceiver
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_VISION, HuggingFaceBackbone
-from robovlms.backbones.layout import Context, Layout
+from robovlms.backbones.layout import Layout
 from robovlms.registry import BACKBONES
 
 IMAGE, END = "<image>", "<|endofchunk|>"
@@ -222,20 +222,10 @@ class Flamingo(HuggingFaceBackbone):
         latents: Tensor = self.model.perceiver(patches)
         return latents
 
-    def _read(
-        self,
-        image: Float[Tensor, "n t v m e"],
-        text_ids: Int64[Tensor, "n l"],
-        text_mask: Bool[Tensor, "n l"],
-        queries: Float[Tensor, "n t q d"],
-        context: Context | None,
-        seen: Bool[Tensor, "n v"] | None,
-        query_ids: Int64[Tensor, "n q"] | None = None,
-    ) -> Float[Tensor, "n t _q d"]:
-        """Keep the images aside, pack text and queries, decode, and read at the queries."""
+    def in_sequence(self, image: Float[Tensor, "n t v m e"]) -> Float[Tensor, "n t v _m _e"]:
+        """Keep the images aside for the cross-attention: none stands in the sequence."""
         self._media = rearrange(image, "n t v m e -> n t (v m) e")
-        none = image.new_zeros(*image.shape[:3], 0, self.hidden_dim)
-        return super()._read(none, text_ids, text_mask, queries, context, seen, query_ids)
+        return image.new_zeros(*image.shape[:3], 0, self.hidden_dim)
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder; what stands before `<image>` looks at no image."""

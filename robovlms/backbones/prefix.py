@@ -124,6 +124,7 @@ class PrefixBackbone(Backbone):
         query_ids: Int64[Tensor, "n q"] | None = None,
     ) -> Float[Tensor, "n t _q d"]:
         """Do what `read` says; queries that are words (`query_ids`) are asked together with the text's last token."""
+        image = self.in_sequence(image)
         (n, t, v), q, head = image.shape[:3], queries.shape[2], self.num_head_tokens
         per_question = q + (query_ids is not None)
         image = rearrange(image, "n t v m e -> n t (v m) e")
@@ -174,6 +175,10 @@ class PrefixBackbone(Backbone):
         places = (~is_asked.gather(1, order)).to(torch.uint8).argsort(dim=1, stable=True)[:, : t * per_question, None]
         asked = hidden.gather(1, places.expand(-1, -1, hidden.shape[-1]))
         return rearrange(asked, "n (t q) d -> n t q d", t=t)
+
+    def in_sequence(self, image: Float[Tensor, "n t v m e"]) -> Float[Tensor, "n t v _m _e"]:
+        """Give the image tokens that stand in the sequence: all, unless the decoder sees them another way."""
+        return image
 
     def image_ids(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:
         """Give the vocabulary id of each of the tokens that `embed_images` makes of an image, -1 where it has none."""

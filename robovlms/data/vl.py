@@ -86,6 +86,8 @@ class ConversationDataset:
                 raise ValueError(f"cotrain.file={self.path} is not JSON at byte {at}: {error}") from error
             yield at, end, record
             at = end
+        if is_array and at >= len(text):
+            raise ValueError(f"cotrain.file={self.path} ends within its array: it was cut short, copy it again.")
 
     def _check(self, record: Any) -> None:
         image = parse(record).image

@@ -1,5 +1,7 @@
 """Every backbone that writes text: a reply is predicted from what stands before it, and from nothing else."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -90,6 +92,13 @@ def test_the_vocabulary_head_comes_from_the_checkpoint(tmp_path):
     save_file({**weights, "lm_head.weight": head}, tmp_path / "model.safetensors")
     again.prepare_writing(config)
     assert torch.equal(again.unembed.weight, head)
+    (tmp_path / "model.safetensors").unlink()  # large ones come in several files
+    save_file(weights, tmp_path / "1.safetensors")
+    save_file({"language_model.lm_head.weight": head + 1}, tmp_path / "2.safetensors")
+    files = dict.fromkeys(weights, "1.safetensors") | {"language_model.lm_head.weight": "2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    again.prepare_writing(config)
+    assert torch.equal(again.unembed.weight, head + 1)
 
 
 def test_gemma_2_bounds_its_logits():

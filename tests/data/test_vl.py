@@ -89,6 +89,12 @@ def test_a_file_without_conversations_is_refused(open_records, text):
         open_records(text, skip_bad=True)
 
 
+def test_an_array_that_was_cut_short_between_records_is_refused(open_records):
+    whole = json.dumps([record(ASKED, RED), record(ASKED, RED)])
+    with pytest.raises(ValueError, match="cut short"):
+        open_records(whole[: whole.index("}]}, ") + 5])
+
+
 def test_a_damaged_image_is_named_with_its_record(open_records, tmp_path):
     dataset = open_records(json.dumps([record(ASKED, RED)]))
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
