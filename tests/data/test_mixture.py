@@ -66,6 +66,9 @@ def test_accumulation_does_not_change_a_mixtures_numbers(calvin_folder, arm_fold
     ("change", "message"),
     [
         ("data.parts.arm.convert.control_hz=20", r"control_hz: policy 20.0, the mixture 10.0"),
+        ("data.contract.control_hz=31", r"control_hz=31 is above the 30 that data\.parts\.play.*of the slowest part"),
+        ("data.parts.arm.root=/nowhere", r"data\.parts\.arm: .*/nowhere"),
+        ("data.parts.arm.views.side=front", r"data\.parts\.arm: data\.views\.side=front is not a camera"),
         ("data.parts.arm.contract.frame=tcp", r"train again with data\.parts\.arm\.convert\.frame=world"),
         ("data.parts.arm.contract.names=[dx,dq]", r"data\.parts\.arm\.contract\.names has 'dq'"),
         ("data.parts.arm.weight=0", "must be positive"),
