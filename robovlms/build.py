@@ -26,7 +26,7 @@ from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.report import write_report
 from robovlms.evaluation.results import environment_versions, format_table, summarize, write_results
 from robovlms.evaluation.rollouts import run_episodes
-from robovlms.parts import Part, check_roots, find_part, make_normalizers, parts_of, policy_names
+from robovlms.parts import Part, check_roots, find_part, make_normalizers, naming, parts_of, policy_names
 from robovlms.plots import plot_actions, plot_success, plot_training
 from robovlms.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
@@ -56,8 +56,9 @@ def _open_part(part: Part, config: TrainConfig, split: str) -> WindowDataset:
     views = [view for view in config.view.views if view in part.data.views]
     if not views:
         raise ValueError(f"{part.name} has none of view.views={config.view.views}: map one in its views.")
-    reader, window = open_reader(part.data, split, views), config.window
-    return WindowDataset(reader, part.data, window_size=window.window_size, chunk_size=window.chunk_size)
+    with naming(part, config.data):
+        reader, window = open_reader(part.data, split, views), config.window
+        return WindowDataset(reader, part.data, window_size=window.window_size, chunk_size=window.chunk_size)
 
 
 def join_parts(config: TrainConfig, windows: list[WindowDataset], split: str) -> RobotDataset:

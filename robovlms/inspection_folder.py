@@ -12,7 +12,7 @@ from robovlms.inspection import Report, inspect_dataset
 from robovlms.inspection_episode import load_replay
 from robovlms.inspection_index import write_index
 from robovlms.inspection_page import write_page
-from robovlms.parts import Part, check_roots, parts_of
+from robovlms.parts import Part, check_roots, naming, parts_of
 from robovlms.registry import DATASETS
 
 log = logging.getLogger(__name__)
@@ -26,16 +26,22 @@ def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
     """
     check_roots(config.data)
     parts, folder = parts_of(config.data), Path(config.output_dir)
-    single = len(parts) == 1
-    return [_inspect_part(part, config, folder if single else folder / part.name) for part in parts]
+    datasets = [_open_part(part, config) for part in parts]  # all of them: a wrong option costs no scan
+    reports = []
+    for part, dataset in zip(parts, datasets, strict=True):
+        views = [view for view in config.view.views if view in part.data.views]
+        target = folder if len(parts) == 1 else folder / part.name
+        name = f"{part.name}, {config.split.value}"
+        reports.append(write_inspection(dataset, views, target, name=name, config=config))
+    return reports
 
 
-def _inspect_part(part: Part, config: InspectConfig, folder: Path) -> tuple[Report, Path]:
+def _open_part(part: Part, config: InspectConfig) -> WindowDataset:
     views = [view for view in config.view.views if view in part.data.views]
-    reader = DATASETS.get(part.data.name)(part.data, config.split.value, views=views)
-    window = config.window
-    dataset = WindowDataset(reader, part.data, window_size=window.window_size, chunk_size=window.chunk_size)
-    return write_inspection(dataset, views, folder, name=f"{part.name}, {config.split.value}", config=config)
+    with naming(part, config.data):
+        reader = DATASETS.get(part.data.name)(part.data, config.split.value, views=views)
+        window = config.window
+        return WindowDataset(reader, part.data, window_size=window.window_size, chunk_size=window.chunk_size)
 
 
 def write_inspection(

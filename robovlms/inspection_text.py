@@ -13,7 +13,7 @@ MAX_INSTRUCTIONS, MAX_OUTLIERS = 20, 10
 def format_report(report: Report) -> str:
     """Give the report as text for a console."""
     lines = [
-        report.summary,
+        f"{report.name}: {report.summary}",
         f"{report.num_episodes} episodes, {report.num_frames} frames, {report.seconds / 60:.1f} min at "
         f"{report.hz:g} Hz; {report.lengths.low:g} to {report.lengths.high:g}, median {report.median_length:g} frames",
         f"{report.num_windows} windows of {report.window_size} frames and {report.chunk_size} actions a frame; "

@@ -7,6 +7,8 @@ drx.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,11 +72,18 @@ def _part(number: int, name: str, part: DataConfig, mixture: MixtureDataConfig) 
     )
     proprio = _places(part.seen_names, mixture.proprio_names, f"data.parts.{name}.proprio_names", "data.proprio_names")
     if mixture.agree:
+        if mixture.contract.control_hz > part.contract.control_hz:
+            raise ValueError(
+                f"data.contract.control_hz={mixture.contract.control_hz:g} is above the {part.contract.control_hz:g} "
+                f"that data.parts.{name} is recorded at: set it to that of the slowest part, and convert.control_hz of "
+                "the others. Or set data.agree=false: then every part keeps its own meaning."
+            )
         try:
             check_contract(contract, _as_far_as(contract, mixture.contract), "the mixture")
         except ValueError as error:
+            told = str(error).replace("data.convert", f"data.parts.{name}.convert")
             raise ValueError(
-                f"data.parts.{name}: {str(error).replace('data.convert', f'data.parts.{name}.convert')} Or set "
+                f"data.parts.{name}: {told.replace('data.contract', f'data.parts.{name}.contract')} Or set "
                 "data.agree=false: then every part keeps its own meaning, and evaluation must name the part."
             ) from error
     return Part(number=number, name=name, data=part, contract=contract, entries=entries, proprio=proprio)
@@ -138,6 +147,18 @@ def check_roots(data: DataConfig) -> None:
 def _sibling(path: Path) -> str:
     folders = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
     return nearest(path.name, folders)
+
+
+@contextmanager
+def naming(part: Part, data: DataConfig) -> Iterator[None]:
+    """Say in an error which part of a mixture it is about."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if not isinstance(data, MixtureDataConfig):
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"data.parts.{part.name}: {error}") from error
 
 
 def find_part(data: DataConfig, name: str | None) -> Part:

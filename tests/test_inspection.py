@@ -258,3 +258,21 @@ def test_a_wrong_gripper_is_found_in_a_real_lerobot_folder(shared_data, tmp_path
     ((found, _),) = inspect_data(config)
     assert found.num_errors == 1
     assert "(recorded are -1 to -1)" in found.findings[0].what
+
+
+def test_every_part_of_a_mixture_is_opened_before_one_is_scanned(calvin_folder, tmp_path):
+    def config(second: Path) -> InspectConfig:
+        options = ["data=mixture", "window=w4_c10", "data.contract={frame:world,position_unit:0.02,control_hz:30}"]
+        options += ["data.contract.rotation=euler_increment", "data.contract.rotation_unit=0.05", "view=side"]
+        for name, root in (("near", calvin_folder), ("far", second)):
+            options += [f"+data@data.parts.{name}=calvin", f"data.parts.{name}.root={root}"]
+        return completed(composed(*options, f"output_dir={tmp_path}", config_name="inspect_data"), schema=InspectConfig)
+
+    with pytest.raises(FileNotFoundError, match=r"data\.parts\.far: data\.root=.*nowhere is not a folder"):
+        inspect_data(config(tmp_path / "nowhere"))
+    assert list(tmp_path.iterdir()) == []
+    reports = [(format_report(found).split(":")[0], index) for found, index in inspect_data(config(calvin_folder))]
+    assert reports == [
+        ("near, train", tmp_path / "near" / "index.html"),
+        ("far, train", tmp_path / "far" / "index.html"),
+    ]

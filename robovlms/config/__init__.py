@@ -26,6 +26,7 @@ from robovlms.config.data import (
     PackConfig,
     RLDSDataConfig,
     check_augmentation,
+    check_mixture,
 )
 from robovlms.config.policy import (
     BackboneConfig,
@@ -277,11 +278,8 @@ def check_data(data: DataConfig) -> None:
         raise ValueError(f"data.proprio_seen has {sorted(unknown)}, not among data.proprio_names={data.proprio_names}.")
     check_augmentation(data)
     if isinstance(data, MixtureDataConfig):
+        check_mixture(data)
         for name, part in data.parts.items():
-            if part.augmentation != AugmentationConfig():
-                raise ValueError(
-                    f"data.parts.{name}.augmentation is not looked at: set the mixture's data.augmentation."
-                )
             try:
                 check_data(part)
             except ValueError as error:

@@ -225,3 +225,20 @@ def check_augmentation(data: DataConfig) -> None:
         amount, most = getattr(config, name), 0.5 if name == "hue" else 1.0
         if not 0 <= amount <= most:
             raise ValueError(f"data.augmentation.{name}={amount} must lie in [0, {most}].")
+
+
+def check_mixture(data: MixtureDataConfig) -> None:
+    """Refuse what would not be looked at: options of a part set on the mixture, and the reverse.
+
+    Raises:
+        ValueError: names the option and where to set it.
+    """
+    of_parts = {"convert": ConvertConfig(), "skip_bad": False, "cache": CacheMode.native, "cache_mb": 0,
+                "cache_dir": None, "fraction": 1.0, "weight": 1.0}  # fmt: skip
+    for option, default in of_parts.items():
+        if getattr(data, option) != default:
+            raise ValueError(f"data.{option} of a mixture is not looked at: set data.parts.<name>.{option}.")
+    for name, part in data.parts.items():
+        for option, ours in {"augmentation": AugmentationConfig(), "num_workers": 4}.items():
+            if getattr(part, option) != ours:
+                raise ValueError(f"data.parts.{name}.{option} is not looked at: set the mixture's data.{option}.")
