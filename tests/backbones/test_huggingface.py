@@ -8,13 +8,9 @@ import shutil
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 import torch
-from einops import rearrange
 from huggingface_hub.errors import GatedRepoError
-from PIL import Image
-from PIL.Image import Resampling
 from transformers import AutoModel, AutoModelForImageTextToText, Qwen2Tokenizer, XLMRobertaTokenizer
 
 from robovlms.backbones.florence2 import Florence2, context_mask
@@ -24,11 +20,9 @@ from robovlms.backbones.layout import Layout
 from robovlms.backbones.loading import missing_message
 from robovlms.backbones.masks import prefix_mask
 from robovlms.backbones.qwen import rotary_positions
-from robovlms.choices import ModelSize, Resize
+from robovlms.choices import ModelSize
 from robovlms.config import BackboneConfig
-from robovlms.processor import Processor
 from robovlms.registry import BACKBONES, check_version
-from robovlms.types import Batch
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
 OURS = ["flamingo", "moondream", "qwen_vl", "uform"]  # families that transformers lacks, made of its blocks
@@ -296,46 +290,6 @@ def test_the_tokens_stand_where_the_family_wants_them():
         assert tokens(name, "go") == ["g", "o"]
     assert tokens("smolvlm", "go") == ["<|im_start|>", "g", "o"]
     assert tokens("florence2", "go") == ["<s>", "g", "o", "</s>"]
-
-
-def own_pixels(backbone, frame):
-    """Give what the checkpoint's image processor makes of a frame, as one picture, without cutting it into tiles."""
-    processor = backbone.image_processor
-    options = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
-    whole = {option: False for option in options if hasattr(processor, option)}
-    pixels = processor(images=[Image.fromarray(frame)], return_tensors="pt", **whole)["pixel_values"]
-    if pixels.ndim == 3:  # patches, row by row, then padding
-        side = backbone.image_spec.size // processor.patch_size
-        return rearrange(
-            pixels[0, : side * side], "(h x) (p q c) -> c (h p) (x q)", x=side, q=processor.patch_size, c=3
-        )
-    if pixels.ndim == 2:  # patches of two equal frames, in blocks of 2 x 2
-        size = backbone.image_spec.size
-        patch = backbone.model.config.vision_config.patch_size
-        pattern = "(h x i j) (c t p q) -> t c (h i p) (x j q)"
-        return rearrange(pixels, pattern, i=2, j=2, c=3, t=2, p=patch, q=patch, h=size // patch // 2)[0]
-    return pixels.reshape(-1, 3, *pixels.shape[-2:])[0]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_our_pixels_are_those_of_the_checkpoints_own_image_processor(name, shared_data):
-    backbone = BACKBONES.get(name).tiny()
-    backbone.prompt = "{instruction}"
-    std = torch.tensor(backbone.image_spec.std)[:, None, None]
-    errors = {Resize.host: [], Resize.device: []}
-    for path in sorted((shared_data / "calvin_mini" / "training").glob("episode_*.npz"))[::120]:
-        frame = np.load(path)["rgb_static"]
-        for resize, found in errors.items():
-            processor = Processor(backbone, ["side"], max_text_tokens=8, resize=resize)
-            frames = torch.from_numpy(processor.host_frames(frame[None]))[None]
-            ids = torch.zeros(1, 1, dtype=torch.long)
-            ours = processor.images(Batch(frames={"side": frames}, text_ids=ids, text_mask=ids == 0))[0, 0, 0]
-            found.append((ours - own_pixels(backbone, frame)).abs() * std * 255)
-    host, device = (torch.stack(found) for found in errors.values())
-    assert host.max() < 0.01
-    mean, largest = (1.5, 20) if backbone.image_spec.resample is Resampling.LANCZOS else (0.25, 8)
-    assert device.mean() < mean
-    assert device.max() <= largest
 
 
 def test_the_real_kosmos_vocabulary_gives_the_published_ids(shared_data):
