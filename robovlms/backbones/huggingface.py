@@ -6,7 +6,6 @@ without the vocabulary head, in float32 as the trainer expects, from safetensors
 
 from __future__ import annotations
 
-import logging
 import string
 from abc import abstractmethod
 from pathlib import Path
@@ -32,8 +31,6 @@ from robovlms.backbones.prefix import PrefixBackbone
 from robovlms.choices import ModelSize
 from robovlms.config import BackboneConfig
 from robovlms.types import ImageSpec
-
-logger = logging.getLogger(__name__)
 
 NUM_LEFT_OUT = 10  # words at the end of a vocabulary that are no actions
 TINY_IMAGE_SIZE = 56  # px: 4 x 4 patches of 14
@@ -64,6 +61,7 @@ class HuggingFaceBackbone(PrefixBackbone):
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
     has_start: bool = True  # whether the family has a start token
     text_end: ClassVar[str] = ""  # what the family's own format puts after the prompt
+    original: ClassVar[str | None] = None  # hub id of what scripts/convert_backbone.py makes a readable folder of
     can_cache: ClassVar[bool] = True  # whether what was read can be kept
     can_parallel = True
     image_marks: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())  # tokens before and behind every image
@@ -173,17 +171,13 @@ class HuggingFaceBackbone(PrefixBackbone):
             backbone = cls.tiny()
             backbone.model.set_attn_implementation(config.attn_implementation)
         else:
-            backbone = cls(*load(config, cls.model_type, cls.check_config))
+            backbone = cls(*load(config, cls.model_type, cls.check_config, cls.original))
         backbone.prompt = config.prompt
         if config.gradient_checkpointing:
             backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.resample is not None:
             backbone.add_resampler(config.resample)
         backbone.select_trainable(config)
-        parameters = list(backbone.parameters())
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        frozen = sum(p.numel() for p in parameters) - trainable
-        logger.info("%s: %.1f M parameters are trained, %.1f M frozen", config.name, trainable / 1e6, frozen / 1e6)
         return backbone
 
     def last_ids(self, count: int) -> list[int]:
