@@ -206,6 +206,9 @@ class Backbone(nn.Module, ABC):
                 "Freeze them or use backbone.weights=fp32.",
                 coarse / 1e6,
             )
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in self.parameters()) - trained
+        logger.info("%s: %.1f M parameters are trained, %.1f M frozen", config.name, trained / 1e6, frozen / 1e6)
 
     def _train_last_layers(self, count: int, freeze_text: bool) -> None:
         layers = next(module for module in self.parts()["text"] if isinstance(module, nn.ModuleList))
