@@ -157,6 +157,10 @@ class Backbone(nn.Module, ABC):
     def parts(self) -> dict[str, list[nn.Module]]:
         """Give the modules behind freeze_vision, freeze_text and freeze_embeddings: keys vision, text, embeddings."""
 
+    def unused(self) -> list[nn.Module]:
+        """Give modules whose weights no feature depends on; they are frozen, since DDP waits for every gradient."""
+        return []
+
     @abstractmethod
     def embed_text(self, text_ids: Int64[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
         """Look the text up in the input embedding, scaled as the decoder wants to read it."""

@@ -128,10 +128,6 @@ class HuggingFaceBackbone(PrefixBackbone):
         count: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
         return count
 
-    def unused(self) -> list[nn.Module]:
-        """Give modules whose weights no feature depends on; they are frozen, since DDP waits for every gradient."""
-        return []
-
     @classmethod
     def processor_size(cls, processor: Any) -> tuple[int, int]:
         """Give the height and width (px) that the family's image processor makes."""
