@@ -30,6 +30,7 @@ from robovlms.backbones.masks import causal_mask, mutual_mask
 from robovlms.backbones.prefix import PrefixBackbone
 from robovlms.choices import ModelSize
 from robovlms.config import BackboneConfig
+from robovlms.config.allowed import NotAllowedError
 from robovlms.types import ImageSpec
 
 NUM_LEFT_OUT = 10  # words at the end of a vocabulary that are no actions
@@ -192,6 +193,15 @@ class HuggingFaceBackbone(PrefixBackbone):
     def decoder(self) -> Any:
         """The decoder's trunk."""
         return self.model.language_model
+
+    def let_queries_see_each_other(self) -> None:
+        """Open the mask, if it is ours and the attention takes one."""
+        if (choice := self.decoder.config._attn_implementation).startswith("flash"):
+            raise NotAllowedError(
+                f"head.parallel=true needs a mask that lets queries see each other, and "
+                f"backbone.attn_implementation={choice} takes no mask: use backbone.attn_implementation=sdpa."
+            )
+        super().let_queries_see_each_other()
 
     def start_context(self) -> Context | None:
         """Give an empty context, if the family's decoder keeps keys and values alone."""

@@ -21,6 +21,7 @@ from robovlms.backbones.masks import prefix_mask
 from robovlms.backbones.qwen import rotary_positions
 from robovlms.choices import ModelSize
 from robovlms.config import BackboneConfig
+from robovlms.config.allowed import NotAllowedError
 from robovlms.registry import BACKBONES, check_version
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
@@ -427,6 +428,13 @@ def test_attention_that_cannot_run_names_an_alternative():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"needs a GPU.*backbone\.attn_implementation=sdpa"):
             tiny("llava", "flash_attention_2")
+
+
+def test_queries_that_see_each_other_need_an_attention_that_takes_a_mask():
+    backbone = BACKBONES.get("llava").tiny()
+    backbone.decoder.config._attn_implementation = "flash_attention_2"  # loading refuses it where there is no GPU
+    with pytest.raises(NotAllowedError, match=r"flash_attention_2 takes no mask: use .*attn_implementation=sdpa"):
+        backbone.let_queries_see_each_other()
 
 
 @pytest.mark.parametrize("path", ["robovlms/backbones/internvl.py", "configs/backbone/internvl.yaml"])
