@@ -150,8 +150,16 @@ class PictureFormat(StrEnum):
 class Resize(StrEnum):
     """Where frames are resized to the vision tower's size."""
 
-    device = auto()  # antialiased bicubic on the accelerator: pixels travel as recorded uint8
-    host = auto()  # PIL bicubic in the loader, as the checkpoints' own image processors do
+    device = auto()  # on the accelerator, within 2/255 of PIL: pixels travel as recorded uint8
+    host = auto()  # by PIL in the loader, as the checkpoints' own image processors do
+
+
+class Fit(StrEnum):
+    """How a frame that is not square becomes square."""
+
+    stretch = auto()  # its sides are stretched, as RoboVLMs and most families do
+    crop = auto()  # its middle, as the CLIP processors of llava and flamingo do
+    pad = auto()  # between bars of the mean colour, as llava_onevision and uform do
 
 
 class CacheMode(StrEnum):

@@ -95,6 +95,7 @@ class VLAPolicy(nn.Module):
             config.view.views,
             max_text_tokens=config.backbone.max_text_tokens,
             resize=config.data.resize,
+            fit=config.data.fit,
         )
         proprio_names = config.data.seen_names
         proprio = ProprioEncoder(len(proprio_names), backbone.hidden_dim) if proprio_names else None

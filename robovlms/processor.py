@@ -1,6 +1,6 @@
 """Instructions and frames to tensors: the same object in training and rollout.
 
-Host side: prompts to padded token ids and, on request, exact PIL resizing. Device side: uint8 frames to normalised
+Host side: prompts to padded token ids and, on request, resizing by PIL itself. Device side: uint8 frames to normalised
 images.
 """
 
@@ -11,16 +11,15 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
-from PIL.Image import Resampling
 from torch import Tensor
 
 from robovlms.augmentation import crop_images, jitter_colors, shift_images
 from robovlms.backbones.base import Backbone
-from robovlms.choices import Resize
+from robovlms.choices import Fit, Resize
+from robovlms.resizing import resize_frames, resize_picture
 from robovlms.types import Batch
 
 REFERENCE_PX = 224  # image size at which random shifts are given
@@ -30,10 +29,16 @@ class Processor:
     """What stands between robot data and a backbone."""
 
     def __init__(
-        self, backbone: Backbone, views: list[str], *, max_text_tokens: int, resize: Resize = Resize.device
+        self,
+        backbone: Backbone,
+        views: list[str],
+        *,
+        max_text_tokens: int,
+        resize: Resize = Resize.device,
+        fit: Fit = Fit.stretch,
     ) -> None:
         self.image_spec = backbone.image_spec
-        self.resize = resize
+        self.resize, self.fit = resize, fit
         # The last view stands first in the token sequence, so that the main (first) camera is nearest to the text.
         # Source: RoboVLMs base_backbone.py, which inserts the wrist image before the static one.
         self.views = views[::-1]
@@ -65,9 +70,8 @@ class Processor:
         return np.stack([self.picture(Image.fromarray(frame)) for frame in frames])
 
     def picture(self, image: Image.Image) -> UInt8[np.ndarray, "h x c"]:
-        """Resize a picture to the vision tower's square with PIL."""
-        size = self.image_spec.size
-        return np.asarray(image.resize((size, size), self.image_spec.resample))
+        """Make a picture the vision tower's square with PIL."""
+        return resize_picture(image, self.image_spec, self.fit)
 
     def images(self, batch: Batch) -> Float[Tensor, "b w v c h x"]:
         """Crop, resize, shift, jitter and normalise on the device the batch is on; what is not drawn is not done.
@@ -81,7 +85,7 @@ class Processor:
             crops, shifts, colors, hues = (d[view].flatten(0, 1) if d and view in d else None for d in drawn)
             if crops is not None:
                 frames = crop_images(frames, crops)
-            frames = resize_frames(frames, self.image_spec.size, self.image_spec.resample)
+            frames = resize_frames(frames, self.image_spec, self.fit)
             if shifts is not None:
                 frames = shift_images(frames, shifts)
             if colors is not None or hues is not None:
@@ -103,17 +107,3 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Int64[Tensor, "b l"], Bool[Tenso
     for i, row in enumerate(rows):
         ids[i, : len(row)], mask[i, : len(row)] = row, True
     return torch.from_numpy(ids), torch.from_numpy(mask)
-
-
-def resize_frames(
-    frames: UInt8[Tensor, "n c _h _x"], size: int, resample: Resampling = Resampling.BICUBIC
-) -> UInt8[Tensor, "n c h x"]:
-    """Resize to `size` square, antialiased: bilinear or bicubic, which also stands in for Lanczos.
-
-    On real frames within 8/255 (mean 0.25/255) of PIL's, which rounds twice, and 16/255 (mean 1.3/255) of its Lanczos.
-    """
-    if frames.shape[-2:] == (size, size):
-        return frames
-    mode = "bilinear" if resample is Resampling.BILINEAR else "bicubic"
-    resized = F.interpolate(frames.float(), (size, size), mode=mode, antialias=True)
-    return resized.round_().clamp_(0, 255).to(torch.uint8)

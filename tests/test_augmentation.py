@@ -10,8 +10,9 @@ from PIL import Image, ImageEnhance
 
 from robovlms.augmentation import crop_images, jitter_colors, shift_images, turn_hue
 from robovlms.backbones.nano import Nano
-from robovlms.processor import Processor, resize_frames
-from robovlms.types import Batch
+from robovlms.processor import Processor
+from robovlms.resizing import resize_frames
+from robovlms.types import Batch, ImageSpec
 
 
 def photo(height: int = 24, width: int = 30, seed: int = 0) -> torch.Tensor:
@@ -67,7 +68,8 @@ def test_a_crop_is_bilinear_magnification_of_a_slice():
 
 def test_a_crop_of_a_smaller_picture_needs_no_antialiasing():
     stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(50).expand(1, 3, 100, 100)
-    cropped = resize_frames(crop_images(stripes, torch.tensor([[0.95, 0.0, 0.0]])), 25)
+    spec = ImageSpec(size=25, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
+    cropped = resize_frames(crop_images(stripes, torch.tensor([[0.95, 0.0, 0.0]])), spec)
     assert cropped.float().std() < 8  # even grey; every fourth pixel of the stripes would be black or white
     assert cropped.float().mean().item() == pytest.approx(127.5, abs=2)
 
@@ -162,7 +164,7 @@ def test_the_processor_crops_resizes_shifts_and_then_jitters_the_views_that_were
     images = prepare.images(batch)
     assert torch.equal(images[:, :, 0], plain[:, :, 0])  # wrist: nothing drawn
     frame = batch.frames["side"][1, 0].permute(2, 0, 1)[None]
-    expected = resize_frames(crop_images(frame, crops[1, :1]), 32)
+    expected = resize_frames(crop_images(frame, crops[1, :1]), prepare.image_spec)
     expected = jitter_colors(shift_images(expected, shifts[1, :1]), factors[1, :1], turns[1, :1])
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (prepare.image_spec.mean, prepare.image_spec.std))
     assert torch.allclose(images[1, 0, 1], ((expected[0].float() / 255) - mean) / std, atol=1e-5)

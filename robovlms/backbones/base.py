@@ -157,6 +157,10 @@ class Backbone(nn.Module, ABC):
     def parts(self) -> dict[str, list[nn.Module]]:
         """Give the modules behind freeze_vision, freeze_text and freeze_embeddings: keys vision, text, embeddings."""
 
+    def unused(self) -> list[nn.Module]:
+        """Give modules whose weights no feature depends on; they are frozen, since DDP waits for every gradient."""
+        return []
+
     @abstractmethod
     def embed_text(self, text_ids: Int64[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
         """Look the text up in the input embedding, scaled as the decoder wants to read it."""
@@ -206,6 +210,9 @@ class Backbone(nn.Module, ABC):
                 "Freeze them or use backbone.weights=fp32.",
                 coarse / 1e6,
             )
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in self.parameters()) - trained
+        logger.info("%s: %.1f M parameters are trained, %.1f M frozen", config.name, trained / 1e6, frozen / 1e6)
 
     def _train_last_layers(self, count: int, freeze_text: bool) -> None:
         layers = next(module for module in self.parts()["text"] if isinstance(module, nn.ModuleList))

@@ -112,6 +112,7 @@ class Flamingo(HuggingFaceBackbone):
     """
 
     model_type = "openflamingo"
+    original = "openflamingo/OpenFlamingo-3B-vitl-mpt1b"
     attentions = ("eager",)
     can_interleave = False
     can_cache = can_parallel = False  # MPT's bias goes by place, and its mask is its own

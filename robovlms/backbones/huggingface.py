@@ -6,7 +6,6 @@ without the vocabulary head, in float32 as the trainer expects, from safetensors
 
 from __future__ import annotations
 
-import logging
 import string
 from abc import abstractmethod
 from pathlib import Path
@@ -31,9 +30,8 @@ from robovlms.backbones.masks import causal_mask, mutual_mask
 from robovlms.backbones.prefix import PrefixBackbone
 from robovlms.choices import ModelSize
 from robovlms.config import BackboneConfig
+from robovlms.config.allowed import NotAllowedError
 from robovlms.types import ImageSpec
-
-logger = logging.getLogger(__name__)
 
 NUM_LEFT_OUT = 10  # words at the end of a vocabulary that are no actions
 TINY_IMAGE_SIZE = 56  # px: 4 x 4 patches of 14
@@ -64,6 +62,7 @@ class HuggingFaceBackbone(PrefixBackbone):
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
     has_start: bool = True  # whether the family has a start token
     text_end: ClassVar[str] = ""  # what the family's own format puts after the prompt
+    original: ClassVar[str | None] = None  # hub id of what scripts/convert_backbone.py makes a readable folder of
     can_cache: ClassVar[bool] = True  # whether what was read can be kept
     can_parallel = True
     image_marks: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())  # tokens before and behind every image
@@ -130,10 +129,6 @@ class HuggingFaceBackbone(PrefixBackbone):
         count: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
         return count
 
-    def unused(self) -> list[nn.Module]:
-        """Give modules whose weights no feature depends on; they are frozen, since DDP waits for every gradient."""
-        return []
-
     @classmethod
     def processor_size(cls, processor: Any) -> tuple[int, int]:
         """Give the height and width (px) that the family's image processor makes."""
@@ -173,17 +168,13 @@ class HuggingFaceBackbone(PrefixBackbone):
             backbone = cls.tiny()
             backbone.model.set_attn_implementation(config.attn_implementation)
         else:
-            backbone = cls(*load(config, cls.model_type, cls.check_config))
+            backbone = cls(*load(config, cls.model_type, cls.check_config, cls.original))
         backbone.prompt = config.prompt
         if config.gradient_checkpointing:
             backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.resample is not None:
             backbone.add_resampler(config.resample)
         backbone.select_trainable(config)
-        parameters = list(backbone.parameters())
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        frozen = sum(p.numel() for p in parameters) - trainable
-        logger.info("%s: %.1f M parameters are trained, %.1f M frozen", config.name, trainable / 1e6, frozen / 1e6)
         return backbone
 
     def last_ids(self, count: int) -> list[int]:
@@ -202,6 +193,15 @@ class HuggingFaceBackbone(PrefixBackbone):
     def decoder(self) -> Any:
         """The decoder's trunk."""
         return self.model.language_model
+
+    def let_queries_see_each_other(self) -> None:
+        """Open the mask, if it is ours and the attention takes one."""
+        if (choice := self.decoder.config._attn_implementation).startswith("flash"):
+            raise NotAllowedError(
+                f"head.parallel=true needs a mask that lets queries see each other, and "
+                f"backbone.attn_implementation={choice} takes no mask: use backbone.attn_implementation=sdpa."
+            )
+        super().let_queries_see_each_other()
 
     def start_context(self) -> Context | None:
         """Give an empty context, if the family's decoder keeps keys and values alone."""

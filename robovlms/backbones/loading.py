@@ -14,34 +14,43 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from robovlms.backbones.conversion import Convertible
 from robovlms.choices import WeightType
 from robovlms.config import BackboneConfig
-from robovlms.registry import nearest
+from robovlms.registry import BACKBONES, nearest
 
 logger = logging.getLogger(__name__)
 
 
 def load(
-    config: BackboneConfig, model_type: str, check: Callable[[dict[str, Any]], None]
+    config: BackboneConfig, model_type: str, check: Callable[[dict[str, Any]], None], original: str | None
 ) -> tuple[PreTrainedModel, Any, Any]:
-    """Give the bare model of `model_type`, its tokenizer and its image processor; `check` sees config.json first.
+    """Give the bare model of `model_type`, its tokenizer and its image processor.
+
+    Args:
+        config: names the checkpoint.
+        model_type: transformers' name of the family.
+        check: sees config.json first.
+        original: hub id of the files that must be converted first; None: the family is read from the hub.
 
     Raises:
         FileNotFoundError: a file cannot be had; says what was looked for and what to do.
-        ValueError: the checkpoint is of another family or incomplete.
+        ValueError: the checkpoint is of another family, incomplete or damaged.
     """
-    source = _source(config)
+    source = _source(config, original)
     with _explained(config, "config.json"):
         values, _ = PreTrainedConfig.get_config_dict(source)
     if values.get("model_type") != model_type:
+        convertible = issubclass(BACKBONES.get(config.name), Convertible)
         raise ValueError(
             f"backbone={config.name} reads '{model_type}' checkpoints, but backbone.checkpoint={source} holds a "
             f"'{values.get('model_type', 'nameless')}' model: change one of the two options."
+            + (f" Its authors' own files are converted first: {convert_command(config)}." if convertible else "")
         )
     check(values)
     with _explained(config, "the model's config"):
@@ -89,14 +98,20 @@ def load_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Tens
     )
 
 
-def _source(config: BackboneConfig) -> str:
-    """Give the folder or hub id; what can only be a path must exist."""
+def _source(config: BackboneConfig, original: str | None = None) -> str:
+    """Give the folder or hub id; what can only be a path must exist, as what a conversion writes."""
     if config.checkpoint is None:
         raise ValueError(
             f"backbone={config.name} needs weights: set backbone.checkpoint to a hub id or a local folder, "
             "or backbone.size=tiny for a small random model."
         )
     path = Path(config.checkpoint).expanduser()
+    if original is not None and not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{path / 'config.json'} does not exist: backbone={config.name} reads a folder that is written once, "
+            f"named in backbone.checkpoint. Run `hf download {original} --local-dir <folder>` where there is network, "
+            f"then {convert_command(config)}."
+        )
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise FileNotFoundError(
@@ -111,12 +126,21 @@ def _source(config: BackboneConfig) -> str:
     return config.checkpoint
 
 
+def convert_command(config: BackboneConfig) -> str:
+    """Give the command that turns the authors' own files into a folder that can be read."""
+    return f"`python scripts/convert_backbone.py family={config.name} source=<folder> output_dir=<new folder>`"
+
+
 @contextmanager
 def _explained(config: BackboneConfig, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise FileNotFoundError(missing_message(str(config.checkpoint), what, error)) from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"backbone.checkpoint={config.checkpoint}: {what} are damaged ({error}): copy or download them again."
+        ) from error
     except ValueError as error:
         if "instantiate the backend tokenizer" in str(error):  # how transformers says that there is none
             raise FileNotFoundError(missing_message(str(config.checkpoint), what, error)) from error

@@ -21,13 +21,13 @@ MERGE_TOLERANCE = 1e-5
 
 
 def add_lora(backbone: Backbone, config: LoRAConfig) -> None:
-    """Freeze the parts that `config` names and put an adapter beside every linear layer in them.
+    """Freeze the parts that `config` names and put an adapter beside the linear layers in them.
 
     The rest stays as trainable as it was. At the start adapters change nothing: their second factor is zero.
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: a part does not exist or has no linear layer.
+        ValueError: a part does not exist or has no linear layer, or no layer of it is called as `modules` says.
     """
     if importlib.util.find_spec("peft") is None:
         raise ImportError('backbone.lora.rank > 0 needs peft. Install it with pip install "robovlms[lora]".')
@@ -38,9 +38,15 @@ def add_lora(backbone: Backbone, config: LoRAConfig) -> None:
         raise ValueError(f"backbone.lora.parts has '{unknown[0]}': choose from {', '.join(parts)}.")
     modules = [module for part in config.parts for module in parts[part]]
     linear = {id(each) for module in modules for each in module.modules() if type(each) is nn.Linear}
+    linear -= {id(each) for module in backbone.unused() for each in module.modules()}
     names = [name for name, module in backbone.named_modules() if id(module) in linear]
+    ends = sorted({name.rpartition(".")[2] for name in names})
     if not names:
         raise ValueError(f"backbone.lora.parts={config.parts} has no linear layer to adapt.")
+    if unknown := [end for end in config.modules if end not in ends]:
+        raise ValueError(f"backbone.lora.modules has '{unknown[0]}': in {config.parts} are {', '.join(ends)}.")
+    if config.modules:
+        names = [name for name in names if name.rpartition(".")[2] in config.modules]
     frozen = {id(p) for module in modules for p in module.parameters()}
     trained = [p for p in backbone.parameters() if p.requires_grad and id(p) not in frozen]
     options = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names)

@@ -94,6 +94,7 @@ class Moondream(HuggingFaceBackbone):
     """
 
     model_type = "moondream"
+    original = "vikhyatk/moondream2"
     prompt = "{instruction}"
     num_head_tokens = 1
 

@@ -101,9 +101,19 @@ class Nano(PrefixBackbone):
 
     @classmethod
     def from_config(cls, config: NanoBackboneConfig) -> Nano:
-        """Build with random weights, or read a folder written by `save_pretrained`."""
+        """Build with random weights, or read a folder written by `save_pretrained`.
+
+        Raises:
+            FileNotFoundError: the folder, or a file of it, is not there.
+            ValueError: it holds another model, or an option does not fit.
+        """
+        if config.attn_implementation != "sdpa":
+            raise ValueError(
+                f"backbone.attn_implementation={config.attn_implementation} does not fit backbone=nano. Options: sdpa."
+            )
         if config.size is ModelSize.tiny:
             backbone = cls.tiny()
+            backbone.prompt, backbone.gradient_checkpointing = config.prompt, config.gradient_checkpointing
         elif config.checkpoint is None:
             backbone = cls(config)
         else:
@@ -201,6 +211,11 @@ class Nano(PrefixBackbone):
 
 def _read_sizes(folder: Path) -> dict[str, Any]:
     saved = json.loads(_existing(folder / "config.json").read_text())
+    if (found := saved.get("model_type", "nameless")) != "nano":
+        raise ValueError(
+            f"backbone=nano reads 'nano' checkpoints, but backbone.checkpoint={folder} holds a '{found}' model: "
+            "change one of the two options."
+        )
     return {key: saved[key] for key in SIZES}
 
 

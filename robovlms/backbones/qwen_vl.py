@@ -144,6 +144,7 @@ class QwenVL1(HuggingFaceBackbone):
     """
 
     model_type = "qwen_vl"
+    original = "Qwen/Qwen-VL"
     prompt = "{instruction}"
     has_start = False
     image_marks = ((BEFORE,), (BEHIND,))

@@ -145,6 +145,7 @@ class UForm(HuggingFaceBackbone):
     """Reads `[<s>] [256 latents per view] {instruction} [queries]`, causally; only the first generation has `<s>`."""
 
     model_type = "uform"
+    original = "unum-cloud/uform-gen2-qwen-500m"
     prompt = "{instruction}"
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:

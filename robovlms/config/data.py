@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from robovlms.choices import (
     MISSING,
     CacheMode,
+    Fit,
     Frame,
     ImageFormat,
     NormalizationMode,
@@ -98,6 +99,7 @@ class DataConfig:
     proprio_rotation: Rotation = Rotation.none  # how the pose in it is written, for conversions that need it
     proprio_seen: list[str] | None = None  # entries that the policy sees; null: all
     resize: Resize = Resize.device
+    fit: Fit = Fit.stretch  # of frames that are not square
     skip_bad: bool = False  # drop unreadable segments with a counted warning instead of stopping
     num_workers: int = 4  # loader processes per rank; 0 reads in the training process
     cache_mb: int = 0  # windows kept decoded by every process that reads, 10**6 bytes of pixels; 0: none

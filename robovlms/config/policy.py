@@ -25,6 +25,9 @@ class LoRAConfig:
     alpha: int = 16  # the adapter's output is scaled by alpha / rank
     dropout: float = 0.0
     parts: list[str] = field(default_factory=lambda: ["text"])  # of vision, text
+    modules: list[str] = field(
+        default_factory=list
+    )  # ends of the linear layers' names, e.g. [q_proj, v_proj]; empty: all
 
     def __post_init__(self) -> None:
         if self.rank < 0:

@@ -26,7 +26,7 @@ PACKED = "packed"  # folder of the copies, in the cache folder
 # What readers do not look at, or what their fingerprint tells; a setting that is not among these makes another copy.
 FREE = {
     "root", "views", "contract", "convert", "normalization", "shift", "augmentation", "proprio_rotation",
-    "proprio_seen", "resize", "num_workers", "cache_mb", "cache", "cache_dir", "weight", "fraction",
+    "proprio_seen", "resize", "fit", "num_workers", "cache_mb", "cache", "cache_dir", "weight", "fraction",
 }  # fmt: skip
 
 

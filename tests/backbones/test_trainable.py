@@ -28,12 +28,12 @@ def shake(backbone):
 @pytest.mark.parametrize("name", NAMES)
 def test_adapters_start_as_nothing_take_all_gradients_and_merge_away(name):
     pytest.importorskip("peft")
-    plain, adapted = tiny(name), tiny(name, lora=LoRAConfig(rank=4))
+    plain, adapted = tiny(name), tiny(name, lora=LoRAConfig(rank=4, parts=["text", "vision"]))
     batch = inputs(plain)
     with torch.no_grad():
         torch.testing.assert_close(adapted(*batch), plain(*batch), rtol=0, atol=1e-6)
-    text = {id(p) for module in plain.parts()["text"] for p in module.parameters()}
-    elsewhere = {key for key, p in plain.named_parameters() if p.requires_grad and id(p) not in text}
+    inside = {id(p) for part in ("text", "vision") for module in plain.parts()[part] for p in module.parameters()}
+    elsewhere = {key for key, p in plain.named_parameters() if p.requires_grad and id(p) not in inside}
     grads = gradients(adapted, *batch)
     assert {key for key in grads if "lora" not in key} == elsewhere
     assert any("lora_A" in key for key in grads)
@@ -120,6 +120,16 @@ def test_adapters_in_a_part_that_does_not_exist_are_refused():
     pytest.importorskip("peft")
     with pytest.raises(ValueError, match=r"backbone\.lora\.parts has 'txt': choose from vision, text, embeddings"):
         tiny("nano", lora=LoRAConfig(rank=4, parts=["txt"]))
+
+
+def test_adapters_stand_beside_the_layers_that_are_named():
+    pytest.importorskip("peft")
+    backbone = tiny("llava", lora=LoRAConfig(rank=4, modules=["q_proj", "v_proj"]))
+    adapted = {name.partition(".lora_A")[0] for name, _ in backbone.named_parameters() if "lora_A" in name}
+    attention = [f"model.language_model.layers.{i}.self_attn" for i in range(2)]
+    assert adapted == {f"{each}.{name}" for each in attention for name in ("q_proj", "v_proj")}
+    with pytest.raises(ValueError, match=r"modules has 'query': in \['text'\] are down_proj, gate_proj, k_proj"):
+        tiny("llava", lora=LoRAConfig(rank=4, modules=["query"]))
 
 
 @pytest.mark.parametrize("name", NAMES)
