@@ -66,9 +66,29 @@ def _run_hydra(config_name: str, job: Callable[[Any], None]) -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach `entry` instead of being printed by Hydra
     store_schemas()
+    if not [argument for argument in sys.argv[1:] if argument.startswith("-")]:
+        config = _compose(config_name)
+        if config is not None:
+            job(config)
+            return
     if re.search(r"(--cfg|-c)[ =]job\b", " ".join(sys.argv)):
         sys.argv.append("--resolve")  # print values, not where they come from
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)()
+
+
+def _compose(config_name: str) -> Any:
+    """Compose a plain command line once, Hydra's own way does it twice; None: the config asks for a sweep."""
+    from hydra import compose, initialize_config_dir
+    from hydra.types import RunMode
+    from omegaconf import open_dict
+
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = compose(config_name, sys.argv[1:], return_hydra_config=True)
+    if config.hydra.mode is RunMode.MULTIRUN:
+        return None
+    with open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def config_folder() -> Path:

@@ -268,7 +268,7 @@ def test_every_part_of_a_mixture_is_opened_before_one_is_scanned(calvin_folder, 
             options += [f"+data@data.parts.{name}=calvin", f"data.parts.{name}.root={root}"]
         return completed(composed(*options, f"output_dir={tmp_path}", config_name="inspect_data"), schema=InspectConfig)
 
-    with pytest.raises(FileNotFoundError, match=r"data\.parts\.far: data\.root=.*nowhere is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"far: .*nowhere"):
         inspect_data(config(tmp_path / "nowhere"))
     assert list(tmp_path.iterdir()) == []
     reports = [(format_report(found).split(":")[0], index) for found, index in inspect_data(config(calvin_folder))]
