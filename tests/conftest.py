@@ -3,6 +3,7 @@ here.
 """
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,6 +22,13 @@ torch.set_num_threads(1)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what is made from data for the session alone."""
     os.environ["ROBOVLMS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare runs in this process their pictures, half of a short run's time, but in tests marked `plots`."""
+    if "robovlms.build" in sys.modules and request.node.get_closest_marker("plots") is None:
+        monkeypatch.setattr("robovlms.build.plot_run", lambda *_: {})
 
 
 @pytest.fixture(scope="session")

@@ -105,6 +105,7 @@ def test_the_arm_error_falls_below_that_of_the_mean_action(calvin_folder, tmp_pa
     assert validation["val/action_rmse"] < 0.6 * validation["val/mean_action_rmse"]
 
 
+@pytest.mark.plots
 def test_a_run_folder_holds_what_a_user_looks_for(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "trainer.keep_last=1")
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

@@ -30,10 +30,11 @@ def permute(positions: Int64[np.ndarray, "n"], size: int, key: int) -> Int64[np.
     """
     half = max(1, (size - 1).bit_length() + 1 >> 1)
     low_bits, shift = np.uint64((1 << half) - 1), np.uint64(half)
+    round_keys = np.random.Generator(np.random.Philox(key=key)).integers(0, 2**63, 6, dtype=np.uint64)
 
     def network(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
         left, right = x >> shift, x & low_bits
-        for round_key in np.random.Generator(np.random.Philox(key=key)).integers(0, 2**63, 6, dtype=np.uint64):
+        for round_key in round_keys:
             left, right = right, left ^ (_mix(right ^ round_key) & low_bits)
         return (left << shift) | right
 

@@ -17,8 +17,8 @@ from robovlms.data.windows import Rows, WindowDataset
 VERSION = 1  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes
 # What has no influence on them, or what the reader's fingerprint tells.
 IRRELEVANT = {
-    "root", "views", "normalization", "shift", "augmentation", "resize", "num_workers", "cache_mb", "cache",
-    "cache_dir", "weight",
+    "root", "views", "normalization", "shift", "augmentation", "resize", "fit", "num_workers", "cache_mb",
+    "cache", "cache_dir", "weight",
 }  # fmt: skip
 
 
