@@ -64,7 +64,10 @@ def read_segments(folder: Path) -> list[Segment]:
     content = read_pickled_npy(path)
     try:
         texts, tasks, ranges = content["language"]["ann"], content["language"]["task"], content["info"]["indx"]
-        bounds = np.asarray(ranges)
+        pairs = [tuple(pair) for pair in ranges]
+        if not all(isinstance(number, int | np.integer) for pair in pairs for number in pair):
+            raise ValueError("index ranges that are not pairs of whole numbers")
+        bounds = np.array(pairs)
         if not len(texts) == len(tasks) == len(bounds):
             raise ValueError(f"{len(texts)} instructions, {len(tasks)} tasks and {len(bounds)} index ranges")
         if len(bounds) and not _are_ranges(bounds):
@@ -195,7 +198,7 @@ def _read_scenes(folder: Path, names: list[str]) -> list[tuple[int, int]]:
         raise FileNotFoundError(f"{path} does not exist, but data.scenes={names} needs it: set data.scenes=[].")
     content = read_pickled_npy(path)
     try:
-        known = {str(name).removeprefix("calvin_scene_"): (int(a), int(b)) for name, (a, b) in content.items()}
+        known = {name.removeprefix("calvin_scene_"): (int(a), int(b)) for name, (a, b) in content.items()}
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} must hold {{scene: (first frame, last frame)}}: {error}") from error
     scenes = []

@@ -5,35 +5,120 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import tokenize
+import pickletools
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-_MAX_BYTES = 2**28  # of one array in an npz: far more than a frame has, far less than what a small file may inflate to
-_ADMITTED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *(("builtins", name) for name in ("dict", "list", "tuple", "set", "frozenset")),
-    # numpy 2 renamed numpy.core to numpy._core; files of either age are read.
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-}
+_MAX_BYTES = 2**28  # that a compressed array of an npz inflates to: far more than a frame has
+_MAGIC = b"\x93NUMPY\x01\x00"  # format 1.0: the others are for huge headers and non-Latin names
+_HEADER = re.compile(
+    r"\{\s*'descr':\s*'([<>|=]?[biufcSUO]\d{0,9})',\s*'fortran_order':\s*(True|False),"
+    r"\s*'shape':\s*\(((?:\d{1,18}(?:,\s*|(?=\)))){0,32})\),?\s*\}\s*"
+)
+_PLAIN = "biufcSU"  # kinds of dtypes without references
+
+
+class ArrayHeader(NamedTuple):
+    """What an .npy file says of the array that follows."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+
+
+def read_header(file: io.BytesIO | io.BufferedReader) -> ArrayHeader:
+    """Read the header of an .npy file, of one plain dtype or of objects.
+
+    numpy's own reader evaluates it as Python and raises whatever comes of that.
+
+    Raises:
+        ValueError: it is not as numpy writes it.
+    Source: numpy.lib.format.
+    """
+    start = file.read(len(_MAGIC) + 2)
+    text = file.read(int.from_bytes(start[-2:], "little")).decode("latin-1")
+    match = _HEADER.fullmatch(text)
+    if not start.startswith(_MAGIC) or match is None:
+        raise ValueError(f"not the header of an .npy file of format 1.0: {start + text[:200].encode()!r}")
+    try:
+        dtype = np.dtype(match[1])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an unknown type {match[1]!r}") from error
+    return ArrayHeader(tuple(map(int, re.findall(r"\d+", match[3]))), match[2] == "True", dtype)
+
+
+class _DType:
+    """A pickled dtype: its name and byte order, whatever else the pickle says of it."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.dtype = np.dtype(name if isinstance(name, str) else "V")
+        if self.dtype.kind not in _PLAIN + "O":
+            raise pickle.UnpicklingError(f"refused an array of {self.dtype}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    """An array whose pickled state is checked, because numpy believes it: wrong ones crash the interpreter."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
+        _, shape, kind, fortran, data = state
+        found = -1
+        if isinstance(kind, _DType) and type(data) is (list if kind.dtype.hasobject else bytes):
+            found = len(data) if kind.dtype.hasobject else len(data) // max(kind.dtype.itemsize, 1)
+        if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) != found:
+            raise pickle.UnpicklingError(f"{found} entries are not an array of shape {shape}")
+        checked: Any = (1, shape, kind.dtype, fortran is True, data)
+        super().__setstate__(checked)
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Rebuilds numpy arrays and plain containers; any other global is refused before it is imported."""
+    """Rebuilds numpy arrays and sets, besides what pickles have signs for; any other global is refused unseen."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
+        # numpy 2 renamed numpy.core to numpy._core; files of either age are read. Methods cannot be written to.
+        known: dict[tuple[str, str], Any] = {
+            ("numpy", "ndarray"): "ndarray",
+            ("numpy", "dtype"): _DType,
+            ("builtins", "set"): set,
+            ("builtins", "frozenset"): frozenset,
+            ("numpy.multiarray", "_reconstruct"): self._reconstruct,
+            ("numpy.multiarray", "scalar"): self._scalar,
+        }
+        key = re.sub(r"^numpy\._?core\.", "numpy.", module), name
+        if key not in known:
             raise pickle.UnpicklingError(
                 f"refused global '{module}.{name}' (only numpy arrays and containers are read)"
             )
-        return super().find_class(module, name)
+        return known[key]
+
+    def _reconstruct(self, *_: Any) -> _Array:
+        return np.ndarray.__new__(_Array, (0,), np.int8)
+
+    def _scalar(self, kind: Any, data: Any) -> Any:
+        if not isinstance(kind, _DType) or kind.dtype.kind not in _PLAIN or not isinstance(data, bytes):
+            raise pickle.UnpicklingError("refused a scalar that is not a number or text")
+        return np.frombuffer(data, kind.dtype).reshape(())[()]
+
+
+def _unpickle(data: bytes) -> Any:
+    """Rebuild what a pickle holds; lengths and places beyond its end are refused, for they would be allocated."""
+    for code, argument, _ in pickletools.genops(data):  # reads every argument that has a length
+        if code.name in ("PUT", "LONG_BINPUT") and (argument or 0) > len(data):
+            raise pickle.UnpicklingError(f"{code.name} {argument} in a pickle of {len(data)} bytes")
+    return _RestrictedUnpickler(io.BytesIO(data)).load()
 
 
 def read_pickled_npy(path: Path) -> Any:
@@ -41,15 +126,15 @@ def read_pickled_npy(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not such a file, damaged, or it names a global other than numpy arrays and plain containers.
+        ValueError: not such a file, damaged, or it names a global other than those of numpy arrays and sets.
     Source: the .npy layout, numpy.lib.format; the pickle allow-list, docs.python.org/3/library/pickle.html.
     """
     with path.open("rb") as file:
         try:
-            shape, _, dtype = _read_header(file)
+            shape, _, dtype = read_header(file)
             if shape != () or dtype != np.dtype(object):
                 raise ValueError(f"expected a 0-d object array, found shape {shape} of {dtype}")
-            array = _RestrictedUnpickler(file).load()
+            array = _unpickle(file.read())
             if not isinstance(array, np.ndarray) or array.shape != ():
                 raise ValueError(f"expected a 0-d object array, found {type(array).__name__}")
         except Exception as error:  # what a damaged pickle raises is open-ended, says the pickle module
@@ -66,7 +151,7 @@ def read_npy(path: Path) -> np.ndarray:
     """
     with path.open("rb") as file:
         try:
-            shape, fortran, dtype = _read_header(file)
+            shape, fortran, dtype = read_header(file)
             data = file.read()
             if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data):
                 raise ValueError(f"{len(data)} bytes are not an array of shape {shape} of {dtype}")
@@ -90,7 +175,8 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if missing := [key for key in keys if key not in members]:
                 raise KeyError(f"{path} has no {', '.join(map(repr, missing))}; it has {', '.join(sorted(members))}.")
-            return {key: _read_member(archive, members[key]) for key in keys}
+            size = path.stat().st_size
+            return {key: _read_member(archive, members[key], size) for key in keys}
     except OSError as error:
         if error.filename is not None:  # missing, or not ours to read
             raise
@@ -99,9 +185,13 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    if info.file_size > _MAX_BYTES:
-        raise ValueError(f"{info.filename} says that it has {info.file_size} bytes")
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, archive_size: int) -> np.ndarray:
+    limits = {zipfile.ZIP_STORED: archive_size, zipfile.ZIP_DEFLATED: _MAX_BYTES}  # numpy writes no others
+    if info.compress_size > archive_size or info.file_size > limits.get(info.compress_type, -1):
+        raise ValueError(
+            f"{info.filename} says that it has {info.file_size} bytes, here {info.compress_size} by method "
+            f"{info.compress_type}"
+        )
     with archive.open(info) as file:
         data = file.read(info.file_size)  # with a size, ZipExtFile inflates at once instead of in 4 KiB pieces
     if len(data) < 10 or len(data) != info.file_size:
@@ -112,16 +202,5 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    return _read_header(io.BytesIO(header))
-
-
-def _read_header(file: io.BytesIO | io.BufferedReader) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Give shape, Fortran order and dtype. Only format 1.0: the others are for huge headers and non-Latin names."""
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"unknown .npy format {version}, expected (1, 0)")
-    try:
-        return np.lib.format.read_array_header_1_0(file)
-    except (SyntaxError, tokenize.TokenError, TypeError) as error:  # numpy's own reading of a damaged header
-        raise ValueError(f"damaged .npy header: {error}") from error
+def _parse_header(header: bytes) -> ArrayHeader:
+    return read_header(io.BytesIO(header))

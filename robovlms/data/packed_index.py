@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from robovlms.choices import ImageFormat
+from robovlms.data.numpy_files import read_header
 
 INDEX = "index.json"
 VERSION = 1
@@ -194,17 +196,16 @@ def open_array(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.nda
         ValueError: it is damaged, or holds something else.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, OverflowError) as error:
+        with path.open("rb") as file:
+            header, start = read_header(file), file.tell()
+        fits = len(header.shape) == len(shape) and header.dtype == dtype and not header.fortran
+        if not fits or any(want not in (None, have) for have, want in zip(header.shape, shape, strict=True)):
+            raise ValueError(f"it holds {header.dtype} {header.shape}, expected {np.dtype(dtype)} {shape}")
+        if path.stat().st_size - start != math.prod(header.shape) * header.dtype.itemsize:
+            raise ValueError(f"its size is not that of {header.shape}")
+        array = np.memmap(path, dtype, "r", start, header.shape)
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}. {again(path.parent)}") from error
-    fits = isinstance(array, np.memmap) and array.dtype == dtype and array.flags.c_contiguous
-    if (
-        not fits
-        or len(array.shape) != len(shape)
-        or any(b not in (None, a) for a, b in zip(array.shape, shape, strict=True))
-    ):
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise ValueError(f"{path} is {found}, expected {np.dtype(dtype)} {shape}. {again(path.parent)}")
     return np.asarray(array)  # without the subclass, whose slices cost several times as much
 
 

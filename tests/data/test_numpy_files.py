@@ -117,3 +117,30 @@ def test_object_arrays_inside_an_npz_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"a\.npz cannot be read"):
         read_npz(tmp_path / "a.npz", ["x"])
+
+
+class Array:
+    """Pickles as an array of a shape whose state holds other `entries`."""
+
+    def __init__(self, shape, dtype, entries):
+        self.state = (1, shape, np.dtype(dtype), False, entries)
+
+    def __reduce__(self):
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), self.state
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        Array((), object, []),
+        Array((1,), object, bytes(range(8))),
+        Array((10**6,), "f8", b"1234"),
+        Array((3,), [("a", "O")], [(1,), (2,)]),
+    ],
+    ids=["fewer objects", "bytes as objects", "fewer bytes", "records of objects"],
+)
+def test_the_state_of_an_array_is_not_believed(tmp_path, inner):
+    payload = pickle.dumps(Array((), object, [inner]))  # numpy's own loading ends the interpreter
+    path = write_pickled(tmp_path / "hostile.npy", payload)
+    with pytest.raises(ValueError, match=r"hostile\.npy"):
+        read_pickled_npy(path)
