@@ -99,7 +99,7 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
                 )
             found = sets[key]
         return _from_columns(found, dim, option)
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{option} is not statistics of RoboVLMs, OpenVLA or openpi: {error!r}") from error
 
 

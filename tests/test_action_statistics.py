@@ -48,6 +48,7 @@ def test_a_key_is_asked_for_where_a_file_has_many(shared_data):
         '{"action": {"mean": [0], "std": [1]}}',
         '{"action": {"mean": 1, "std": 2}}',
         '{"action": {"mean": [NaN]}}',
+        pytest.param("[" * 10**5, id="deep"),
     ],
 )
 def test_files_that_are_something_else_are_refused(tmp_path, content):

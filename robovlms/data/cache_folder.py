@@ -6,13 +6,14 @@ import fcntl
 import logging
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+
+from robovlms.data.numpy_files import read_npz
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def keep(
     to_arrays: Callable[[T], dict[str, np.ndarray]],
     from_arrays: Callable[[dict[str, np.ndarray]], T],
 ) -> tuple[T, bool]:
-    """Read what was kept in an npz file, or make and keep it; give it, and whether it was read.
+    """Read what was kept in an npz file, or make and keep it; give it, and whether it was read (then read-only).
 
     Processes of one machine wait for the one that makes it. A damaged file is made anew, with a warning; where the
     folder cannot be written, a warning says so and nothing is kept.
@@ -85,11 +86,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def _read(path: Path, from_arrays: Callable[[dict[str, np.ndarray]], T]) -> T | None:
     """Give None, with a warning, where the file is damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
-        with np.load(path, allow_pickle=False) as arrays:
-            return from_arrays({name: arrays[name] for name in arrays.files})
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
+        return from_arrays(read_npz(path))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning("%s is damaged (%s) and is made anew.", path, error)
         return None

@@ -158,9 +158,10 @@ def read_tasks(info: DatasetInfo) -> dict[int, str]:
     else:
         path = info.root / TASKS_PATH
         rows = read_table(path).to_pylist()  # the text is the index of a pandas frame, and so its name varies
-        tasks = {row.get("task_index"): next((v for k, v in row.items() if k != "task_index"), None) for row in rows}
-        if not all(type(number) is int and isinstance(text, str) for number, text in tasks.items()):
+        pairs = [(row.get("task_index"), next((v for k, v in row.items() if k != "task_index"), None)) for row in rows]
+        if not all(type(number) is int and isinstance(text, str) for number, text in pairs):
             raise ValueError(f"{path} must hold one whole task_index and one text a row: {REPAIR}.")
+        tasks = dict(pairs)
     if not tasks:
         raise ValueError(f"{info.root / 'meta'} lists no task: {REPAIR}.")
     _compare_total(info, "total_tasks", len(tasks), "meta/tasks")

@@ -160,8 +160,8 @@ def read_npy(path: Path) -> np.ndarray:
             raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Decompress only `keys`; the arrays are read-only views of the decompressed bytes, checked against the file's CRC.
+def read_npz(path: Path, keys: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Decompress only `keys` (None: all); the arrays are read-only views of the decompressed bytes, checked by CRC.
 
     1.7 times as fast as `np.load` on a CALVIN frame: members are inflated in one call, equal headers parsed once.
 
@@ -173,6 +173,7 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            keys = list(members) if keys is None else keys
             if missing := [key for key in keys if key not in members]:
                 raise KeyError(f"{path} has no {', '.join(map(repr, missing))}; it has {', '.join(sorted(members))}.")
             size = path.stat().st_size

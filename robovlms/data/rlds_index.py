@@ -202,6 +202,10 @@ def _from_arrays(arrays: dict[str, Any], request: IndexRequest) -> RecordIndex:
     texts = json.loads(arrays["texts"].tobytes())
     columns = {key: arrays[f"column{i}"] for i, key in enumerate(texts["columns"])}
     index = _index(arrays["places"], texts["instructions"], columns, texts["faults"])
+    if arrays["places"].dtype != np.int64 or (arrays["places"] < 0).any():
+        raise ValueError("its places are not whole numbers")
+    if (index.instruction >= len(index.instructions)).any() or not all(isinstance(t, str) for t in index.instructions):
+        raise ValueError("its instructions are not texts")
     num_steps = int(index.steps.sum())
     shapes = {key: (num_steps, spec.width) for key, spec in request.numeric.items()}
     if {key: column.shape for key, column in index.columns.items()} != shapes:

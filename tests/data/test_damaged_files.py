@@ -62,8 +62,12 @@ def kept(path: Path) -> Iterator[None]:
 
 def use(
     reader: type[Reader], config: LeRobotDataConfig | CalvinDataConfig | LiberoDataConfig, views: list[str]
-) -> None:
-    """Read a folder's first and last windows and its numbers; a ValueError or OSError that names something is fine."""
+) -> list[Exception]:
+    """Read a folder's first and last windows and its numbers, and give what was refused.
+
+    A ValueError or OSError that names something is fine.
+    """
+    refused: list[Exception] = []
     for skip_bad in (False, True):
         config.skip_bad = skip_bad
         try:
@@ -73,6 +77,8 @@ def use(
         except (ValueError, OSError) as error:
             if config.root not in str(error) and "data." not in str(error):
                 raise AssertionError("the message names neither file nor option") from error
+            refused.append(error)
+    return refused
 
 
 def to_v2(root: Path, target: Path) -> Path:
@@ -229,6 +235,18 @@ def test_any_type_of_a_column(v3, tmp_path, column, kind):
         }[kind]
         pq.write_table(table.set_column(place, column, new), path)
     use(LeRobotReader, make_config(root), ["side"])
+
+
+@pytest.mark.parametrize("numbers", [[[0], [1]], ["0", "1"], [0, None]])
+def test_any_numbers_of_tasks(v3, tmp_path, numbers):
+    root = tmp_path / "demos"
+    shutil.copytree(v3, root)
+    path = root / "meta/tasks.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("task_index")
+    pq.write_table(table.set_column(place, "task_index", pa.array(numbers)), path)
+    refused = use(LeRobotReader, make_config(root), ["side"])
+    assert "must hold one whole task_index" in str(refused[0])
 
 
 @given(changes=damage())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -383,6 +384,32 @@ def test_other_keys_make_a_new_index(folder, tmp_path):
     read(folder)
     read(folder, proprio_key="observation/state", proprio_names=NAMES)
     assert len(cached(tmp_path)) == 2
+
+
+def rewritten(data: bytes, **changes) -> bytes:
+    """Give an npz with other arrays, whole and with right checksums."""
+    buffer = io.BytesIO()
+    with np.load(io.BytesIO(data)) as arrays:
+        np.savez(buffer, **{**arrays, **changes})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: rewritten(d, places=np.full((7, 3), 9)),
+        lambda d: rewritten(d, places=np.zeros((7, 3))),
+        lambda d: rewritten(d, texts=np.frombuffer(b"[" * 10**5, np.uint8)),
+        lambda d: d.replace(b"\x93NUMPY", b"{{{{{{"),
+    ],
+    ids=["instruction", "type", "depth", "magic"],
+)
+def test_an_index_with_a_wrong_content_is_made_anew(folder, tmp_path, caplog, damage):
+    expected = all_actions(read(folder))
+    (path,) = cached(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    np.testing.assert_array_equal(all_actions(read(folder)), expected)
+    assert "is damaged" in caplog.text
 
 
 @pytest.mark.parametrize(
