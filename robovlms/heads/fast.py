@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robovlms.config import FastHeadConfig
-from robovlms.heads.base import ActionHead, HeadSizes, Plan, Read, start_query, vocabulary_rows
+from robovlms.heads.base import ActionHead, HeadSizes, Plan, Read, masked_mean, start_query, vocabulary_rows
 from robovlms.heads.fast_tokenizer import FastTokenizer, hold
 from robovlms.registry import HEADS
 from robovlms.types import Losses
@@ -83,15 +83,17 @@ class FastHead(ActionHead):
         mask: Bool[Tensor, "b w k"],
         entries: Bool[Tensor, "b a"] | None = None,
     ) -> Losses:
-        """Cross-entropy over the tokens of every frame that has a real action, and the share that is right."""
+        """Cross-entropy and the share that is right: means over a chunk's tokens, which each of its real steps has."""
         ids, is_token = self._teach(actions, mask)
         logits = features.float() @ self.unembed.T.float()
-        counts = (is_token & mask.any(-1, keepdim=True)).float()
         entropy = F.cross_entropy(logits.flatten(0, -2), ids.flatten(), reduction="none").view(ids.shape)
-        total = counts.sum().clamp(min=1)
-        loss = (entropy * counts).sum() / total
-        accuracy = ((logits.argmax(-1) == ids) * counts).sum() / total
-        return {"loss": loss, "tokens": loss.detach(), "token_accuracy": accuracy.detach()}
+
+        def mean(values: Float[Tensor, "b w q"]) -> Tensor:
+            of_chunks = (values * is_token).sum(-1, keepdim=True) / is_token.sum(-1, keepdim=True)
+            return masked_mean(of_chunks.expand(mask.shape), mask)
+
+        loss = mean(entropy)
+        return {"loss": loss, "tokens": loss.detach(), "token_accuracy": mean((logits.argmax(-1) == ids).float())}
 
     def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
         """Write greedily until every row has ended, at most `head.max_tokens`; zeros fill what is no whole chunk."""
