@@ -80,7 +80,9 @@ def read_table(path: Path, columns: list[str] | None = None, rows: int | None = 
                     f"{path} holds {file.metadata.num_rows} rows, but not the {rows} that meta/episodes lists: the "
                     f"folder is damaged; {REPAIR}."
                 )
-            return file.read(columns=columns, use_threads=False)
+            table = file.read(columns=columns, use_threads=False)
+            table.validate(full=True)  # text that is not UTF-8 would raise later, without the file's name
+            return table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as parquet ({error}): {REPAIR}.") from error
 

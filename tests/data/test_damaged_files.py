@@ -249,6 +249,17 @@ def test_any_numbers_of_tasks(v3, tmp_path, numbers):
     assert "must hold one whole task_index" in str(refused[0])
 
 
+def test_text_that_is_not_utf8(v3, tmp_path):
+    root = tmp_path / "demos"
+    shutil.copytree(v3, root)
+    path = root / "meta/tasks.parquet"
+    data = path.read_bytes()
+    assert b"open the drawer" in data
+    path.write_bytes(data.replace(b"open the drawer", b"open the dr\x80wer"))
+    refused = use(LeRobotReader, make_config(root), ["side"])
+    assert "tasks.parquet cannot be read as parquet (" in str(refused[0])
+
+
 @given(changes=damage())
 @quick
 def test_any_bytes_in_a_calvin_frame(calvin, changes):
