@@ -15,13 +15,15 @@ from PIL import Image
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 sys.path.append(str(Path(__file__).parents[1] / "tests/data"))
 
-import test_damaged_files
+import test_calvin
 import test_lerobot
 import test_libero
 import test_packing
 import test_rlds
+from damaging import use
 from recordings import MemoryReader, make_dataset
 from rlds_folder import SPECS, episode, example, features_json, make_rlds_folder, record
+from test_damaged_files import to_v2
 
 from robovlms.backbones.nano import Nano
 from robovlms.config import CotrainConfig
@@ -117,7 +119,7 @@ def read_info_file(folder: Path) -> None:
 
 def read_windows(reader: type[Reader], config: Any, views: list[str]) -> None:
     """Read a folder with and without skip_bad; raise what was refused."""
-    for error in test_damaged_files.use(reader, config, views):
+    for error in use(reader, config, views):
         raise error
 
 
@@ -149,8 +151,8 @@ def make_calvin(folder: Path) -> list[Path]:
     """Write a CALVIN folder of two segments, with its scenes and a few-shot file."""
     for split in ("training", "validation"):
         for frame in [*range(10, 14), *range(20, 23)]:
-            test_damaged_files.write_frame(folder / split, frame)
-        test_damaged_files.write_annotations(folder / split, [(10, 13), (20, 22)])
+            test_calvin.write_frame(folder / split, frame)
+        test_calvin.write_annotations(folder / split, [(10, 13), (20, 22)])
         np.save(folder / split / "ep_start_end_ids.npy", np.array([[10, 13], [20, 22]]))
         np.save(folder / split / "scene_info.npy", {"calvin_scene_A": [10, 14], "calvin_scene_B": [20, 22]})
     (folder / "few.json").write_text(json.dumps({"task_0": [[10, 13]], "task_1": [[20, 22]]}))
@@ -161,13 +163,13 @@ def make_calvin(folder: Path) -> list[Path]:
 def read_calvin(folder: Path) -> None:
     """Read windows with language, with play, of a scene and of the few-shot file."""
     for options in ({}, {"play_instruction": "play"}, {"scenes": ["A"]}, {"few_shot_file": str(folder / "few.json")}):
-        read_windows(CalvinReader, test_damaged_files.calvin_config(folder, **options), ["side"])
+        read_windows(CalvinReader, test_calvin.config(folder, **options), ["side"])
 
 
 def make_lerobot(folder: Path) -> list[Path]:
     """Write a folder of v3.0 and one of v2.1, with embedded pictures."""
     v3 = test_lerobot.write(folder / "v3")
-    v2 = test_damaged_files.to_v2(v3, folder / "v2")
+    v2 = to_v2(v3, folder / "v2")
     return [path for root in (v2, v3) for path in sorted(root.rglob("*.*")) if path.is_file()]
 
 

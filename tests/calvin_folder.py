@@ -8,7 +8,17 @@ import torch
 from safetensors.torch import load_file
 
 from robovlms.checkpoint import TrainingState, checkpoints
+from robovlms.choices import Frame, Representation, Rotation
 
+CONTRACT = {
+    "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
+    "representation": Representation.delta,
+    "frame": Frame.world,
+    "rotation": Rotation.euler_increment,
+    "position_unit": 0.02,
+    "rotation_unit": 0.05,
+    "control_hz": 30.0,
+}  # of rel_actions
 SEGMENTS = {"training": [(0, 24), (30, 54), (60, 84), (90, 114)], "validation": [(0, 24), (30, 54)]}
 
 

@@ -86,6 +86,12 @@ class Reader(ABC):
         frames, numbers = self.frames(episode, observed), self.numbers(episode, acted)
         return Clip(frames, numbers, self.numbers(episode, observed).proprio)
 
+    def counts(self) -> str:
+        """Say how many episodes, frames and instructions there are."""
+        frames = sum(episode.length for episode in self.episodes)
+        instructions = len({episode.instruction for episode in self.episodes})
+        return f"{len(self.episodes)} episodes, {frames} frames, {instructions} instructions"
+
     def recorded(self, episode: int) -> int | None:
         """Give the number of an episode's first frame in a recording that episodes overlap in; None: they never do."""
         return None

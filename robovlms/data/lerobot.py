@@ -117,12 +117,7 @@ class LeRobotReader(Reader):
 
     def summary(self) -> str:
         """Describe the split in one line."""
-        frames = sum(episode.length for episode in self.episodes)
-        instructions = len({episode.instruction for episode in self.episodes})
-        return (
-            f"lerobot {self._root} ({self._split}): {len(self.episodes)} episodes, {frames} frames, "
-            f"{instructions} instructions"
-        )
+        return f"lerobot {self._root} ({self._split}): {self.counts()}"
 
     def fingerprint(self) -> str:
         """Give the data files with sizes and times, and the episodes that are used."""

@@ -112,12 +112,7 @@ class RldsReader(Reader):
 
     def summary(self) -> str:
         """Describe the split in one line."""
-        frames = sum(episode.length for episode in self.episodes)
-        instructions = len({episode.instruction for episode in self.episodes})
-        return (
-            f"rlds {self._path} ({self._split}: {self._origin}): {len(self.episodes)} episodes, {frames} frames, "
-            f"{instructions} instructions"
-        )
+        return f"rlds {self._path} ({self._split}: {self._origin}): {self.counts()}"
 
     def fingerprint(self) -> str:
         """Give a hash of the index, which is of the files, of the episodes and of how they are read."""

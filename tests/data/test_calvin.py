@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calvin_folder import CONTRACT
 
-from robovlms.choices import Frame, Representation, Rotation
 from robovlms.config import ActionContract, CalvinDataConfig
 from robovlms.data.calvin import CalvinReader
 from robovlms.data.calvin_segments import play_segments, read_few_shot, read_segments
@@ -53,15 +53,7 @@ def root(tmp_path) -> Path:
 
 
 def config(root: Path, **changed: object) -> CalvinDataConfig:
-    contract = ActionContract(
-        names=["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
-        representation=Representation.delta,
-        frame=Frame.world,
-        rotation=Rotation.euler_increment,
-        position_unit=0.02,
-        rotation_unit=0.05,
-        control_hz=30.0,
-    )
+    contract = ActionContract(**CONTRACT)
     views = {"side": "rgb_static", "wrist": "rgb_gripper"}
     return CalvinDataConfig(root=str(root), **{"views": views, "contract": contract, **changed})
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from damaging import break_file, damage, kept, use
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_calvin import config as calvin_config
 from test_calvin import write_annotations, write_frame
 from test_lerobot import make_config, write
 
-from robovlms.config import CalvinDataConfig, LeRobotDataConfig, LiberoDataConfig
-from robovlms.data.base import Reader
 from robovlms.data.calvin import CalvinReader
 from robovlms.data.lerobot import LeRobotReader
 from robovlms.data.windows import WindowDataset
@@ -31,54 +28,6 @@ values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dic
 edges = st.sampled_from(
     [0, -1, 2**31, 2**63, 2**64, 10**30, float("inf"), float("nan"), "", "..", "{", "{video_key}", []]
 )
-
-
-@st.composite
-def damage(draw: st.DrawFn) -> list[tuple[float, int]]:
-    """Give places, as shares of a file, and the bytes to put there; below 0 it is cut off at the first."""
-    return draw(st.lists(st.tuples(st.floats(0, 1), st.integers(-1, 255)), min_size=1, max_size=6))
-
-
-def break_file(path: Path, changes: list[tuple[float, int]]) -> None:
-    data = bytearray(path.read_bytes())
-    for place, byte in changes:
-        at = int(place * (len(data) - 1)) if data else 0
-        if byte < 0:
-            del data[at:]
-        elif data:
-            data[at] = byte
-    path.write_bytes(data)
-
-
-@contextlib.contextmanager
-def kept(path: Path) -> Iterator[None]:
-    """Put a file's bytes back afterwards."""
-    data = path.read_bytes()
-    try:
-        yield
-    finally:
-        path.write_bytes(data)
-
-
-def use(
-    reader: type[Reader], config: LeRobotDataConfig | CalvinDataConfig | LiberoDataConfig, views: list[str]
-) -> list[Exception]:
-    """Read a folder's first and last windows and its numbers, and give what was refused.
-
-    A ValueError or OSError that names something is fine.
-    """
-    refused: list[Exception] = []
-    for skip_bad in (False, True):
-        config.skip_bad = skip_bad
-        try:
-            dataset = WindowDataset(reader(config, "train", views=views), config, window_size=2, chunk_size=2)
-            dataset.summary(), dataset.source(0), dataset.reader.fingerprint(), dataset.rows(100).actions
-            dataset[0], dataset[len(dataset) - 1]
-        except (ValueError, OSError) as error:
-            if config.root not in str(error) and "data." not in str(error):
-                raise AssertionError("the message names neither file nor option") from error
-            refused.append(error)
-    return refused
 
 
 def to_v2(root: Path, target: Path) -> Path:

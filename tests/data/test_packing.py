@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calvin_folder import CONTRACT
 
-from robovlms.choices import CacheMode, Frame, ImageFormat, NormalizationMode, Representation, Rotation
+from robovlms.choices import CacheMode, ImageFormat, NormalizationMode
 from robovlms.config import (
     ActionContract,
     CalvinDataConfig,
@@ -62,14 +63,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(root: Path, **changed: object) -> CalvinDataConfig:
-    contract = ActionContract(
-        names=["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
-        representation=Representation.delta,
-        frame=Frame.world,
-        rotation=Rotation.euler_increment,
-        position_unit=0.02,
-        control_hz=30.0,
-    )
+    contract = ActionContract(**CONTRACT)
     settings = {
         "name": "calvin",
         "root": str(root),

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from composing import completed, composed
+from damaging import break_file, damage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rlds_folder import FLOAT7, IMAGE, SPECS, TEXT, episode, make_rlds_folder, png
@@ -634,27 +635,12 @@ def use(root: Path) -> None:
                 raise AssertionError("the message names neither file nor option") from error
 
 
-@st.composite
-def damage(draw: st.DrawFn) -> tuple[int, list[tuple[float, int]]]:
-    changes = st.lists(st.tuples(st.floats(0, 1), st.integers(-1, 255)), min_size=1, max_size=6)
-    return draw(st.integers(0, 3)), draw(changes)
-
-
 @quick
-@given(damage=damage())
-def test_a_damaged_folder_ends_in_value_error_or_os_error_or_is_read(tmp_path_factory, damage):
-    number, changes = damage
+@given(number=st.integers(0, 3), changes=damage())
+def test_a_damaged_folder_ends_in_value_error_or_os_error_or_is_read(tmp_path_factory, number, changes):
     root = tmp_path_factory.mktemp("toy")
     folder = make_rlds_folder(root, {"train": [[episode(0, 3), episode(1, 2)]], "val": [[episode(2, 2)]]})
-    path = sorted(folder.iterdir())[number]
-    data = bytearray(path.read_bytes())
-    for place, byte in changes:
-        at = int(place * (len(data) - 1)) if data else 0
-        if byte < 0:
-            del data[at:]
-        elif data:
-            data[at] = byte
-    path.write_bytes(data)
+    break_file(sorted(folder.iterdir())[number], changes)
     use(folder)
 
 
