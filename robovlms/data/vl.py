@@ -6,6 +6,7 @@ A record is {"image": "coco/train/1.jpg", "conversations": [{"from": "human", "v
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from robovlms.types import Conversations
 log = logging.getLogger(__name__)
 
 MARK = "<image>"  # where LLaVA puts the image; a backbone puts it where its family does
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]  # others of Pillow start programs, as EPS does
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
 
@@ -114,7 +116,8 @@ class ConversationDataset:
 
     def _picture(self, index: int, name: str) -> UInt8[np.ndarray, "h x c"]:
         try:
-            with Image.open(self.folder / name) as image:
+            data = io.BytesIO((self.folder / name).read_bytes())  # of a file Pillow reads as much as its chunks claim
+            with Image.open(data, formats=FORMATS) as image:
                 return self._processor.picture(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(

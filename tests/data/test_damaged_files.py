@@ -266,7 +266,7 @@ def libero(tmp_path_factory) -> Path:
 
 
 @given(changes=damage())
-@settings(quick, max_examples=300)
+@settings(quick, max_examples=100)
 def test_any_bytes_in_a_libero_file(libero, changes):
     from test_libero import make_config as libero_config
 

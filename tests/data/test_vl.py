@@ -95,9 +95,23 @@ def test_an_array_that_was_cut_short_between_records_is_refused(open_records):
         open_records(whole[: whole.index("}]}, ") + 5])
 
 
-def test_a_damaged_image_is_named_with_its_record(open_records, tmp_path):
+POSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"  # a program, which Pillow runs
+)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda png: png[:40],
+        lambda _: POSTSCRIPT,
+        lambda png: png[: png.index(b"IDAT") - 4] + b"\xff\xff\xff\xf0tEXt",  # a comment of 4 GB
+    ],
+    ids=["short", "program", "length"],
+)
+def test_a_damaged_image_is_named_with_its_record(open_records, tmp_path, damage):
     dataset = open_records(json.dumps([record(ASKED, RED)]))
-    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
+    (tmp_path / "1.png").write_bytes(damage((tmp_path / "1.png").read_bytes()))
     with pytest.raises(ValueError, match=r"1\.png .*record 0.* cannot be read"):
         dataset[0]
 
