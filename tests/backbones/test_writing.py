@@ -71,6 +71,14 @@ def test_a_word_is_predicted_from_all_before_it_and_nothing_behind(name):
         assert torch.allclose(read(longer, [first], [reply[2:]]), features[:, 2:], atol=1e-5), "as text and as reply"
 
 
+@pytest.mark.parametrize("name", ["flamingo", "qwen2_5_vl", "smolvlm"])
+def test_question_and_reply_are_the_whole_text_where_a_template_ends_with_a_line(name):
+    backbone = BACKBONES.get(name).tiny()
+    ids = [*backbone.question_ids("What?\nAnswer:\n"), *backbone.reply_ids("What?\nAnswer:\n", "a cup")]
+    assert ids == backbone.question_ids("What?\nAnswer:\na cup")
+    assert "What?\nAnswer:\na cup" in backbone.tokenizer.decode(ids)
+
+
 def publish_as_published(name, folder):
     changes = {"tie_word_embeddings": BACKBONES.get(name).published_config().tie_word_embeddings}
     if name in BOUND:
