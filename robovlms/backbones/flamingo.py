@@ -194,7 +194,7 @@ class Flamingo(HuggingFaceBackbone):
 
     def question_ids(self, text: str) -> list[int]:
         """Leave out the end of the chunk, which a reply comes before."""
-        return super().question_ids(text)[:-1]
+        return super().question_ids(IMAGE + text)[:-1]
 
     @property
     def end_id(self) -> int:

@@ -260,10 +260,16 @@ class HuggingFaceBackbone(PrefixBackbone):
 
         An end token would follow the query, and in a causal decoder nothing after the query changes its feature.
         """
-        texts = [prompt.strip() + self.text_end for prompt in prompts]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return self._start([prompt.strip() for prompt in prompts])
+
+    def _start(self, texts: list[str]) -> list[list[int]]:
+        ids = self.tokenizer([text + self.text_end for text in texts], add_special_tokens=False)["input_ids"]
         start = [self.tokenizer.bos_token_id] if self.has_start else []
         return [[*start, *row] for row in ids]
+
+    def question_ids(self, text: str) -> list[int]:
+        """Keep blanks at the ends, which `tokenize` strips: a template may end with a line."""
+        return self._start([text])[0]
 
     @property
     def ties_words(self) -> bool:

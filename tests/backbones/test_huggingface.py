@@ -10,7 +10,8 @@ import httpx
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError
-from transformers import AutoModel, AutoModelForImageTextToText, Qwen2Tokenizer, XLMRobertaTokenizer
+from own_forward import OURS, load, own_inputs, pack, pictures, publish
+from transformers import AutoModelForImageTextToText, Qwen2Tokenizer, XLMRobertaTokenizer
 
 from robovlms.backbones.florence2 import Florence2, context_mask
 from robovlms.backbones.gemma4 import Gemma4
@@ -25,7 +26,6 @@ from robovlms.config.allowed import NotAllowedError
 from robovlms.registry import BACKBONES, check_version
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
-OURS = ["flamingo", "moondream", "qwen_vl", "uform"]  # families that transformers lacks, made of its blocks
 ANY_SIZE = ["florence2", "gemma4", "qwen2_5_vl", "qwen3_5", "qwen3_vl"]  # reads images of any size
 
 
@@ -33,65 +33,21 @@ ANY_SIZE = ["florence2", "gemma4", "qwen2_5_vl", "qwen3_5", "qwen3_vl"]  # reads
 def published(request, tmp_path_factory):
     """A checkpoint folder as publishers make it: the full model, with the vocabulary head if it is not ours."""
     folder = tmp_path_factory.mktemp(request.param)
-    tiny = BACKBONES.get(request.param).tiny()
-    tiny.save_pretrained(folder, weights=False)
-    torch.manual_seed(3)
-    auto = AutoModel if request.param in OURS else AutoModelForImageTextToText
-    full = auto.from_config(tiny.model.config, attn_implementation="eager").eval()
-    full.save_pretrained(folder)
-    return request.param, folder, full
-
-
-def load(name, folder, **options):
-    options.setdefault("attn_implementation", BACKBONES.get(name).attentions[0])  # as in its YAML
-    return BACKBONES.get(name).from_config(BackboneConfig(name=name, checkpoint=str(folder), **options)).eval()
-
-
-def unnormalise(image, spec):
-    """Give back the uint8 picture, rows first, that an image processor turns into `image`."""
-    mean, std = (torch.tensor(each)[:, None, None] for each in (spec.mean, spec.std))
-    return ((image * std + mean) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return request.param, folder, publish(request.param, folder)
 
 
 def native(name, backbone, full, images, texts, query):
     """Hidden states at `query`, a token id that ends the prompt, by the family's own forward on ids and pixels."""
-    size, head = backbone.embed_images(images[:1]).shape[1], backbone.num_head_tokens
-    slot = 4 if name == "kosmos" else full.config.image_token_id
-    before = backbone.num_marks[0]
-    marks = backbone.mark_ids.tolist()
-    image = marks[:before] + [slot] * (size - len(marks)) + marks[before:]
-    rows = [row[:head] + image + row[head:] + [query] for row in texts]
-    width, pad = max(map(len, rows)), 1 if name == "kosmos" else 0
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-    last = torch.tensor([len(row) - 1 for row in rows])
-    options = {"attention_mask": (torch.arange(width) <= last[:, None]).long()}
-    if name == "kosmos":
-        options["image_embeds_position_mask"] = (torch.arange(width) >= head) & (torch.arange(width) < head + size)
-        options["image_embeds_position_mask"] = options["image_embeds_position_mask"].expand(len(ids), -1)
-    if name == "gemma4":
-        images, options["image_position_ids"] = backbone.cut(images)
-        options["mm_token_type_ids"] = (ids == slot).long()
-    if name == "gemma3":
-        options["token_type_ids"] = (ids == slot).long()
-    if name.startswith("paligemma"):
-        options["token_type_ids"] = (torch.arange(width) == last[:, None]).long()
-    if name in ("idefics3", "smolvlm", "llava_onevision"):
-        images = images[:, None]  # a sample may have several, or tiles
-    if name == "llava_onevision":
-        options["image_sizes"] = torch.tensor([images.shape[-2:]] * len(images))
-        options["batch_num_images"] = torch.tensor([len(images)])  # images of several are not tiled
-    if name.startswith("qwen"):
-        pixels = [unnormalise(image, backbone.image_spec) for image in images]
-        processed = backbone.image_processor(pixels, do_resize=False, return_tensors="pt")
-        images, options["image_grid_thw"] = processed["pixel_values"], processed["image_grid_thw"]
-        options["mm_token_type_ids"] = (ids == slot).long()
+    batch = pack(name, backbone, list(images[:, None]), texts, [[query]] * len(texts))
+    options, last = own_inputs(name, backbone, batch), batch.mask.sum(1) - 1
     if name == "florence2":  # an encoder's context would see the query; masked alike, the decoder must be as long
+        width = batch.ids.shape[1]
         is_seen = (torch.arange(width) < last[:, None, None]) | torch.eye(width, dtype=torch.bool)
         options["attention_mask"] = torch.zeros(is_seen.shape).masked_fill(~is_seen, -1e30)[:, None]
-        output = full(input_ids=ids, pixel_values=images, decoder_input_ids=ids, **options)
-        return output.encoder_last_hidden_state[torch.arange(len(ids)), last]
-    output = full(input_ids=ids, pixel_values=images, output_hidden_states=True, **options)
-    return output.hidden_states[-1][torch.arange(len(ids)), last]
+        output = full(decoder_input_ids=batch.ids, **options).encoder_last_hidden_state
+    else:
+        output = full(output_hidden_states=True, **options).hidden_states[-1]
+    return output[torch.arange(len(output)), last]
 
 
 @torch.no_grad()
@@ -106,9 +62,7 @@ def test_features_equal_the_full_models_own_forward(published):
         query = 0  # what is no text has the padding's per-layer embedding
     ids = torch.tensor([row + [0] * (width - len(row)) for row in texts])
     mask = torch.arange(width) < torch.tensor([[len(row)] for row in texts])
-    size = backbone.image_spec.size
-    mean, std = (torch.tensor(each)[:, None, None] for each in (backbone.image_spec.mean, backbone.image_spec.std))
-    images = (torch.randint(256, (2, 3, size, size)) / 255 - mean) / std
+    images = pictures(backbone, 2)
     queries = backbone.embed_text(torch.full((2, 1), query))[:, None]
     features = backbone(images[:, None, None], ids, mask, queries)[:, 0, 0]
     torch.testing.assert_close(features, native(name, backbone, full, images, texts, query), rtol=1e-4, atol=1e-5)
