@@ -278,12 +278,14 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     def prepare_writing(self, config: BackboneConfig) -> None:
         """Take the vocabulary head of the checkpoint, where it is not the embedding; it is trained as that is."""
+        weight = self.embedding.weight
+        reads = config.size is ModelSize.full and not config.random_init
+        head = load_vocabulary_head(config, weight.detach(), self.ties_words) if reads else None
         if self.ties_words:
             return
-        weight = self.embedding.weight
         self.unembed = nn.Linear(self.hidden_dim, len(weight), bias=False, dtype=weight.dtype)
-        if config.size is ModelSize.full and not config.random_init:
-            self.unembed.weight.data.copy_(load_vocabulary_head(config, tuple(weight.shape)))
+        if head is not None:
+            self.unembed.weight.data.copy_(head)
         self.unembed.requires_grad_(not config.freeze_embeddings)
 
     def reply_ids(self, before: str, text: str) -> list[int]:

@@ -74,12 +74,30 @@ def load(
     return model, tokenizer, image_processor
 
 
-def load_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Tensor:
-    """Read the vocabulary head, which the bare model is loaded without.
+def load_vocabulary_head(config: BackboneConfig, embedding: Tensor, is_tied: bool) -> Tensor:
+    """Read the vocabulary head, which the bare model is loaded without; where it is tied, make sure that it is.
 
     Raises:
-        ValueError: the checkpoint has none of the embedding's shape.
+        ValueError: the checkpoint has none of the embedding's shape, or one that is tied and yet another.
     """
+    head = _find_vocabulary_head(config, tuple(embedding.shape))
+    if is_tied and head is not None and not torch.equal(head.to(embedding.dtype), embedding):
+        raise ValueError(
+            f"backbone.checkpoint={config.checkpoint} has an lm_head.weight of its own, but its config.json ties it to "
+            'the embedding: write "tie_word_embeddings": false there.'
+        )
+    if is_tied:
+        return embedding
+    if head is None:
+        raise ValueError(
+            f"cotrain needs the vocabulary head, but backbone.checkpoint={config.checkpoint} has no lm_head.weight of "
+            f"{' x '.join(map(str, embedding.shape))} (scripts/convert_backbone.py and scripts/merge_lora.py do not "
+            "keep it): use the published checkpoint, or another backbone."
+        )
+    return head
+
+
+def _find_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Tensor | None:
     source = _source(config)
     with _explained(config, "the vocabulary head"):
         index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
@@ -87,15 +105,15 @@ def load_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Tens
             {"model.safetensors"} if index is None else set(json.loads(Path(index).read_text())["weight_map"].values())
         )
         for name in sorted(files):
-            with safe_open(cached_file(source, name), framework="pt") as file:
+            path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+            if path is None:  # weights of another format
+                continue
+            with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     if key.endswith("lm_head.weight") and tuple(file.get_slice(key).get_shape()) == shape:
-                        return file.get_tensor(key)
-    raise ValueError(
-        f"cotrain needs the vocabulary head, but backbone.checkpoint={config.checkpoint} has no lm_head.weight of "
-        f"{shape[0]} x {shape[1]} (scripts/convert_backbone.py and scripts/merge_lora.py do not keep it): use the "
-        "published checkpoint, or another backbone."
-    )
+                        found: Tensor = file.get_tensor(key)
+                        return found
+    return None
 
 
 def _source(config: BackboneConfig, original: str | None = None) -> str:

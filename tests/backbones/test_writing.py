@@ -153,6 +153,24 @@ def test_the_vocabulary_head_comes_from_the_checkpoint(tmp_path):
     assert torch.equal(again.unembed.weight, head + 1)
 
 
+@pytest.mark.parametrize("name", ["kosmos", "paligemma"])
+def test_a_head_of_its_own_where_the_config_ties_it_is_refused(name, tmp_path):
+    backbone = tiny(name)
+    assert backbone.ties_words
+    backbone.save_pretrained(tmp_path)
+    config = BackboneConfig(name=name, checkpoint=str(tmp_path))
+    again = BACKBONES.get(name).from_config(config)
+    again.prepare_writing(config)
+    weights = {f"model.{key}": value.contiguous() for key, value in backbone.model.state_dict().items()}
+    embedding = backbone.embedding.weight.detach()
+    save_file({**weights, "lm_head.weight": embedding.clone()}, tmp_path / "model.safetensors")
+    again.prepare_writing(config)
+    save_file({**weights, "lm_head.weight": embedding + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm_head\.weight of its own, but its config\.json ties it"):
+        again.prepare_writing(config)
+    assert again.unembed is None
+
+
 def test_gemma_2_bounds_its_logits():
     backbone = tiny("paligemma2")
     backbone.model.config.get_text_config().final_logit_softcapping = 0.5
