@@ -82,7 +82,11 @@ class RldsReader(Reader):
         path = self._shards[self._index.shard[row]].path
         payload = self._file[path].read(int(self._index.offset[row]), int(self._index.length[row]))
         names = {view: f"steps/{key}" for view, key in self._keys.items()}
-        example = parse_example(payload, list(names.values()))
+        place = f"{path}, record {self._index.record[row]}"
+        try:
+            example = parse_example(payload, list(names.values()))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}. Download the file again.") from error
         frames = {}
         for view, name in names.items():
             try:
@@ -93,8 +97,7 @@ class RldsReader(Reader):
                 frames[view] = read_pictures(spec, example[name], places, num_steps, bgr)
             except ValueError as error:
                 raise ValueError(
-                    f"{path}, record {self._index.record[row]}, '{name}': {error}. Download the file again, or choose "
-                    f"another data.views.{view}."
+                    f"{place}, '{name}': {error}. Download the file again, or choose another data.views.{view}."
                 ) from error
         return frames
 

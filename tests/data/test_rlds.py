@@ -17,7 +17,7 @@ from composing import completed, composed
 from damaging import break_file, damage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rlds_folder import FLOAT7, IMAGE, SPECS, TEXT, episode, make_rlds_folder, png
+from rlds_folder import FLOAT7, IMAGE, SPECS, TEXT, episode, example, feature, make_rlds_folder, png, record
 
 from robovlms.choices import Frame, NormalizationMode, Representation, RLDSTransform, Rotation
 from robovlms.config import ActionContract, NormalizationConfig, RLDSDataConfig
@@ -604,6 +604,18 @@ def test_a_damaged_picture_is_named_when_it_is_read(tmp_path, pictures, message)
     reader = read(make_rlds_folder(tmp_path / "toy", {"train": [[steps]], "val": [[steps]]}))
     with pytest.raises(ValueError, match=r"00000-of-00001, record 0, 'steps/observation/image_0': .*" + message):
         reader.frames(0, np.array([0, 1]))
+
+
+def test_a_record_whose_pictures_are_no_feature_is_named_when_it_is_read(tmp_path):
+    folder = make_rlds_folder(tmp_path / "toy", {"train": [[episode(0, 2)]], "val": [[episode(1, 2)]]})
+    path = next(folder.glob("*train*"))
+    payload = example(episode(0, 2))
+    pictures = feature(episode(0, 2)["steps/observation/image_0"])
+    assert payload.count(pictures) == 1
+    path.write_bytes(record(payload.replace(pictures, b"\x0f" + pictures[1:])))  # wire type 7
+    reader = read(folder)
+    with pytest.raises(ValueError, match=r"00000-of-00001, record 0: not a tf\.train\.Example: wire type 7"):
+        reader.frames(0, np.array([0]))
 
 
 def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
