@@ -26,7 +26,7 @@ from robovlms.registry import BACKBONES, check_version
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
 OURS = ["flamingo", "moondream", "qwen_vl", "uform"]  # families that transformers lacks, made of its blocks
-ANY_SIZE = ["florence2", "gemma4", "qwen2_5_vl", "qwen3_5", "qwen3_vl"]  # reads images of any size
+ANY_SIZE = ["florence2", "gemma4", "lfm2_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl"]  # reads images of any size
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -85,6 +85,11 @@ def native(name, backbone, full, images, texts, query):
         processed = backbone.image_processor(pixels, do_resize=False, return_tensors="pt")
         images, options["image_grid_thw"] = processed["pixel_values"], processed["image_grid_thw"]
         options["mm_token_type_ids"] = (ids == slot).long()
+    if name == "lfm2_vl":
+        pixels = [unnormalise(image, backbone.image_spec) for image in images]
+        processed = backbone.image_processor(pixels, do_resize=False, return_tensors="pt")
+        images = processed["pixel_values"]
+        options |= {key: processed[key] for key in ("pixel_attention_mask", "spatial_shapes")}
     if name == "florence2":  # an encoder's context would see the query; masked alike, the decoder must be as long
         is_seen = (torch.arange(width) < last[:, None, None]) | torch.eye(width, dtype=torch.bool)
         options["attention_mask"] = torch.zeros(is_seen.shape).masked_fill(~is_seen, -1e30)[:, None]
@@ -265,6 +270,7 @@ def test_image_tokens_stand_in_rows_and_columns_and_text_goes_on_behind_the_larg
         ("smolvlm", 0.507),
         ("florence2", 0.2314),
         ("qwen3_5", 2.213),
+        ("lfm2_vl", 0.4508),
     ],
 )
 def test_the_published_config_has_the_published_number_of_parameters(name, billions):
@@ -285,6 +291,7 @@ def test_the_tokens_stand_where_the_family_wants_them():
     assert tokens("flamingo", "go") == ["<image>", "g", "o", "<|endofchunk|>"]
     assert tokens("idefics3", "go") == ["<|begin_of_text|>", "g", "o"]
     assert tokens("moondream", "go") == ["<|endoftext|>", "g", "o"]
+    assert tokens("lfm2_vl", "go") == ["<|startoftext|>", "g", "o"]
     assert tokens("llava", "go") == ["<s>", "▁", "g", "o"]
     for name in ("internvl", "llava_onevision", "uform", "qwen_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl"):
         assert tokens(name, "go") == ["g", "o"]
