@@ -1,6 +1,6 @@
-"""LFM2-VL (arXiv:2511.23404): SigLIP2 for any size, 2 x 2 patches a token, a decoder of short convolutions and attention.
+"""LFM2-VL (arXiv:2511.23404): SigLIP2 for images of any size, 2 x 2 patches a token, LFM2.
 
-Ten of the small model's 16 decoder layers are gated convolutions over three tokens, six are attention; all are causal.
+Ten of the small LFM2's 16 layers are gated convolutions over three tokens, six are attention; all are causal.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ class Lfm2VlImageProcessor(Siglip2ImageProcessorPil):
         self.max_num_patches = self.min_image_tokens * self.downsample_factor**2
 
 
-PROCESSORS = {"pil": Lfm2VlImageProcessor, "torchvision": None}
+PROCESSORS: dict[str, Any] = {"pil": Lfm2VlImageProcessor, "torchvision": None}
 AutoImageProcessor.register(Lfm2VlConfig, image_processor_classes=PROCESSORS, exist_ok=True)
 
 
 @BACKBONES.register("lfm2_vl")
 class Lfm2Vl(HuggingFaceBackbone):
-    """Reads `<|startoftext|> [start 64 tokens end, per view] {instruction} [queries]`, causally, without a chat template.
+    """Reads `<|startoftext|> [start 64 tokens end, per view] {instruction} [queries]`, causally, without a chat
+    template.
 
-    A view is 256 px, as the family sees a square frame of up to 270 px; `min_image_tokens` in
-    preprocessor_config.json makes it another size.
+    A view is 256 px, as the family sees a square frame of up to 272 px; `min_image_tokens` in
+    preprocessor_config.json makes it another size. Nothing is cut into tiles.
     """
 
     model_type = "lfm2_vl"
@@ -87,9 +88,7 @@ class Lfm2Vl(HuggingFaceBackbone):
             "num_attention_heads": 2, "num_patches": 9, "vision_use_head": False,
         }  # fmt: skip
         image_id = tokenizer.get_vocab()[IMAGE]
-        config = Lfm2VlConfig(
-            text_config=text, vision_config=vision, image_token_id=image_id, projector_hidden_size=32
-        )
+        config = Lfm2VlConfig(text_config=text, vision_config=vision, image_token_id=image_id, projector_hidden_size=32)
         return cls(Lfm2VlModel(config), tokenizer, Lfm2VlImageProcessor(min_image_tokens=4))
 
     def _make_image_spec(self) -> ImageSpec:
