@@ -24,8 +24,7 @@ from robovlms.registry import BACKBONES
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "backbones.md"
 START, END = "<!-- table of benchmarks/backbones.py -->\n", "<!-- end of the table -->\n"
-NEEDS_NUMBERS = ["qwen3_5", "qwen3_vl"]  # look at numbers on the way, which the meta device has not
-SEES_NUMBERS = {  # the same, in these modules alone
+SEES_NUMBERS = {  # modules that look at numbers on the way, which the meta device has not
     "gemma4": ["vision_tower", "embed_vision"],
     "idefics3": ["vision_model", "connector"],
     "smolvlm": ["vision_model", "connector"],
@@ -82,16 +81,23 @@ def count_parameters(name: str) -> int:
     return head + sum(p.numel() for p in model.parameters())
 
 
-@torch.no_grad()
 def measure(name: str) -> Row:
-    """Count one family at its published size, with the tokenizer of the tiny model and weights that are no numbers."""
+    """Count one family at its published size: on the meta device, or in memory if more of it looks at numbers."""
+    try:
+        return measure_on(name, "meta")
+    except RuntimeError:
+        return measure_on(name, "cpu")
+
+
+@torch.no_grad()
+def measure_on(name: str, device: str) -> Row:
+    """Count one family on a device, with the tokenizer of the tiny model and weights that are no numbers."""
     checkpoint, licence, size = read_yaml(name)
     cls = BACKBONES.get(name)
     backbone: HuggingFaceBackbone = cls.tiny().eval()
     attention = {"": "eager", "text_config": "eager", "vision_config": "sdpa"}  # sdpa's masks look at numbers
     with torch.device("meta"):
         model: Any = AutoModel.from_config(cls.published_config(), attn_implementation=attention).eval()
-    device = "cpu" if name in NEEDS_NUMBERS else "meta"
     backbone.model = model.bfloat16().to_empty(device=device)
     backbone.hidden_dim = backbone.embedding.weight.shape[1]
     backbone.image_spec = replace(backbone.image_spec, size=size)

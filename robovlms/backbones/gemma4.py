@@ -111,7 +111,8 @@ class Gemma4(HuggingFaceBackbone):
         """
         patches, places = self.cut(images)
         pooled = self.model.vision_tower(pixel_values=patches, pixel_position_ids=places).last_hidden_state
-        tokens: Tensor = rearrange(self.model.embed_vision(inputs_embeds=pooled), "(n m) d -> n m d", n=len(images))
+        number = patches.shape[1] // self.model.config.vision_config.pooling_kernel_size**2  # the compiler is told it
+        tokens: Tensor = self.model.embed_vision(inputs_embeds=pooled).view(len(images), number, -1)
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:

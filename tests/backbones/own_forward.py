@@ -111,15 +111,19 @@ def _llava_onevision(backbone, batch):
     }
 
 
-def _qwen(backbone, batch):
+def _patches(backbone, batch):
+    """Patches and their sizes, as the family's image processor cuts them."""
     mean, std = _statistics(backbone)
     pixels = ((torch.cat(batch.images) * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    processed = backbone.image_processor(list(pixels), do_resize=False, return_tensors="pt")
-    return {**processed, "mm_token_type_ids": batch.is_image.long()}
+    return dict(backbone.image_processor(list(pixels), do_resize=False, return_tensors="pt"))
+
+
+def _qwen(backbone, batch):
+    return {**_patches(backbone, batch), "mm_token_type_ids": batch.is_image.long()}
 
 
 OPTIONS = {
     "kosmos": _kosmos, "paligemma": _paligemma, "paligemma2": _paligemma, "gemma3": _gemma3, "gemma4": _gemma4,
     "idefics3": _idefics3, "smolvlm": _idefics3, "llava_onevision": _llava_onevision, "qwen2_5_vl": _qwen,
-    "qwen3_vl": _qwen, "qwen3_5": _qwen,
+    "qwen3_vl": _qwen, "qwen3_5": _qwen, "lfm2_vl": _patches,
 }  # fmt: skip

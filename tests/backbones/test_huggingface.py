@@ -26,7 +26,7 @@ from robovlms.config.allowed import NotAllowedError
 from robovlms.registry import BACKBONES, check_version
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
-ANY_SIZE = ["florence2", "gemma4", "qwen2_5_vl", "qwen3_5", "qwen3_vl"]  # reads images of any size
+ANY_SIZE = ["florence2", "gemma4", "lfm2_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl"]  # reads images of any size
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -219,6 +219,7 @@ def test_image_tokens_stand_in_rows_and_columns_and_text_goes_on_behind_the_larg
         ("smolvlm", 0.507),
         ("florence2", 0.2314),
         ("qwen3_5", 2.213),
+        ("lfm2_vl", 0.4508),
     ],
 )
 def test_the_published_config_has_the_published_number_of_parameters(name, billions):
@@ -239,6 +240,7 @@ def test_the_tokens_stand_where_the_family_wants_them():
     assert tokens("flamingo", "go") == ["<image>", "g", "o", "<|endofchunk|>"]
     assert tokens("idefics3", "go") == ["<|begin_of_text|>", "g", "o"]
     assert tokens("moondream", "go") == ["<|endoftext|>", "g", "o"]
+    assert tokens("lfm2_vl", "go") == ["<|startoftext|>", "g", "o"]
     assert tokens("llava", "go") == ["<s>", "▁", "g", "o"]
     for name in ("internvl", "llava_onevision", "uform", "qwen_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl"):
         assert tokens(name, "go") == ["g", "o"]

@@ -17,6 +17,7 @@ from transformers import (
     Idefics3ImageProcessorPil,
     LlavaOnevisionImageProcessorPil,
     Qwen2VLImageProcessorPil,
+    Siglip2ImageProcessorPil,
     SiglipImageProcessorPil,
     SmolVLMImageProcessorPil,
 )
@@ -48,6 +49,7 @@ PUBLISHED = {  # the image processors that preprocessor_config.json of the publi
     "idefics3": lambda: Idefics3ImageProcessorPil(size={"longest_edge": 1456}, max_image_size={"longest_edge": 364}),
     "internvl": lambda: GotOcr2ImageProcessorPil(size=square(448)),
     "kosmos": lambda: clip(224, use_square_size=True),
+    "lfm2_vl": lambda: Siglip2ImageProcessorPil(),  # its own needs torchvision
     "llava": lambda: clip(336),
     "llava_onevision": lambda: LlavaOnevisionImageProcessorPil(size=square(384)),
     "moondream": lambda: moondream.make_image_processor(378),
@@ -60,7 +62,7 @@ PUBLISHED = {  # the image processors that preprocessor_config.json of the publi
     "smolvlm": lambda: SmolVLMImageProcessorPil(size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}),
     "uform": lambda: uform.make_image_processor(336),
 }
-SIZES = {"gemma4": 768, "qwen2_5_vl": 224, "qwen3_5": 256, "qwen3_vl": 256}  # of families that read any
+SIZES = {"gemma4": 768, "lfm2_vl": 256, "qwen2_5_vl": 224, "qwen3_5": 256, "qwen3_vl": 256}  # of families that read any
 OWN_FIT = {"flamingo": Fit.crop, "llava": Fit.crop, "llava_onevision": Fit.pad}  # of frames that are not square
 
 
