@@ -15,8 +15,8 @@ from robovlms.registry import BACKBONES
 WRITERS = [name for name in BACKBONES.names() if name != "florence2"]
 PREFIX = ["paligemma", "paligemma2"]  # the question's tokens see each other, those of the reply only what is before
 FAMILIES = [
-    "gemma3", "gemma4", "lfm2_vl", "idefics3", "internvl", "kosmos", "llava", "llava_onevision", "paligemma", "paligemma2",
-    "qwen2_5_vl", "qwen3_5", "qwen3_vl", "smolvlm",
+    "gemma3", "gemma4", "idefics3", "internvl", "kosmos", "lfm2_vl", "llava", "llava_onevision", "paligemma",
+    "paligemma2", "qwen2_5_vl", "qwen3_5", "qwen3_vl", "smolvlm",
 ]  # fmt: skip
 BOUND = {"gemma4": 1.0, "paligemma2": 1.0}  # of the logits; the published 30 would hardly show on tiny weights
 
