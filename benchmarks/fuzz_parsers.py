@@ -37,6 +37,7 @@ from robovlms.data.packing import pack
 from robovlms.data.rlds import RldsReader
 from robovlms.data.rlds_features import StepFeature, open_folder, read_features
 from robovlms.data.rlds_steps import read_numbers, read_pictures, read_text
+from robovlms.data.sampler import Draw
 from robovlms.data.tfrecord import Feature, parse_example, scan_records
 from robovlms.data.training_rows import load_rows
 from robovlms.data.vl import ConversationCollator, ConversationDataset
@@ -233,7 +234,7 @@ def read_vl(folder: Path) -> None:
         collate = ConversationCollator(config, BACKBONE, processor.image_spec.size)
         dataset = ConversationDataset(config, processor)
         for i in range(len(dataset)):
-            collate([(dataset[i], None)])  # type: ignore[list-item]
+            collate([(dataset[i], Draw(i, i))])
 
 
 def make_statistics(folder: Path) -> list[Path]:
