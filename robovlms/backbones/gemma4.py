@@ -111,8 +111,9 @@ class Gemma4(HuggingFaceBackbone):
         """
         patches, places = self.cut(images)
         pooled = self.model.vision_tower(pixel_values=patches, pixel_position_ids=places).last_hidden_state
-        number = patches.shape[1] // self.model.config.vision_config.pooling_kernel_size**2  # the compiler is told it
-        tokens: Tensor = self.model.embed_vision(inputs_embeds=pooled).view(len(images), number, -1)
+        # The tower drops padding, so to torch.compile the number of its tokens is data.
+        m = patches.shape[1] // self.model.config.vision_config.pooling_kernel_size**2
+        tokens: Tensor = self.model.embed_vision(inputs_embeds=pooled).view(len(images), m, -1)
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:

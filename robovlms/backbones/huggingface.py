@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from robovlms.backbones.layout import Context, Layout
-from robovlms.backbones.loading import check_attention, load, load_vocabulary_head
+from robovlms.backbones.loading import check_attention, check_tied_head, load, load_vocabulary_head
 from robovlms.backbones.masks import causal_mask, mutual_mask
 from robovlms.backbones.prefix import PrefixBackbone
 from robovlms.choices import ModelSize
@@ -280,12 +280,13 @@ class HuggingFaceBackbone(PrefixBackbone):
         """Take the vocabulary head of the checkpoint, where it is not the embedding; it is trained as that is."""
         weight = self.embedding.weight
         reads = config.size is ModelSize.full and not config.random_init
-        head = load_vocabulary_head(config, weight.detach(), self.ties_words) if reads else None
         if self.ties_words:
+            if reads:
+                check_tied_head(config, weight.detach())
             return
         self.unembed = nn.Linear(self.hidden_dim, len(weight), bias=False, dtype=weight.dtype)
-        if head is not None:
-            self.unembed.weight.data.copy_(head)
+        if reads:
+            self.unembed.weight.data.copy_(load_vocabulary_head(config, tuple(weight.shape)))
         self.unembed.requires_grad_(not config.freeze_embeddings)
 
     def reply_ids(self, before: str, text: str) -> list[int]:

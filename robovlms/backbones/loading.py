@@ -74,27 +74,34 @@ def load(
     return model, tokenizer, image_processor
 
 
-def load_vocabulary_head(config: BackboneConfig, embedding: Tensor, is_tied: bool) -> Tensor:
-    """Read the vocabulary head, which the bare model is loaded without; where it is tied, make sure that it is.
+def load_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Tensor:
+    """Read the vocabulary head, which the bare model is loaded without.
 
     Raises:
-        ValueError: the checkpoint has none of the embedding's shape, or one that is tied and yet another.
+        ValueError: the checkpoint has none of the embedding's shape.
+    """
+    head = _find_vocabulary_head(config, shape)
+    if head is None:
+        raise ValueError(
+            f"cotrain needs the vocabulary head, but backbone.checkpoint={config.checkpoint} has no lm_head.weight of "
+            f"{shape[0]} x {shape[1]} (scripts/convert_backbone.py and scripts/merge_lora.py do not keep it): use the "
+            "published checkpoint, or another backbone."
+        )
+    return head
+
+
+def check_tied_head(config: BackboneConfig, embedding: Tensor) -> None:
+    """Make sure that the embedding is the vocabulary head, where config.json says so.
+
+    Raises:
+        ValueError: the checkpoint has a head of its own.
     """
     head = _find_vocabulary_head(config, tuple(embedding.shape))
-    if is_tied and head is not None and not torch.equal(head.to(embedding.dtype), embedding):
+    if head is not None and not torch.equal(head.to(embedding.dtype), embedding):
         raise ValueError(
             f"backbone.checkpoint={config.checkpoint} has an lm_head.weight of its own, but its config.json ties it to "
             'the embedding: write "tie_word_embeddings": false there.'
         )
-    if is_tied:
-        return embedding
-    if head is None:
-        raise ValueError(
-            f"cotrain needs the vocabulary head, but backbone.checkpoint={config.checkpoint} has no lm_head.weight of "
-            f"{' x '.join(map(str, embedding.shape))} (scripts/convert_backbone.py and scripts/merge_lora.py do not "
-            "keep it): use the published checkpoint, or another backbone."
-        )
-    return head
 
 
 def _find_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Tensor | None:
