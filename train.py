@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from robovlms.cli import entry
-from robovlms.config import TrainConfig
+from robovlms.cli.app import entry
+from robovlms.config.run import TrainConfig
 
 
 def run(config: TrainConfig) -> None:
     """Import what is heavy only once the config has been checked."""
-    from robovlms.build import train
+    from robovlms.commands.train import train
 
     train(config)
 

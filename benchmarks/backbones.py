@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def read_yaml(name: str) -> tuple[str, str, int]:
-    """Give the hub id, licence and image size (px) that configs/backbone/<name>.yaml states.
+    """Return the hub id, licence and image size (px) that configs/backbone/<name>.yaml states.
 
     Raises:
         ValueError: its first line does not state them.

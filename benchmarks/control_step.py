@@ -19,14 +19,18 @@ import torch
 from transformers import CLIPImageProcessorPil, Kosmos2Config, Kosmos2Model
 
 from robovlms.backbones.base import Backbone
-from robovlms.backbones.kosmos import Kosmos, tiny_tokenizer
-from robovlms.backbones.nano import Nano
-from robovlms.choices import FrameCache, Structure
-from robovlms.config import HeadConfig, LSTMHeadConfig, MLPHeadConfig, NanoBackboneConfig, TokensHeadConfig
+from robovlms.backbones.families.kosmos import Kosmos, tiny_tokenizer
+from robovlms.backbones.families.nano import Nano
+from robovlms.backbones.schemas.nano import NanoBackboneConfig
+from robovlms.config.choices import FrameCache, Structure
+from robovlms.config.policy import HeadConfig
 from robovlms.heads.base import HeadSizes
-from robovlms.memory import start_memory
-from robovlms.policy import VLAPolicy
-from robovlms.processor import Processor
+from robovlms.heads.schemas.lstm import LSTMHeadConfig
+from robovlms.heads.schemas.mlp import MLPHeadConfig
+from robovlms.heads.schemas.tokens import TokensHeadConfig
+from robovlms.images.processor import Processor
+from robovlms.policy.memory import start_memory
+from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import HEADS
 from robovlms.types import Batch
 
@@ -76,13 +80,13 @@ class Episode:
         self.text = [tensor.to(device) for tensor in policy.processor.text([INSTRUCTION])]
 
     def batch(self, start: int, stop: int) -> Batch:
-        """Give frames start..stop."""
+        """Return frames start..stop."""
         frames = dict.fromkeys(VIEWS, self.frames[None, start:stop])
         return Batch(frames=frames, text_ids=self.text[0], text_mask=self.text[1])
 
 
 def timed(function, device: str) -> tuple[float, torch.Tensor]:  # type: ignore[no-untyped-def]
-    """Give seconds and the result."""
+    """Return seconds and the result."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -93,7 +97,7 @@ def timed(function, device: str) -> tuple[float, torch.Tensor]:  # type: ignore[
 
 
 def stream(policy: VLAPolicy, episode: Episode, steps: range, cache: FrameCache, device: str) -> list:  # type: ignore[type-arg]
-    """Give seconds and chunk of every step of `steps`, from a memory that has seen all before."""
+    """Return seconds and chunk of every step of `steps`, from a memory that has seen all before."""
     window = 1 if policy.structure is Structure.one_step else WINDOW
     memory = start_memory(policy, window, cache)
     measured = []
@@ -122,7 +126,7 @@ def compare(name: str, policy: VLAPolicy, steps: int, device: str) -> list[tuple
 
     if is_one:
         with_context = stream(policy, episode, late, FrameCache.exact, device)
-        policy.backbone.start_context = lambda: None  # type: ignore[method-assign]
+        policy.backbone.new_cache = lambda: None  # type: ignore[method-assign]
         rows = [("tokens, context", [timed(lambda i=i: whole(i), device) for i in late], with_context)]
     else:
         full = [timed(lambda i=i: whole(i), device) for i in late]

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-sys.path.append(str(Path(__file__).parents[1] / "tests/data"))
+sys.path.extend(str(path) for path in (Path(__file__).parents[1] / "tests/data").iterdir() if path.is_dir())
 
 import test_calvin
 import test_lerobot
@@ -25,25 +25,25 @@ from recordings import MemoryReader, make_dataset
 from rlds_folder import SPECS, episode, example, features_json, make_rlds_folder, record
 from test_damaged_files import to_v2
 
-from robovlms.backbones.nano import Nano
-from robovlms.config import CotrainConfig
-from robovlms.data import packing_shards
+from robovlms.actions.statistics import import_statistics
+from robovlms.backbones.families.nano import Nano
+from robovlms.config.cotrain import CotrainConfig
 from robovlms.data.base import Reader
-from robovlms.data.calvin import CalvinReader
-from robovlms.data.lerobot import LeRobotReader
-from robovlms.data.libero import LiberoReader
-from robovlms.data.packed import PackedReader
-from robovlms.data.packing import pack
-from robovlms.data.rlds import RldsReader
-from robovlms.data.rlds_features import StepFeature, open_folder, read_features
-from robovlms.data.rlds_steps import read_numbers, read_pictures, read_text
-from robovlms.data.sampler import Draw
-from robovlms.data.tfrecord import Feature, parse_example, scan_records
-from robovlms.data.training_rows import load_rows
-from robovlms.data.vl import ConversationCollator, ConversationDataset
+from robovlms.data.calvin.reader import CalvinReader
+from robovlms.data.lerobot.reader import LeRobotReader
+from robovlms.data.libero.reader import LiberoReader
+from robovlms.data.loading.conversations import ConversationCollator, ConversationDataset
+from robovlms.data.loading.sampler import Draw
+from robovlms.data.packed import shards as packing_shards
+from robovlms.data.packed.reader import PackedReader
+from robovlms.data.packed.writer import pack
+from robovlms.data.rlds.features import StepFeature, open_folder, read_features
+from robovlms.data.rlds.reader import RldsReader
+from robovlms.data.rlds.steps import read_numbers, read_pictures, read_text
+from robovlms.data.rlds.tfrecord import Feature, parse_example, scan_records
+from robovlms.data.statistics import load_rows
 from robovlms.data.windows import WindowDataset
-from robovlms.processor import Processor
-from robovlms.statistics import import_statistics
+from robovlms.images.processor import Processor
 
 STEPS = 3
 EXAMPLE = {
@@ -205,7 +205,7 @@ def read_packed(folder: Path) -> None:
     for form in ("raw", "jpeg"):
         reader = PackedReader(folder / form, views=list(test_packing.VIEWS))
         for number, found in enumerate(reader.episodes):
-            reader.source(number, 0, max(found.length - 1, 0))
+            reader.location(number, 0, max(found.length - 1, 0))
             if 0 < found.length < 100:
                 reader.read(number, np.arange(found.length), np.arange(found.length))
 

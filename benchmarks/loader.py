@@ -27,28 +27,31 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from robovlms.actions import ActionNormalizer
-from robovlms.backbones.nano import Nano
-from robovlms.choices import CacheMode, Frame, ImageFormat, NormalizationMode, Representation, Resize, Rotation
-from robovlms.config import (
-    ActionContract,
-    CalvinDataConfig,
-    ConvertDataConfig,
-    DataConfig,
-    NanoBackboneConfig,
-    NormalizationConfig,
-    PackConfig,
-    ViewConfig,
-    WindowConfig,
+from robovlms.actions.normalizer import ActionNormalizer
+from robovlms.actions.statistics import Statistics
+from robovlms.backbones.families.nano import Nano
+from robovlms.backbones.schemas.nano import NanoBackboneConfig
+from robovlms.commands.convert_data import convert_data
+from robovlms.config.choices import (
+    CacheMode,
+    ImageFormat,
+    NormalizationMode,
+    ReferenceFrame,
+    Representation,
+    Resize,
+    Rotation,
 )
-from robovlms.data.augmentation import Augmentation
-from robovlms.data.calvin_segments import Segment, read_segments
-from robovlms.data.loader import Collator, training_loader
-from robovlms.data.opening import convert_data, open_reader
-from robovlms.data.sampler import Draw
+from robovlms.config.commands import ConvertDataConfig, PackConfig
+from robovlms.config.data import ActionContract, DataConfig, NormalizationConfig
+from robovlms.config.policy import ViewConfig, WindowConfig
+from robovlms.data.calvin.schema import CalvinDataConfig
+from robovlms.data.calvin.segments import Segment, read_segments
+from robovlms.data.loading.loader import Collator, training_loader
+from robovlms.data.loading.sampler import Draw
+from robovlms.data.opening import open_reader
 from robovlms.data.windows import WindowDataset
-from robovlms.processor import Processor
-from robovlms.statistics import Statistics
+from robovlms.images.draws import Augmentation
+from robovlms.images.processor import Processor
 from robovlms.types import Batch
 
 SHARED = Path(os.environ.get("ROBOVLMS_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -60,7 +63,7 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 CONTRACT = ActionContract(
     names=["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
     representation=Representation.delta,
-    frame=Frame.world,
+    frame=ReferenceFrame.world,
     rotation=Rotation.euler_increment,
     position_unit=0.02,
     rotation_unit=0.05,
@@ -199,7 +202,7 @@ def take(iterator: Iterator[Batch], count: int) -> None:
 
 
 def cpu_clock(pids: list[int]) -> float:
-    """Give the processor time that this process and others have used so far, exactly (a Linux clock per process)."""
+    """Return the processor time that this process and others have used so far, exactly (a Linux clock per process)."""
     return time.process_time() + sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
 
 

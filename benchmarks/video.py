@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robovlms.data.video import open_video, read_frames, write_video
+from robovlms.data.files.video import open_video, read_frames, write_video
 
 SHARED = Path(os.environ.get("ROBOVLMS_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 AV1 = "lerobot_v21_franka_sim_internvla/sim_pick_place/videos/chunk-000/video.ego_view/episode_000003.mp4"
@@ -54,7 +54,7 @@ def reopened(path: Path, times: np.ndarray, tolerance: float) -> Tensor:
 
 
 def moving_square(count: int, size: int) -> np.ndarray:
-    """Give frames with texture and something that moves."""
+    """Return frames with texture and something that moves."""
     generator = np.random.default_rng(0)
     ground = generator.integers(60, 120, (size // 8, size // 8, 3)).repeat(8, axis=0).repeat(8, axis=1)
     frames = np.repeat(ground[None].astype(np.uint8), count, axis=0)
@@ -64,7 +64,7 @@ def moving_square(count: int, size: int) -> np.ndarray:
 
 
 def measure(path: Path, repeats: int) -> dict[str, float]:
-    """Give microseconds per frame of every way to read a file, the ways interleaved."""
+    """Return microseconds per frame of every way to read a file, the ways interleaved."""
     video = open_video(path)
     stream = video.streams.video[0]
     fps, count = float(stream.average_rate), stream.frames

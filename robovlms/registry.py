@@ -1,33 +1,37 @@
 """Names to classes, imported on first use.
 
-A name is the module's name: `kosmos` is `robovlms/backbones/kosmos.py`, where a class is decorated with
-`@BACKBONES.register("kosmos")`. Adding an option therefore adds a file and edits none.
+`kosmos` is found where a class is decorated with `@BACKBONES.register("kosmos")`, in any module of the registry's
+package. Adding an option therefore adds files and edits none.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+
+from robovlms.errors import UserError
 
 T = TypeVar("T", bound=type)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Give " Did you mean 'x'?" for the closest known spelling, or "" when nothing is close."""
+    """Return " Did you mean 'x'?" for the closest known spelling, or "" when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 class Registry:
-    """The options of one kind, found by the file names of one package."""
+    """The options of one kind, found in the modules of one package by reading them, without importing any."""
 
-    def __init__(self, kind: str, package: str, library: str | None = None) -> None:
-        self.kind = kind
-        self.package = package
+    def __init__(self, name: str, kind: str, package: str, library: str | None = None) -> None:
+        """Take the registry's own name in the code, as decorators write it, and the config group of its options."""
+        self.name, self.kind, self.package = name, kind, package
         self._library = library  # what all options stand on; its version is checked before one is imported
         self._classes: dict[str, type] = {}
 
@@ -42,28 +46,51 @@ class Registry:
 
         return decorate
 
+    @cached_property
+    def modules(self) -> dict[str, str]:
+        """The module of every option, by the option's name."""
+        folder = Path(str(importlib.import_module(self.package).__file__)).parent
+        found = {}
+        for path in sorted(folder.rglob("*.py")):
+            inner = path.relative_to(folder).with_suffix("").parts
+            for name in _registered(path, self.name):
+                found[name] = ".".join([self.package, *inner])
+        return dict(sorted(found.items()))
+
     def names(self) -> list[str]:
         """List every option, without importing any of them."""
-        folder = Path(str(importlib.import_module(self.package).__file__)).parent
-        return sorted(path.stem for path in folder.glob("*.py") if f'.register("{path.stem}")' in path.read_text())
+        return list(self.modules)
 
     def get(self, name: str) -> Any:
-        """Give the class behind `name`.
+        """Return the class behind `name`.
 
         Raises:
-            ValueError: there is no such option; the message lists the options and the nearest spelling.
+            UserError: there is no such option; the message lists the options and the nearest spelling.
             ImportError: the library that the options stand on has a version that was not tested.
         """
         if name not in self._classes:
-            if name not in self.names():
+            if name not in self.modules:
                 known = self.names()
-                raise ValueError(
+                raise UserError(
                     f"{self.kind}={name} does not exist.{nearest(name, known)} Options: {', '.join(known)}."
                 )
             if self._library is not None:
                 check_version(self._library)
-            importlib.import_module(f"{self.package}.{name}")
+            importlib.import_module(self.modules[name])
         return self._classes[name]
+
+
+def _registered(path: Path, registry: str) -> list[str]:
+    """Return the names that a file's classes are registered under, e.g. by `@HEADS.register("flow")`."""
+    text = path.read_text(encoding="utf-8")
+    if f"{registry}.register" not in text:
+        return []
+    decorators = [d for node in ast.parse(text).body if isinstance(node, ast.ClassDef) for d in node.decorator_list]
+    return [
+        str(ast.literal_eval(call.args[0]))
+        for call in decorators
+        if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[0].endswith(registry)
+    ]
 
 
 def check_version(library: str) -> None:
@@ -84,7 +111,7 @@ def check_version(library: str) -> None:
             )
 
 
-BACKBONES = Registry("backbone", "robovlms.backbones", library="transformers")
-HEADS = Registry("head", "robovlms.heads")
-DATASETS = Registry("data", "robovlms.data")
-SIMULATORS = Registry("sim", "robovlms.sims")
+BACKBONES = Registry("BACKBONES", "backbone", "robovlms.backbones.families", library="transformers")
+HEADS = Registry("HEADS", "head", "robovlms.heads")
+DATASETS = Registry("DATASETS", "data", "robovlms.data")
+SIMULATORS = Registry("SIMULATORS", "sim", "robovlms.sims")

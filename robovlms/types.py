@@ -35,20 +35,22 @@ class Sample:
     actions: Float32[np.ndarray, "s a"]
     action_mask: Bool[np.ndarray, "s"]  # True = a real action, False = padding past the end of the segment
     instruction: str
-    entries: Bool[np.ndarray, "a"] | None = None  # False = an entry that this data set does not record; None: all real
+    action_dims: Bool[np.ndarray, "a"] | None = (
+        None  # False = an entry that this data set does not record; None: all real
+    )
     proprio: Float32[np.ndarray, "w p"] | None = None  # NaN = an entry that this data set does not record
-    part: int = 0  # of a mixture
+    source: int = 0  # of a mixture
 
 
 class Tensors:
     """A dataclass of tensors, and of tensors by name, that travels to a device as one."""
 
     def to(self, device: torch.device | str) -> Any:
-        """Give the same on `device`; copies overlap with work already queued there."""
+        """Return the same on `device`; copies overlap with work already queued there."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Any:
-        """Give it in page-locked memory (called by the DataLoader when it pins)."""
+        """Return it in page-locked memory (called by the DataLoader when it pins)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Any:
@@ -71,14 +73,16 @@ class Batch(Tensors):
     text_mask: Bool[Tensor, "b l"]
     actions: Float32[Tensor, "b w k a"] | None = None  # arm normalised to [-1, 1]; gripper -1 closed, +1 open
     action_mask: Bool[Tensor, "b w k"] | None = None
-    entries: Bool[Tensor, "b a"] | None = None  # False = an action entry that is not taught; None: all are
-    seen: Bool[Tensor, "b v"] | None = None  # False = a view that the sample lacks, in the order of Processor.views
+    action_dims: Bool[Tensor, "b a"] | None = None  # False = an action entry that is not taught; None: all are
+    view_mask: Bool[Tensor, "b v"] | None = (
+        None  # False = a view that the sample lacks, in the order of Processor.views
+    )
     proprio: Float32[Tensor, "b w p"] | None = None
     shifts: dict[str, Int64[Tensor, "b w 2"]] | None = None  # random shift (down, right), model pixels, may be negative
     crops: dict[str, Float32[Tensor, "b w 3"]] | None = None  # side, top, left of a crop as shares of the frame's sides
     colors: dict[str, Float32[Tensor, "b w 3"]] | None = None  # factors of brightness, contrast, saturation
     hues: dict[str, Float32[Tensor, "b w 1"]] | None = None  # turns
-    part: Int64[Tensor, "b"] | None = None  # of a mixture, by number
+    source: Int64[Tensor, "b"] | None = None  # of a mixture, by number
     index: Int64[Tensor, "b"] | None = None  # dataset indices, to name the source of a bad sample
 
     def __len__(self) -> int:
@@ -90,11 +94,11 @@ class Conversations(Tensors):
     """Several conversations, each about at most one image, which has the model's size."""
 
     images: UInt8[Tensor, "b h x c"]
-    seen: Bool[Tensor, "b 1"]  # False = there is no image
+    view_mask: Bool[Tensor, "b 1"]  # False = there is no image
     text_ids: Int64[Tensor, "b l"]  # up to where the first answer begins
     text_mask: Bool[Tensor, "b l"]
     reply_ids: Int64[Tensor, "b r"]  # all that follows: answers and further questions
-    taught: Int64[Tensor, "y"]  # which of these, counted row by row, are an answer's
+    supervised: Int64[Tensor, "y"]  # which of these, counted row by row, are an answer's
 
     def __len__(self) -> int:
         return len(self.text_ids)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robovlms.cli import entry
-from robovlms.config import CollectDemosConfig
+from robovlms.cli.app import entry
+from robovlms.config.commands import CollectDemosConfig
 
 
 def main(config: CollectDemosConfig) -> None:
     """Collect into `config.root`."""
-    from robovlms.collect import collect_demos  # imports torch; --help must not
+    from robovlms.commands.collect_demos import collect_demos  # imports torch; --help must not
 
     collect_demos(config.collect, config.sim, Path(config.root))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from robovlms.cli import entry
-from robovlms.config import CompareConfig
+from robovlms.cli.app import entry
+from robovlms.config.commands import CompareConfig
 
 
 def run(config: CompareConfig) -> None:
     """Import what is heavy only once the config has been checked."""
-    from robovlms.comparison import compare
+    from robovlms.commands.compare import compare
 
     table, picture = compare(config.folders, config.latency_steps)
     print(f"{table}\n\n{picture}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from robovlms.cli import entry
-from robovlms.config import ConvertBackboneConfig
+from robovlms.cli.app import entry
+from robovlms.config.commands import ConvertBackboneConfig
 
 
 def main(config: ConvertBackboneConfig) -> None:
     """Write `config.output_dir` from `config.source`."""
-    from robovlms.backbones.conversion import convert_folder  # imports torch; --help must not
+    from robovlms.commands.convert_backbone import convert_folder  # imports torch; --help must not
 
     convert_folder(config.family, config.source, config.output_dir)
 

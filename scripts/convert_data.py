@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from robovlms.cli import entry
-from robovlms.config import ConvertDataConfig
+from robovlms.cli.app import entry
+from robovlms.config.commands import ConvertDataConfig
 
 
 def main(config: ConvertDataConfig) -> None:
     """Pack every split, and say what was written."""
-    from robovlms.data.opening import convert_data  # imports torch; --help must not
+    from robovlms.commands.convert_data import convert_data  # imports torch; --help must not
 
     for summary in convert_data(config):
         print(summary)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from robovlms.cli import entry
-from robovlms.config import EvaluateConfig
+from robovlms.cli.app import entry
+from robovlms.config.commands import EvaluateConfig
 
 
 def run(config: EvaluateConfig) -> None:
     """Import what is heavy only once the config has been checked."""
-    from robovlms.build import evaluate
+    from robovlms.commands.evaluate import evaluate
 
     evaluate(config)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from robovlms.cli import entry
-from robovlms.config import InspectConfig
+from robovlms.cli.app import entry
+from robovlms.config.commands import InspectConfig
 
 
 def main(config: InspectConfig) -> None:
     """Write the pages, and print what they say."""
-    from robovlms.inspection_folder import inspect_data  # imports torch; --help must not
-    from robovlms.inspection_text import format_report
+    from robovlms.commands.inspect_data import inspect_data  # imports torch; --help must not
+    from robovlms.inspection.text import format_report
 
     for report, index in inspect_data(config):
         print(f"{format_report(report)}\n\n{index}\n")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robovlms.cli import entry
-from robovlms.config import MergeLoRAConfig
+from robovlms.cli.app import entry
+from robovlms.config.commands import MergeLoRAConfig
 
 
 def main(config: MergeLoRAConfig) -> None:
     """Write `config.output_dir` from `config.checkpoint`."""
-    from robovlms.checkpoint import merge_checkpoint, resolve_checkpoint  # imports torch; --help must not
+    from robovlms.commands.merge_lora import merge_checkpoint
+    from robovlms.policy.checkpoint import resolve_checkpoint  # imports torch; --help must not
 
     merge_checkpoint(resolve_checkpoint(Path(config.checkpoint)), Path(config.output_dir))
 

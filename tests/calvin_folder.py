@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from robovlms.checkpoint import TrainingState, checkpoints
-from robovlms.choices import Frame, Representation, Rotation
+from robovlms.config.choices import ReferenceFrame, Representation, Rotation
+from robovlms.policy.checkpoint import checkpoints
+from robovlms.training.state import TrainingState
 
 CONTRACT = {
     "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
     "representation": Representation.delta,
-    "frame": Frame.world,
+    "frame": ReferenceFrame.world,
     "rotation": Rotation.euler_increment,
     "position_unit": 0.02,
     "rotation_unit": 0.05,
@@ -49,7 +50,7 @@ def write_frame(folder: Path, frame: int, generator: np.random.Generator) -> Non
 
 
 def tiny_run(root: Path, output_dir: Path, *extra: str) -> list[str]:
-    """Give the overrides of a run of a few seconds on that folder."""
+    """Return the overrides of a run of a few seconds on that folder."""
     return [
         "experiment=calvin_perform",
         "backbone=nano",

@@ -9,8 +9,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from robovlms.cli import config_folder, options, store_schemas, to_dataclass
-from robovlms.config import TrainConfig
+from robovlms.cli.app import store_schemas, to_dataclass
+from robovlms.config.presets import config_folder, options
+from robovlms.config.run import TrainConfig
 
 PRESETS = options("experiment")
 BACKBONES = options("backbone")

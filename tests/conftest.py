@@ -27,8 +27,8 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare runs in this process their pictures, half of a short run's time, but in tests marked `plots`."""
-    if "robovlms.build" in sys.modules and request.node.get_closest_marker("plots") is None:
-        monkeypatch.setattr("robovlms.build.plot_run", lambda *_: {})
+    if "robovlms.commands.train" in sys.modules and request.node.get_closest_marker("plots") is None:
+        monkeypatch.setattr("robovlms.commands.train.plot_run", lambda *_: {})
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from robovlms.config import DataConfig
+from robovlms.config.data import DataConfig
 from robovlms.data.base import Reader
 from robovlms.data.windows import WindowDataset
 
 
 @st.composite
 def damage(draw: st.DrawFn) -> list[tuple[float, int]]:
-    """Give places, as shares of a file, and the bytes to put there; below 0 it is cut off at the first."""
+    """Return places, as shares of a file, and the bytes to put there; below 0 it is cut off at the first."""
     return draw(st.lists(st.tuples(st.floats(0, 1), st.integers(-1, 255)), min_size=1, max_size=6))
 
 
@@ -50,7 +50,7 @@ def use(reader: type[Reader], config: DataConfig, views: list[str]) -> list[Exce
         config.skip_bad = skip_bad
         try:
             dataset = WindowDataset(reader(config, "train", views=views), config, window_size=2, chunk_size=2)
-            dataset.summary(), dataset.source(0), dataset.reader.fingerprint(), dataset.rows(100).actions
+            dataset.summary(), dataset.location(0), dataset.reader.fingerprint(), dataset.rows(100).actions
             dataset[0], dataset[len(dataset) - 1]
         except (ValueError, OSError) as error:
             if config.root not in str(error) and "data." not in str(error):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from calvin_folder import tiny_run
 
-from robovlms.data.lerobot_writer import LeRobotWriter
+from robovlms.data.lerobot.writer import LeRobotWriter
 
 
 def make_arm_folder(root: Path) -> Path:
@@ -27,21 +27,21 @@ def make_arm_folder(root: Path) -> Path:
 
 
 def mixture(calvin_folder: Path, arm_folder: Path, output_dir: Path, *extra: str) -> list[str]:
-    """Give the overrides of a run of a few seconds on both, at 10 Hz, three quarters of the samples from CALVIN."""
+    """Return the overrides of a run of a few seconds on both, at 10 Hz, three quarters of the samples from CALVIN."""
     base = [line for line in tiny_run(calvin_folder, output_dir) if not line.startswith(("data.", "experiment"))]
     return [
         *base,
         "data=mixture",
-        "+data@data.parts.play=calvin",
-        f"data.parts.play.root={calvin_folder}",
-        "data.parts.play.convert.control_hz=10",
-        "data.parts.play.weight=3",
-        "+data@data.parts.arm=lerobot",
-        f"data.parts.arm.root={arm_folder}",
-        "data.parts.arm.contract={names:[dx,dy],representation:delta,frame:world,rotation:none,position_unit:0.02,control_hz:20}",
-        "data.parts.arm.convert.control_hz=10",
-        "~data.parts.arm.views.wrist",
-        "~data.parts.arm.shift.wrist",
+        "+data@data.sources.play=calvin",
+        f"data.sources.play.root={calvin_folder}",
+        "data.sources.play.convert.control_hz=10",
+        "data.sources.play.weight=3",
+        "+data@data.sources.arm=lerobot",
+        f"data.sources.arm.root={arm_folder}",
+        "data.sources.arm.contract={names:[dx,dy],representation:delta,frame:world,rotation:none,position_unit:0.02,control_hz:20}",
+        "data.sources.arm.convert.control_hz=10",
+        "~data.sources.arm.views.wrist",
+        "~data.sources.arm.shift.wrist",
         "data.contract={frame:world,rotation:euler_increment,position_unit:0.02,rotation_unit:0.05,control_hz:10}",
         "data.num_workers=0",
         "data.weigh_by_size=false",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from robovlms.choices import Frame, NormalizationMode, Representation, Rotation
-from robovlms.config import ActionContract, DataConfig, NormalizationConfig
-from robovlms.data.base import Episode, Numbers, Reader
+from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Rotation
+from robovlms.config.data import ActionContract, DataConfig, NormalizationConfig
+from robovlms.data.base import EpisodeInfo, Numbers, Reader
 from robovlms.data.windows import WindowDataset
 
 NAMES = ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
@@ -18,7 +18,7 @@ class MemoryReader(Reader):
     def __init__(self, lengths: list[int], instructions: list[str] | None = None) -> None:
         generator = np.random.default_rng(0)
         told = instructions or ["pick up the cup"] * len(lengths)
-        self.episodes = [Episode(length, text) for length, text in zip(lengths, told, strict=True)]
+        self.episodes = [EpisodeInfo(length, text) for length, text in zip(lengths, told, strict=True)]
         self.actions = [generator.uniform(-0.01, 0.01, (length, 7)).astype(np.float32) for length in lengths]
         for actions in self.actions:
             actions[:, -1] = np.where(np.arange(len(actions)) < len(actions) // 2, 1, -1)
@@ -37,7 +37,7 @@ class MemoryReader(Reader):
     def numbers(self, episode, steps):
         return Numbers(self.actions[episode][steps], None)
 
-    def source(self, episode, first, last):
+    def location(self, episode, first, last):
         return f"memory: episode {episode}, frames {first}-{last}"
 
     def summary(self):
@@ -49,7 +49,8 @@ class MemoryReader(Reader):
 
 def make_contract(**changes) -> ActionContract:
     values = {
-        "names": NAMES, "representation": Representation.delta, "frame": Frame.base, "rotation": Rotation.euler,
+        "names": NAMES, "representation": Representation.delta, "frame": ReferenceFrame.base,
+        "rotation": Rotation.euler,
         "position_unit": 1.0, "control_hz": 10.0,
     }  # fmt: skip
     return ActionContract(**{**values, **changes})

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robovlms.backbones.layout import Context
-from robovlms.choices import WeightType
-from robovlms.config import BackboneConfig
-from robovlms.config.allowed import NotAllowedError
+from robovlms.backbones.layout import KVCache
+from robovlms.config.choices import WeightType
+from robovlms.config.policy import BackboneConfig
+from robovlms.errors import NotAllowedError, UserError
 from robovlms.types import ImageSpec
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Float[Tensor, "n t v c h x"]) -> Float[Tensor, "n t v m e"]:
-        """Give the tokens of every image: all that `read` needs of it."""
+        """Return the tokens of every image: all that `read` needs of it."""
 
     @abstractmethod
     def read(
@@ -57,10 +57,10 @@ class Backbone(nn.Module, ABC):
         text_ids: Int64[Tensor, "n l"],
         text_mask: Bool[Tensor, "n l"],
         queries: Float[Tensor, "n t q d"],
-        context: Context | None = None,
-        seen: Bool[Tensor, "n v"] | None = None,
+        kv_cache: KVCache | None = None,
+        view_mask: Bool[Tensor, "n v"] | None = None,
     ) -> Float[Tensor, "n t q d"]:
-        """Give the hidden states at the queries of every frame.
+        """Return the hidden states at the queries of every frame.
 
         Text is right-padded. Later frames and padding never change a feature.
 
@@ -69,11 +69,11 @@ class Backbone(nn.Module, ABC):
             text_ids: the instruction's tokens, which stand in every frame.
             text_mask: False where they are padding.
             queries: what is asked at the end of every frame.
-            context: of earlier frames; these are read behind it, and put into it.
-            seen: False where a sequence lacks a view; its tokens are left out as padding is.
+            kv_cache: of earlier frames; these are read behind it, and put into it.
+            view_mask: False where a sequence lacks a view; its tokens are left out as padding is.
 
         Raises:
-            NotAllowedError: `seen` is given, and this decoder cannot leave images out.
+            NotAllowedError: `view_mask` is given, and this decoder cannot leave images out.
         """
 
     def forward(
@@ -82,17 +82,17 @@ class Backbone(nn.Module, ABC):
         text_ids: Int64[Tensor, "n l"],
         text_mask: Bool[Tensor, "n l"],
         queries: Float[Tensor, "n t q d"],
-        seen: Bool[Tensor, "n v"] | None = None,
+        view_mask: Bool[Tensor, "n v"] | None = None,
     ) -> Float[Tensor, "n t q d"]:
         """Encode and read."""
-        return self.read(self.encode(images), text_ids, text_mask, queries, seen=seen)
+        return self.read(self.encode(images), text_ids, text_mask, queries, view_mask=view_mask)
 
-    def prepare_writing(self, config: BackboneConfig) -> None:
+    def enable_lm_head(self, config: BackboneConfig) -> None:
         """Get ready to predict words, for co-training on conversations; the four methods below need it.
 
         Raises:
             NotAllowedError: this backbone cannot write text.
-            ValueError: the checkpoint lacks the vocabulary head that its family has.
+            UserError: the checkpoint lacks the vocabulary head that its family has.
         """
         raise NotAllowedError(
             f"cotrain needs a backbone that writes text, and backbone={config.name} does not: set cotrain=null, or "
@@ -112,35 +112,35 @@ class Backbone(nn.Module, ABC):
         """The token that ends a reply."""
         raise NotImplementedError
 
-    def read_words(
+    def lm_hidden(
         self,
         image: Float[Tensor, "n t v m e"],
         text_ids: Int64[Tensor, "n l"],
         text_mask: Bool[Tensor, "n l"],
         reply_ids: Int64[Tensor, "n r"],
-        seen: Bool[Tensor, "n v"] | None = None,
+        view_mask: Bool[Tensor, "n v"] | None = None,
     ) -> Float[Tensor, "n r d"]:
-        """Give the hidden states that each token of a reply to the text is predicted from.
+        """Return the hidden states that each token of a reply to the text is predicted from.
 
         Args:
             image: as in `read`, of one frame.
             text_ids: the question's tokens, right-padded.
             text_mask: False where they are padding.
             reply_ids: tokens that follow it, right-padded with anything.
-            seen: False where a sequence has no image.
+            view_mask: False where a sequence has no image.
         """
         raise NotImplementedError
 
-    def predict_words(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
-        """Give the logits of the next token over the vocabulary, from what `read_words` gave."""
+    def lm_logits(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
+        """Return the logits of the next token over the vocabulary, from what `lm_hidden` gave."""
         raise NotImplementedError
 
-    def start_context(self) -> Context | None:
-        """Give an empty context; None: this decoder reads everything again."""
+    def new_cache(self) -> KVCache | None:
+        """Return an empty context; None: this decoder reads everything again."""
         return None
 
     @abstractmethod
-    def let_queries_see_each_other(self) -> None:
+    def enable_bidirectional_queries(self) -> None:
         """Open the mask between the queries of a frame, for heads that ask for a whole chunk at once.
 
         Raises:
@@ -155,10 +155,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def parts(self) -> dict[str, list[nn.Module]]:
-        """Give the modules behind freeze_vision, freeze_text and freeze_embeddings: keys vision, text, embeddings."""
+        """Return the modules behind freeze_vision, freeze_text and freeze_embeddings: keys vision, text, embeddings."""
 
     def unused(self) -> list[nn.Module]:
-        """Give modules whose weights no feature depends on; they are frozen, since DDP waits for every gradient."""
+        """Return modules whose weights no feature depends on; they are frozen, since DDP waits for every gradient."""
         return []
 
     @abstractmethod
@@ -167,18 +167,18 @@ class Backbone(nn.Module, ABC):
 
     @torch.no_grad()
     def embedding_rms(self) -> float:
-        """Give the root mean square of the entries of text tokens, as they stand beside the queries."""
+        """Return the root mean square of the entries of text tokens, as they stand beside the queries."""
         ids = torch.tensor(self.tokenize([self.prompt.format(instruction="pick up the red block on the table")]))
         device = next(self.parameters()).device
         return self.embed_text(ids.to(device)).float().square().mean().sqrt().item()
 
     @abstractmethod
     def last_ids(self, count: int) -> list[int]:
-        """Give the ids of the last words of the vocabulary, special ones left out, the last first."""
+        """Return the ids of the last words of the vocabulary, special ones left out, the last first."""
 
     @torch.no_grad()
     def last_words(self, count: int) -> Float[Tensor, "n d"]:
-        """Give the vectors of the last words, as they stand beside the queries."""
+        """Return the vectors of the last words, as they stand beside the queries."""
         device = next(self.parameters()).device
         return self.embed_text(torch.tensor([self.last_ids(count)], device=device))[0].float().clone()
 
@@ -186,7 +186,7 @@ class Backbone(nn.Module, ABC):
         """Stop training what the config names, store weights as it says, and put adapters where it wants them.
 
         Raises:
-            ValueError: `train_text_layers` exceeds the decoder, or both it and `freeze_text` are set.
+            UserError: `train_text_layers` exceeds the decoder, or both it and `freeze_text` are set.
         """
         parts = self.parts()
         for part, modules in parts.items():
@@ -218,7 +218,7 @@ class Backbone(nn.Module, ABC):
         layers = next(module for module in self.parts()["text"] if isinstance(module, nn.ModuleList))
         option = f"backbone.train_text_layers={count}"
         if freeze_text:
-            raise ValueError(f"{option} contradicts backbone.freeze_text=true: set one of them.")
+            raise UserError(f"{option} contradicts backbone.freeze_text=true: set one of them.")
         if not 0 < count <= len(layers):
-            raise ValueError(f"{option} must be 1 to {len(layers)}, the decoder's layers.")
+            raise UserError(f"{option} must be 1 to {len(layers)}, the decoder's layers.")
         layers[: len(layers) - count].requires_grad_(False)

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from robovlms.backbones.base import Backbone
-from robovlms.registry import BACKBONES
+from robovlms.errors import UserError
 
 logger = logging.getLogger(__name__)
-
 Weights = dict[str, Tensor]
 M = TypeVar("M", bound=nn.Module)
 NUM_SHOWN = 12  # keys of an error message
@@ -37,31 +36,8 @@ class Convertible(Protocol):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a weight has no place in our model, or one of ours is not among them; lists them.
+            UserError: a weight has no place in our model, or one of ours is not among them; lists them.
         """
-
-
-def convert_folder(family: str, source: str, output_dir: str) -> None:
-    """Read the original of backbone `family` from `source` and write `output_dir`, complete or not at all.
-
-    Raises:
-        FileNotFoundError: `source` lacks a file.
-        FileExistsError: `output_dir` exists.
-        ValueError: the backbone needs no conversion, or the original does not fit; lists the weights.
-    """
-    backbone = BACKBONES.get(family)
-    if not issubclass(backbone, Convertible):
-        raise ValueError(f"backbone={family} reads published checkpoints itself: set backbone.checkpoint={source}.")
-    folder, target = Path(source).expanduser(), Path(output_dir).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"source={source} is not a folder: give the one that holds the original files.")
-    if target.exists():
-        raise FileExistsError(f"output_dir={output_dir} exists: choose another, or delete it.")
-    unfinished = target.with_name(f"{target.name}.partial")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    backbone.from_original(folder).save_pretrained(unfinished)
-    unfinished.replace(target)
-    logger.info("%s: use it with backbone=%s backbone.checkpoint=%s", target, family, target)
 
 
 def read_weights(folder: Path) -> Weights:
@@ -80,7 +56,7 @@ def read_weights(folder: Path) -> Weights:
 
 
 def rename(weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str]], drop: Sequence[str] = ()) -> Weights:
-    r"""Give every weight its new name.
+    r"""Return every weight its new name.
 
     Args:
         weights: in the original naming.
@@ -88,7 +64,7 @@ def rename(weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str]], drop
         drop: patterns of whole names that are left out, such as buffers.
 
     Raises:
-        ValueError: no rule fits some weights; lists them.
+        UserError: no rule fits some weights; lists them.
     """
     renamed, unknown = {}, []
     for key, value in weights.items():
@@ -100,7 +76,7 @@ def rename(weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str]], drop
         else:
             renamed[match[0].expand(match[1])] = value
     if unknown:
-        raise ValueError(f"{len(unknown)} weights of the original have no place in our model: {_some(unknown)}.")
+        raise UserError(f"{len(unknown)} weights of the original have no place in our model: {_some(unknown)}.")
     return renamed
 
 
@@ -112,7 +88,7 @@ def build_converted(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
         weights: under its names.
 
     Raises:
-        ValueError: weights are missing, too many, or of another shape; lists them.
+        UserError: weights are missing, too many, or of another shape; lists them.
     """
     with torch.device("meta"):
         wanted = make().state_dict()
@@ -127,7 +103,7 @@ def build_converted(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
     }
     if any(problems.values()):
         found = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"The original's weights do not fill our model. {found}.")
+        raise UserError(f"The original's weights do not fill our model. {found}.")
     with no_init_weights():
         model = make()
     model.load_state_dict(dict(weights), assign=True)

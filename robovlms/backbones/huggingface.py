@@ -24,13 +24,13 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from robovlms.backbones.layout import Context, Layout
+from robovlms.backbones.layout import KVCache, Layout
 from robovlms.backbones.loading import check_attention, check_tied_head, load, load_vocabulary_head
 from robovlms.backbones.masks import causal_mask, mutual_mask
 from robovlms.backbones.prefix import PrefixBackbone
-from robovlms.choices import ModelSize
-from robovlms.config import BackboneConfig
-from robovlms.config.allowed import NotAllowedError
+from robovlms.config.choices import ModelSize
+from robovlms.config.policy import BackboneConfig
+from robovlms.errors import NotAllowedError, UserError
 from robovlms.types import ImageSpec
 
 NUM_LEFT_OUT = 10  # words at the end of a vocabulary that are no actions
@@ -55,7 +55,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         image_processor: only its mean, standard deviation and size are used; it travels along for `save_pretrained`.
 
     Raises:
-        ValueError: the image processor or the tokenizer belongs to another model.
+        UserError: the image processor or the tokenizer belongs to another model.
     """
 
     model_type: ClassVar[str]  # transformers' name of the family
@@ -74,7 +74,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         self.tokenizer, self.image_processor = tokenizer, image_processor
         rows, self.hidden_dim = self.embedding.weight.shape
         if len(tokenizer) > rows:
-            raise ValueError(
+            raise UserError(
                 f"The tokenizer has {len(tokenizer)} tokens, but the {self.model_type} model embeds {rows}: "
                 "backbone.checkpoint mixes files of two models."
             )
@@ -99,7 +99,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         return torch.cat([marks[:, : self.num_marks[0]], tokens, marks[:, self.num_marks[0] :]], dim=1)
 
     def image_ids(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:
-        """Give the ids of the marks."""
+        """Return the ids of the marks."""
         ids = super().image_ids(num_tokens, device)
         if num_tokens and len(self.mark_ids):
             before, behind = self.num_marks
@@ -109,7 +109,7 @@ class HuggingFaceBackbone(PrefixBackbone):
     @classmethod
     @abstractmethod
     def published_config(cls) -> PreTrainedConfig:
-        """Give transformers' config of the published model, with its sizes; needs no network."""
+        """Return transformers' config of the published model, with its sizes; needs no network."""
 
     @classmethod
     @abstractmethod
@@ -121,17 +121,17 @@ class HuggingFaceBackbone(PrefixBackbone):
         """Refuse a config.json of the family that this backbone cannot read.
 
         Raises:
-            ValueError: names the backbone that can.
+            UserError: names the backbone that can.
         """
 
     def count_positions(self) -> int | None:
-        """Give how many tokens the decoder has positions for; None: any number."""
+        """Return how many tokens the decoder has positions for; None: any number."""
         count: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
         return count
 
     @classmethod
     def processor_size(cls, processor: Any) -> tuple[int, int]:
-        """Give the height and width (px) that the family's image processor makes."""
+        """Return the height and width (px) that the family's image processor makes."""
         size = processor.crop_size if processor.do_center_crop else processor.size
         return size["height"], size["width"]
 
@@ -140,7 +140,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         size, _ = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
         height, width = self.processor_size(self.image_processor)
         if (height, width) != (size, size):
-            raise ValueError(
+            raise UserError(
                 f"The image processor makes {height} x {width} px, but the vision tower wants {size} x {size}: "
                 "backbone.checkpoint mixes files of two models."
             )
@@ -161,7 +161,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
         Raises:
             FileNotFoundError: the checkpoint, or a file of it, cannot be had; says what was looked for and what to do.
-            ValueError: the checkpoint is of another family or incomplete, or an option does not fit the model.
+            UserError: the checkpoint is of another family or incomplete, or an option does not fit the model.
         """
         check_attention(config, cls.attentions)
         if config.size is ModelSize.tiny:
@@ -178,13 +178,13 @@ class HuggingFaceBackbone(PrefixBackbone):
         return backbone
 
     def last_ids(self, count: int) -> list[int]:
-        """Give V0 - 1, V0 - 2, ..., where V0 leaves out added tokens and ten more.
+        """Return V0 - 1, V0 - 2, ..., where V0 leaves out added tokens and ten more.
 
         Source: RoboVLMs policy_head/action_tokenizer.py.
         """
         first = len(self.tokenizer) - len(self.tokenizer.added_tokens_decoder) - NUM_LEFT_OUT - 1
         if first - count < 0:
-            raise ValueError(
+            raise UserError(
                 f"The vocabulary of {len(self.tokenizer)} tokens is too small for {count} words of actions."
             )
         return list(range(first, first - count, -1))
@@ -194,18 +194,18 @@ class HuggingFaceBackbone(PrefixBackbone):
         """The decoder's trunk."""
         return self.model.language_model
 
-    def let_queries_see_each_other(self) -> None:
+    def enable_bidirectional_queries(self) -> None:
         """Open the mask, if it is ours and the attention takes one."""
         if (choice := self.decoder.config._attn_implementation).startswith("flash"):
             raise NotAllowedError(
                 f"head.parallel=true needs a mask that lets queries see each other, and "
                 f"backbone.attn_implementation={choice} takes no mask: use backbone.attn_implementation=sdpa."
             )
-        super().let_queries_see_each_other()
+        super().enable_bidirectional_queries()
 
-    def start_context(self) -> Context | None:
-        """Give an empty context, if the family's decoder keeps keys and values alone."""
-        return Context(DynamicCache()) if self.can_cache else None
+    def new_cache(self) -> KVCache | None:
+        """Return an empty context, if the family's decoder keeps keys and values alone."""
+        return KVCache(DynamicCache()) if self.can_cache else None
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder."""
@@ -227,7 +227,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         if "attention_mask" not in options:
             whole = layout.mask.long()
             options["attention_mask"] = (
-                self.additive(causal_mask(layout), layout, embeds) if self.parallel_queries else whole
+                self.additive(causal_mask(layout), layout, embeds) if self.bidirectional_queries else whole
             )
         hidden: Tensor = self.decoder(
             inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **options
@@ -237,8 +237,8 @@ class HuggingFaceBackbone(PrefixBackbone):
     def additive(
         self, allowed: Bool[Tensor, "n l l"], layout: Layout, embeds: Float[Tensor, "n s d"]
     ) -> Float[Tensor, "n 1 s l"]:
-        """Give 0 where one of the last tokens sees another and the lowest number elsewhere, as attention adds it."""
-        if self.parallel_queries:
+        """Return 0 where one of the last tokens sees another and the lowest number elsewhere, as attention adds it."""
+        if self.bidirectional_queries:
             allowed = allowed | mutual_mask(layout)
         zeros = torch.zeros((), dtype=embeds.dtype, device=embeds.device)
         return zeros.masked_fill(~allowed[:, None, -embeds.shape[1] :], torch.finfo(embeds.dtype).min)
@@ -255,7 +255,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         return embeds
 
     def tokenize(self, prompts: list[str]) -> list[list[int]]:
-        """Give `<start> prompt` plus what the family's own format puts behind it; never the end token. Some have no
+        """Return `<start> prompt` plus what the family's own format puts behind it; never the end token. Some have no
         start token.
 
         An end token would follow the query, and in a causal decoder nothing after the query changes its feature.
@@ -276,7 +276,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         """Whether the embedding is the vocabulary head, too."""
         return bool(self.model.config.tie_word_embeddings)
 
-    def prepare_writing(self, config: BackboneConfig) -> None:
+    def enable_lm_head(self, config: BackboneConfig) -> None:
         """Take the vocabulary head of the checkpoint, where it is not the embedding; it is trained as that is."""
         weight = self.embedding.weight
         reads = config.size is ModelSize.full and not config.random_init
@@ -290,7 +290,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         self.unembed.requires_grad_(not config.freeze_embeddings)
 
     def reply_ids(self, before: str, text: str) -> list[int]:
-        """Give the tokens that the whole text has more than `before`; alone where the seam is within a token."""
+        """Return the tokens that the whole text has more than `before`; alone where the seam is within a token."""
         start, whole, alone = self.tokenizer([before, before + text, text], add_special_tokens=False)["input_ids"]
         return whole[len(start) :] if whole[: len(start)] == start else alone
 
@@ -299,7 +299,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         """The tokenizer's own."""
         return int(self.tokenizer.eos_token_id)
 
-    def predict_words(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
+    def lm_logits(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
         """Multiply with the vocabulary head; Gemma 2 and 4 bound their logits."""
         logits = F.linear(features, (self.unembed or self.embedding).weight.to(features.dtype)).float()
         bound = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
@@ -313,6 +313,6 @@ class HuggingFaceBackbone(PrefixBackbone):
 
 
 def tiny_qwen_tokenizer(marks: tuple[str, ...]) -> Qwen2Tokenizer:
-    """Give Qwen's tokenizer class with one token per byte, then `marks`."""
+    """Return Qwen's tokenizer class with one token per byte, then `marks`."""
     vocab = {token: i for i, token in enumerate(["<|endoftext|>", *TINY_BYTES, *marks])}
     return Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=list(marks))

@@ -19,7 +19,7 @@ class Layout(NamedTuple):
     token: Int64[Tensor, "n s"]  # vocabulary id of text and of an image's marks; -1 = anything else
 
 
-class Context:
+class KVCache:
     """What a decoder has read of every sequence: its keys and values, and what they are of.
 
     Frames and queries that come later are read behind it, at the cost of themselves alone.

@@ -20,8 +20,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.utils.hub import cached_file
 
 from robovlms.backbones.conversion import Convertible
-from robovlms.choices import WeightType
-from robovlms.config import BackboneConfig
+from robovlms.config.choices import WeightType
+from robovlms.config.policy import BackboneConfig
+from robovlms.errors import UserError
 from robovlms.registry import BACKBONES, nearest
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 def load(
     config: BackboneConfig, model_type: str, check: Callable[[dict[str, Any]], None], original: str | None
 ) -> tuple[PreTrainedModel, Any, Any]:
-    """Give the bare model of `model_type`, its tokenizer and its image processor.
+    """Return the bare model of `model_type`, its tokenizer and its image processor.
 
     Args:
         config: names the checkpoint.
@@ -40,14 +41,14 @@ def load(
 
     Raises:
         FileNotFoundError: a file cannot be had; says what was looked for and what to do.
-        ValueError: the checkpoint is of another family, incomplete or damaged.
+        UserError: the checkpoint is of another family, incomplete or damaged.
     """
     source = _source(config, original)
     with _explained(config, "config.json"):
         values, _ = PreTrainedConfig.get_config_dict(source)
     if values.get("model_type") != model_type:
         convertible = issubclass(BACKBONES.get(config.name), Convertible)
-        raise ValueError(
+        raise UserError(
             f"backbone={config.name} reads '{model_type}' checkpoints, but backbone.checkpoint={source} holds a "
             f"'{values.get('model_type', 'nameless')}' model: change one of the two options."
             + (f" Its authors' own files are converted first: {convert_command(config)}." if convertible else "")
@@ -78,11 +79,11 @@ def load_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Tens
     """Read the vocabulary head, which the bare model is loaded without.
 
     Raises:
-        ValueError: the checkpoint has none of the embedding's shape.
+        UserError: the checkpoint has none of the embedding's shape.
     """
     head = _find_vocabulary_head(config, shape)
     if head is None:
-        raise ValueError(
+        raise UserError(
             f"cotrain needs the vocabulary head, but backbone.checkpoint={config.checkpoint} has no lm_head.weight of "
             f"{shape[0]} x {shape[1]} (scripts/convert_backbone.py and scripts/merge_lora.py do not keep it): use the "
             "published checkpoint, or another backbone."
@@ -94,11 +95,11 @@ def check_tied_head(config: BackboneConfig, embedding: Tensor) -> None:
     """Make sure that the embedding is the vocabulary head, where config.json says so.
 
     Raises:
-        ValueError: the checkpoint has a head of its own.
+        UserError: the checkpoint has a head of its own.
     """
     head = _find_vocabulary_head(config, tuple(embedding.shape))
     if head is not None and not torch.equal(head.to(embedding.dtype), embedding):
-        raise ValueError(
+        raise UserError(
             f"backbone.checkpoint={config.checkpoint} has an lm_head.weight of its own, but its config.json ties it to "
             'the embedding: write "tie_word_embeddings": false there.'
         )
@@ -124,9 +125,9 @@ def _find_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Ten
 
 
 def _source(config: BackboneConfig, original: str | None = None) -> str:
-    """Give the folder or hub id; what can only be a path must exist, as what a conversion writes."""
+    """Return the folder or hub id; what can only be a path must exist, as what a conversion writes."""
     if config.checkpoint is None:
-        raise ValueError(
+        raise UserError(
             f"backbone={config.name} needs weights: set backbone.checkpoint to a hub id or a local folder, "
             "or backbone.size=tiny for a small random model."
         )
@@ -152,7 +153,7 @@ def _source(config: BackboneConfig, original: str | None = None) -> str:
 
 
 def convert_command(config: BackboneConfig) -> str:
-    """Give the command that turns the authors' own files into a folder that can be read."""
+    """Return the command that turns the authors' own files into a folder that can be read."""
     return f"`python scripts/convert_backbone.py family={config.name} source=<folder> output_dir=<new folder>`"
 
 
@@ -163,7 +164,7 @@ def _explained(config: BackboneConfig, what: str) -> Iterator[None]:
     except OSError as error:
         raise FileNotFoundError(missing_message(str(config.checkpoint), what, error)) from error
     except SafetensorError as error:
-        raise ValueError(
+        raise UserError(
             f"backbone.checkpoint={config.checkpoint}: {what} are damaged ({error}): copy or download them again."
         ) from error
     except ValueError as error:
@@ -171,7 +172,7 @@ def _explained(config: BackboneConfig, what: str) -> Iterator[None]:
             raise FileNotFoundError(missing_message(str(config.checkpoint), what, error)) from error
         if "scaled_dot_product_attention" not in str(error):
             raise
-        raise ValueError(
+        raise UserError(
             f"backbone.attn_implementation={config.attn_implementation} does not fit the decoder of "
             f"backbone.checkpoint={config.checkpoint} (e.g. Gemma 2): use backbone.attn_implementation=eager."
         ) from error
@@ -201,7 +202,7 @@ def missing_message(checkpoint: str, what: str, error: Exception) -> str:
 def _check_complete(config: BackboneConfig, info: dict[str, Any]) -> None:
     lacking = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ())]
     if lacking:
-        raise ValueError(
+        raise UserError(
             f"backbone.checkpoint={config.checkpoint} lacks {len(lacking)} weights of its config, e.g. {lacking[0]}: "
             "it is damaged or mixes two models. Use another one, or backbone.random_init=true for random weights."
         )
@@ -213,13 +214,13 @@ def check_attention(config: BackboneConfig, options: tuple[str, ...]) -> None:
     """Refuse an attention that the family has not, or that this machine cannot run.
 
     Raises:
-        ValueError: names the alternative.
+        UserError: names the alternative.
     """
     choice, option = config.attn_implementation, f"backbone.attn_implementation={config.attn_implementation}"
     if choice not in options:
-        raise ValueError(
+        raise UserError(
             f"{option} does not fit backbone={config.name}.{nearest(choice, options)} Options: {', '.join(options)}."
         )
     if choice.startswith("flash") and not (torch.cuda.is_available() and importlib.util.find_spec("flash_attn")):
         lack = "the flash_attn package" if torch.cuda.is_available() else "a GPU"
-        raise ValueError(f"{option} needs {lack}, which is not here: use backbone.attn_implementation=sdpa.")
+        raise UserError(f"{option} needs {lack}, which is not here: use backbone.attn_implementation=sdpa.")

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from robovlms.backbones.base import Backbone
-from robovlms.config import LoRAConfig
+from robovlms.config.policy import LoRAConfig
+from robovlms.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def add_lora(backbone: Backbone, config: LoRAConfig) -> None:
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: a part does not exist or has no linear layer, or no layer of it is called as `modules` says.
+        UserError: a part does not exist or has no linear layer, or no layer of it is called as `modules` says.
     """
     if importlib.util.find_spec("peft") is None:
         raise ImportError('backbone.lora.rank > 0 needs peft. Install it with pip install "robovlms[lora]".')
@@ -35,16 +36,16 @@ def add_lora(backbone: Backbone, config: LoRAConfig) -> None:
 
     parts = backbone.parts()
     if unknown := [part for part in config.parts if part not in parts]:
-        raise ValueError(f"backbone.lora.parts has '{unknown[0]}': choose from {', '.join(parts)}.")
+        raise UserError(f"backbone.lora.parts has '{unknown[0]}': choose from {', '.join(parts)}.")
     modules = [module for part in config.parts for module in parts[part]]
     linear = {id(each) for module in modules for each in module.modules() if type(each) is nn.Linear}
     linear -= {id(each) for module in backbone.unused() for each in module.modules()}
     names = [name for name, module in backbone.named_modules() if id(module) in linear]
     ends = sorted({name.rpartition(".")[2] for name in names})
     if not names:
-        raise ValueError(f"backbone.lora.parts={config.parts} has no linear layer to adapt.")
+        raise UserError(f"backbone.lora.parts={config.parts} has no linear layer to adapt.")
     if unknown := [end for end in config.modules if end not in ends]:
-        raise ValueError(f"backbone.lora.modules has '{unknown[0]}': in {config.parts} are {', '.join(ends)}.")
+        raise UserError(f"backbone.lora.modules has '{unknown[0]}': in {config.parts} are {', '.join(ends)}.")
     if config.modules:
         names = [name for name in names if name.rpartition(".")[2] in config.modules]
     frozen = {id(p) for module in modules for p in module.parameters()}
@@ -64,7 +65,7 @@ def merge_lora(backbone: Backbone) -> None:
     """Add every adapter to the weight it stands beside and take it away.
 
     Raises:
-        ValueError: a layer's output then differs by more than `MERGE_TOLERANCE` of its largest value, as it does in
+        UserError: a layer's output then differs by more than `MERGE_TOLERANCE` of its largest value, as it does in
             bfloat16.
     """
     from peft.tuners.lora import Linear
@@ -78,7 +79,7 @@ def merge_lora(backbone: Backbone) -> None:
         layer.merge()
         difference = ((plain(inputs) - wanted).abs().max() / wanted.abs().max()).item()
         if not difference <= MERGE_TOLERANCE:
-            raise ValueError(
+            raise UserError(
                 f"merging the adapter of {name} changes its output by {difference:.1e} of the largest value, allowed "
                 f"are {MERGE_TOLERANCE:g}: weights of {weight.dtype} are too coarse, merge in float32."
             )

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robovlms.backbones.base import Backbone
-from robovlms.backbones.flamingo_layers import Perceiver
-from robovlms.backbones.layout import Context, Layout
-from robovlms.config.allowed import NotAllowedError
+from robovlms.backbones.layout import KVCache, Layout
+from robovlms.backbones.perceiver import Perceiver
+from robovlms.errors import NotAllowedError, UserError
 
 
 class PrefixBackbone(Backbone):
@@ -35,16 +35,16 @@ class PrefixBackbone(Backbone):
     def __init__(self) -> None:
         super().__init__()
         self.resampler: Perceiver | None = None
-        self.parallel_queries = False  # whether queries of one frame see each other
+        self.bidirectional_queries = False  # whether queries of one frame see each other
 
-    def let_queries_see_each_other(self) -> None:
+    def enable_bidirectional_queries(self) -> None:
         """Open the mask, if it is ours."""
         if not self.can_parallel:
             raise NotAllowedError(
                 "head.parallel=true needs queries that see each other, but this backbone's decoder makes its own mask: "
                 "set head.parallel=false, or choose another backbone (nano, paligemma, llava, qwen2_5_vl, ...)."
             )
-        self.parallel_queries = True
+        self.bidirectional_queries = True
 
     def add_resampler(self, num_tokens: int) -> None:
         """Turn the tokens of every image into `num_tokens`, by a random perceiver that starts at the text's scale.
@@ -52,10 +52,10 @@ class PrefixBackbone(Backbone):
         Source: RoboVLMs model/vision_encoder/vision_resampler.py: six layers of the decoder's width.
 
         Raises:
-            ValueError: the family needs its own tokens.
+            UserError: the family needs its own tokens.
         """
         if not self.can_resample:
-            raise ValueError(
+            raise UserError(
                 f"backbone.resample={num_tokens} does not fit this backbone: its decoder needs the image's own tokens."
             )
         self.resampler = Perceiver(self.hidden_dim, num_tokens, depth=6)
@@ -63,7 +63,7 @@ class PrefixBackbone(Backbone):
 
     @abstractmethod
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m e"]:
-        """Give the image tokens as the decoder wants to read them; what they have beyond d entries travels along."""
+        """Return the image tokens as the decoder wants to read them; what they have beyond d entries travels along."""
 
     @abstractmethod
     def decode(self, embeds: Float[Tensor, "n s e"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
@@ -90,28 +90,28 @@ class PrefixBackbone(Backbone):
         text_ids: Int64[Tensor, "n l"],
         text_mask: Bool[Tensor, "n l"],
         queries: Float[Tensor, "n t q d"],
-        context: Context | None = None,
-        seen: Bool[Tensor, "n v"] | None = None,
+        kv_cache: KVCache | None = None,
+        view_mask: Bool[Tensor, "n v"] | None = None,
     ) -> Float[Tensor, "n t q d"]:
         """Embed text, pack it with image tokens and queries, decode, and give the hidden states at the queries.
 
         Raises:
-            ValueError: a sequence is longer than the decoder's positions.
+            UserError: a sequence is longer than the decoder's positions.
         """
-        return self._read(image, text_ids, text_mask, queries, context, seen)
+        return self._read(image, text_ids, text_mask, queries, kv_cache, view_mask)
 
-    def read_words(
+    def lm_hidden(
         self,
         image: Float[Tensor, "n t v m e"],
         text_ids: Int64[Tensor, "n l"],
         text_mask: Bool[Tensor, "n l"],
         reply_ids: Int64[Tensor, "n r"],
-        seen: Bool[Tensor, "n v"] | None = None,
+        view_mask: Bool[Tensor, "n v"] | None = None,
     ) -> Float[Tensor, "n r d"]:
         """Read all of the reply but its last token behind the text, and give what follows the text's last token."""
         told = reply_ids[:, :-1]
         queries = self.embed_text(told)[:, None]
-        return self._read(image, text_ids, text_mask, queries, None, seen, query_ids=told)[:, 0]
+        return self._read(image, text_ids, text_mask, queries, None, view_mask, query_ids=told)[:, 0]
 
     def _read(
         self,
@@ -119,8 +119,8 @@ class PrefixBackbone(Backbone):
         text_ids: Int64[Tensor, "n l"],
         text_mask: Bool[Tensor, "n l"],
         queries: Float[Tensor, "n t q d"],
-        context: Context | None,
-        seen: Bool[Tensor, "n v"] | None,
+        kv_cache: KVCache | None,
+        view_mask: Bool[Tensor, "n v"] | None,
         query_ids: Int64[Tensor, "n q"] | None = None,
     ) -> Float[Tensor, "n t _q d"]:
         """Do what `read` says; queries that are words (`query_ids`) are asked together with the text's last token."""
@@ -132,21 +132,21 @@ class PrefixBackbone(Backbone):
         beyond = image.shape[-1] - text.shape[-1]
         text, question = (F.pad(each, (0, beyond)) for each in (text, queries.to(image.dtype)))
         tokens = torch.cat([text[:, :, :head], image, text[:, :, head:], question], dim=2)
-        length = t * tokens.shape[2] + (0 if context is None else context.length)
+        length = t * tokens.shape[2] + (0 if kv_cache is None else kv_cache.length)
         if self.max_length is not None and length > self.max_length:
-            raise ValueError(
+            raise UserError(
                 f"A sequence of {length} tokens ({t} frames of {v} views x {image.shape[2] // v} tokens, "
                 f"{text.shape[2]} of text, {q} queries) exceeds the backbone's {self.max_length} positions: use fewer "
                 "views (view=side), a smaller backbone.max_text_tokens, structure=policy_head, or a checkpoint whose "
                 "preprocessor_config.json makes smaller images."
             )
 
-        if seen is not None and not self.can_hide_views:
+        if view_mask is not None and not self.can_hide_views:
             raise NotAllowedError(
                 "samples lack a view, and this backbone cannot leave images out: choose another backbone (kosmos, "
                 "nano, paligemma, ...), or view= with cameras that every part of the mixture has."
             )
-        shown = image.new_ones(n, v, dtype=torch.bool) if seen is None else seen
+        visible = image.new_ones(n, v, dtype=torch.bool) if view_mask is None else view_mask
         numbers = self._number_patches(image.shape[2] // v, image.device).repeat(v).expand(n, -1)
         ids = self.image_ids(image.shape[2] // v, image.device).repeat(v).expand(n, -1)
 
@@ -155,7 +155,7 @@ class PrefixBackbone(Backbone):
             block = [text[:, :head], image, text[:, head:], query]
             return repeat(torch.cat(block, dim=1), "n s -> n (t s)", t=t)
 
-        mask = per_frame(text_mask, shown.repeat_interleave(image.shape[2] // v, dim=1), True)
+        mask = per_frame(text_mask, visible.repeat_interleave(image.shape[2] // v, dim=1), True)
         no_text, no_image = torch.zeros_like(text_mask), torch.zeros_like(numbers, dtype=torch.bool)
         is_query = is_asked = per_frame(no_text, no_image, True)
         if query_ids is not None:
@@ -167,21 +167,21 @@ class PrefixBackbone(Backbone):
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # real tokens first, each in its order
         packed = rearrange(tokens, "n t s d -> n (t s) d").gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
         layout = Layout(*(x.gather(1, order) for x in (mask, frame, is_query, patch, token)))
-        if context is None:
+        if kv_cache is None:
             hidden = self.decode(packed, layout)
         else:
             is_more = text_ids.shape[1] + image.shape[2] == 0
-            hidden = self.decode(packed, context.add(layout, 0 if is_more else t), context.cache)
+            hidden = self.decode(packed, kv_cache.add(layout, 0 if is_more else t), kv_cache.cache)
         places = (~is_asked.gather(1, order)).to(torch.uint8).argsort(dim=1, stable=True)[:, : t * per_question, None]
         asked = hidden.gather(1, places.expand(-1, -1, hidden.shape[-1]))
         return rearrange(asked, "n (t q) d -> n t q d", t=t)
 
     def in_sequence(self, image: Float[Tensor, "n t v m e"]) -> Float[Tensor, "n t v _m _e"]:
-        """Give the image tokens that stand in the sequence: all, unless the decoder sees them another way."""
+        """Return the image tokens that stand in the sequence: all, unless the decoder sees them another way."""
         return image
 
     def image_ids(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:
-        """Give the vocabulary id of each of the tokens that `embed_images` makes of an image, -1 where it has none."""
+        """Return the vocabulary id of each token that `embed_images` makes of an image, -1 where it has none."""
         return torch.full((num_tokens,), -1, device=device)
 
     def _number_patches(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.choices import MISSING, Execution
+from robovlms.config.choices import MISSING, Execution
 
 
 @dataclass(kw_only=True)
@@ -47,4 +47,4 @@ class EvaluationConfig:
     execute_steps: int = 1  # actions of a chunk executed before the policy is asked again
     num_workers: int = 1
     videos_per_task: int = 1
-    part: str | None = None  # of a mixture: whose actions the policy gives; a policy of one data set needs none
+    source: str | None = None  # of a mixture: whose actions the policy gives; a policy of one data set needs none

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from robovlms.choices import MISSING, ask
+from robovlms.config.choices import MISSING, ask
+from robovlms.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -28,9 +29,9 @@ class CotrainConfig:
     def __post_init__(self) -> None:
         for key in ("batch_size", "max_tokens"):
             if getattr(self, key) < 1:
-                raise ValueError(f"cotrain.{key}={getattr(self, key)} must be at least 1.")
+                raise UserError(f"cotrain.{key}={getattr(self, key)} must be at least 1.")
         if self.weight <= 0:
-            raise ValueError(f"cotrain.weight={self.weight} must be above 0; cotrain=null turns it off.")
+            raise UserError(f"cotrain.weight={self.weight} must be above 0; cotrain=null turns it off.")
         for key in ("question", "answer"):
             if getattr(self, key).count("{text}") != 1:
-                raise ValueError(f"cotrain.{key}={getattr(self, key)!r} must contain {{text}} once.")
+                raise UserError(f"cotrain.{key}={getattr(self, key)!r} must contain {{text}} once.")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.choices import (
+from robovlms.config.choices import (
     MISSING,
     CacheMode,
     Fit,
-    Frame,
-    ImageFormat,
     NormalizationMode,
-    PictureFormat,
+    ReferenceFrame,
     Representation,
     Resize,
-    RLDSTransform,
     Rotation,
     ask,
 )
@@ -30,7 +27,7 @@ class ActionContract:
 
     names: list[str] = MISSING  # one per entry, e.g. [dx, dy, dz, droll, dpitch, dyaw, gripper]
     representation: Representation = MISSING
-    frame: Frame = field(default=MISSING, metadata={"example": "tcp"})
+    frame: ReferenceFrame = field(default=MISSING, metadata={"example": "tcp"})
     rotation: Rotation = Rotation.none
     position_unit: float | None = ask("1.0")  # metres that a position entry of 1.0 stands for; null: not known
     rotation_unit: float | None = 1.0  # radians that an angle of 1.0 stands for; null: not known
@@ -44,7 +41,7 @@ class ConvertConfig:
     """What a policy is taught where it is not what the data records; null: as recorded."""
 
     representation: Representation | None = None
-    frame: Frame | None = None
+    frame: ReferenceFrame | None = None
     rotation: Rotation | None = None
     position_unit: float | None = None
     rotation_unit: float | None = None
@@ -120,127 +117,16 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class CalvinDataConfig(DataConfig):
-    """CALVIN folder (github.com/mees/calvin, dataset/README.md)."""
-
-    root: str = ask("/path/to/task_ABCD_D")
-    train_split: str = "training"
-    validation_split: str = "validation"
-    few_shot_file: str | None = None  # JSON {task: [[start, end], ...]}: only these segments
-    scenes: list[str] = field(default_factory=list)  # e.g. [A, B], by scene_info.npy; empty: all
-    exclude_tasks: list[str] = field(default_factory=list)
-    play_instruction: str | None = None  # adds what lies between the segments, told this; null: left out
-
-
-@dataclass(kw_only=True)
-class LeRobotDataConfig(DataConfig):
-    """LeRobotDataset folder, v2.0, v2.1 or v3.0."""
-
-    action_key: str = "action"  # or parts put together: action.position+action.rotation[0:3]+action.gripper
-    language_key: str = "task_index"  # column of numbers of tasks
-    validation_fraction: float = 0.05  # share of the episodes of every task kept for validation, at least one
-
-
-@dataclass(kw_only=True)
-class RLDSDataConfig(DataConfig):
-    """TFDS folder of TFRecords, as Open X-Embodiment publishes them (arXiv:2310.08864)."""
-
-    train_split: str = "train"
-    validation_split: str = "val"  # where there is none: the last validation_fraction of the training split
-    validation_fraction: float = 0.05
-    transform: RLDSTransform = RLDSTransform.none
-    action_key: str = "action"  # of a step, or keys and parts of them put together: action/world_vector+action[6]
-    language_key: str = "language_instruction"
-    drop_first: int = 0  # leading steps of every episode that are left out
-    skip_idle: bool = False  # leave out steps that tell the arm nothing, as if they were never recorded (DROID)
-    success_key: str | None = None  # a flag of an episode; where it is false, the episode is left out (kuka: success)
-    bgr: dict[str, PictureFormat] = field(default_factory=dict)  # view -> the format whose pictures have blue first
-
-
-@dataclass(kw_only=True)
-class LiberoDataConfig(DataConfig):
-    """LIBERO or robomimic: a HDF5 file of demonstrations, or a folder of such files."""
-
-    action_key: str = "actions"
-    validation_fraction: float = 0.05
-    instruction: str | None = None  # of all demonstrations; unset: the file's own (LIBERO's problem_info or its name)
-    flip: bool = True  # LIBERO's pictures are upside down
-
-
-@dataclass(kw_only=True)
 class MixtureDataConfig(DataConfig):
     """Several data sets in one run; `contract` and `proprio_names` are the policy's."""
 
     root: str = ""  # folder that the roots of parts may lie below: ${data.root}/kuka
     views: dict[str, str] = field(default_factory=dict)
-    parts: dict[str, DataConfig] = field(default_factory=dict)
+    sources: dict[str, DataConfig] = field(default_factory=dict)
     agree: bool = True  # refuse parts whose actions mean different things; false: only axes are matched
     weigh_by_size: bool = True  # a part's share is weight x windows (OpenVLA); false: weight alone
 
     @property
     def view_names(self) -> list[str]:
         """Name the cameras that any part has."""
-        return list(dict.fromkeys(view for part in self.parts.values() for view in part.views))
-
-
-@dataclass(kw_only=True)
-class PackConfig:
-    """How `scripts/convert_data.py` packs."""
-
-    image_format: ImageFormat = ImageFormat.raw
-    workers: int = 1  # processes
-    splits: list[str] = field(default_factory=lambda: ["train", "validation"])
-    verify: bool = False  # compare what is packed with its SHA-256, and write nothing
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"pack.workers={self.workers} must be at least 1.")
-        if not self.splits or set(self.splits) - {"train", "validation"}:
-            raise ValueError(f"pack.splits={self.splits} must name train, validation or both.")
-
-
-def check_augmentation(data: DataConfig) -> None:
-    """Refuse augmentation out of range, or of cameras that are not there.
-
-    Raises:
-        ValueError: names the option to change.
-    """
-    config = data.augmentation
-    named = {"shift": set(data.shift), "augmentation.crop": set(config.crop), "augmentation.views": set(config.views)}
-    for option, names in named.items():
-        if unknown := names - set(data.view_names):
-            raise ValueError(
-                f"data.{option} names {sorted(unknown)}, which are not among data.views {data.view_names}."
-            )
-    for view, px in data.shift.items():
-        if px < 0:
-            raise ValueError(f"data.shift.{view}={px} must be at least 0.")
-    if not 0 < config.largest_crop <= 1:
-        raise ValueError(f"data.augmentation.largest_crop={config.largest_crop} must lie in (0, 1].")
-    for view, area in config.crop.items():
-        if area != 1 and not 0 < area <= config.largest_crop:
-            raise ValueError(
-                f"data.augmentation.crop.{view}={area} must lie in (0, {config.largest_crop}], where "
-                "data.augmentation.largest_crop ends, or be 1 for none."
-            )
-    for name in ("brightness", "contrast", "saturation", "hue"):
-        amount, most = getattr(config, name), 0.5 if name == "hue" else 1.0
-        if not 0 <= amount <= most:
-            raise ValueError(f"data.augmentation.{name}={amount} must lie in [0, {most}].")
-
-
-def check_mixture(data: MixtureDataConfig) -> None:
-    """Refuse what would not be looked at: options of a part set on the mixture, and the reverse.
-
-    Raises:
-        ValueError: names the option and where to set it.
-    """
-    of_parts = {"convert": ConvertConfig(), "skip_bad": False, "cache": CacheMode.native, "cache_mb": 0,
-                "cache_dir": None, "fraction": 1.0, "weight": 1.0}  # fmt: skip
-    for option, default in of_parts.items():
-        if getattr(data, option) != default:
-            raise ValueError(f"data.{option} of a mixture is not looked at: set data.parts.<name>.{option}.")
-    for name, part in data.parts.items():
-        for option, ours in {"augmentation": AugmentationConfig(), "num_workers": 4}.items():
-            if getattr(part, option) != ours:
-                raise ValueError(f"data.parts.{name}.{option} is not looked at: set the mixture's data.{option}.")
+        return list(dict.fromkeys(view for source in self.sources.values() for view in source.views))

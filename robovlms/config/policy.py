@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.choices import (
+from robovlms.config.choices import (
     MISSING,
     ArmLoss,
-    FlowSolver,
     FrameCache,
     HeadKind,
     ModelSize,
@@ -15,6 +14,7 @@ from robovlms.choices import (
     Structure,
     WeightType,
 )
+from robovlms.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -31,7 +31,7 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 0:
-            raise ValueError(f"backbone.lora.rank={self.rank} must be at least 0 (no adapters).")
+            raise UserError(f"backbone.lora.rank={self.rank} must be at least 0 (no adapters).")
 
 
 @dataclass(kw_only=True)
@@ -56,16 +56,6 @@ class BackboneConfig:
 
 
 @dataclass(kw_only=True)
-class NanoBackboneConfig(BackboneConfig):
-    """Sizes of the embedded few-million-parameter VLM."""
-
-    image_size: int = MISSING  # px, a multiple of 16
-    hidden_dim: int = MISSING
-    num_layers: int = MISSING
-    num_heads: int = MISSING
-
-
-@dataclass(kw_only=True)
 class HeadConfig:
     """Action head: what it is and how its loss is weighed."""
 
@@ -81,94 +71,6 @@ class HeadConfig:
     def kind(self) -> HeadKind:
         """Say what the head makes of a window."""
         return HeadKind.frame
-
-
-@dataclass(kw_only=True)
-class MLPHeadConfig(HeadConfig):
-    """Each frame decoded on its own."""
-
-    plain: bool = False  # three linear layers of hidden_dim instead of upstream's projection and decoders
-
-
-@dataclass(kw_only=True)
-class LSTMHeadConfig(HeadConfig):
-    """Recurrent policy head."""
-
-    num_layers: int = 4
-    dropout: float = 0.0
-
-    @property
-    def kind(self) -> HeadKind:
-        """Say that it has a memory."""
-        return HeadKind.memory
-
-
-@dataclass(kw_only=True)
-class GPTHeadConfig(HeadConfig):
-    """Transformer policy head."""
-
-    num_layers: int = 8
-    num_heads: int = 8
-    dropout: float = 0.0
-
-    @property
-    def kind(self) -> HeadKind:
-        """Say that it has a memory."""
-        return HeadKind.memory
-
-
-@dataclass(kw_only=True)
-class DenoisingHeadConfig(HeadConfig):
-    """A small transformer that carries noise to the chunk."""
-
-    num_layers: int = 4
-    num_heads: int = 8
-    dropout: float = 0.0
-    num_steps: int = 10  # from noise to action
-
-
-@dataclass(kw_only=True)
-class FlowHeadConfig(DenoisingHeadConfig):
-    """Flow matching over the chunk."""
-
-    solver: FlowSolver = FlowSolver.euler
-
-
-@dataclass(kw_only=True)
-class DiffusionHeadConfig(DenoisingHeadConfig):
-    """Diffusion over the chunk."""
-
-    num_train_steps: int = 100
-    eta: float = 0.0  # 0: DDIM; 1 and num_steps = num_train_steps: DDPM
-
-
-@dataclass(kw_only=True)
-class TokensHeadConfig(HeadConfig):
-    """Actions as words at the tail of the vocabulary."""
-
-    num_bins: int = 256  # edges from -1 to 1
-    parallel: bool = False  # all slots of a chunk in one pass, instead of token by token
-    discrete: bool = True  # false: the slots' values are regressed with head.loss (needs parallel)
-
-    @property
-    def kind(self) -> HeadKind:
-        """Say how the VLM writes the chunk."""
-        return HeadKind.slots if self.parallel else HeadKind.tokens
-
-
-@dataclass(kw_only=True)
-class FastHeadConfig(HeadConfig):
-    """Chunks as tokens of their compressed cosine transform."""
-
-    tokenizer: str | None = None  # folder of a published one; unset: fitted to the training set
-    vocab_size: int = 1024
-    scale: float = 10.0  # of the coefficients before they are rounded; larger: finer and longer
-    max_tokens: int = 64  # of a chunk in rollout
-
-    @property
-    def kind(self) -> HeadKind:
-        """Say that the VLM writes tokens."""
-        return HeadKind.tokens
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.choices import MISSING, Duration, Precision, ScheduleName, TrackerName, WandbMode
+from robovlms.config.choices import MISSING, Duration, Precision, ScheduleName, TrackerName, WandbMode
 
 
 @dataclass(kw_only=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,7 +26,7 @@ class WindowIndex:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Give (segment, first frame of the window inside that segment)."""
+        """Return (segment, first frame of the window inside that segment)."""
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
         segment = int(np.searchsorted(self._ends, index, side="right"))
@@ -39,7 +37,7 @@ class WindowIndex:
         return range(int(self._ends[segment - 1]) if segment else 0, int(self._ends[segment]))
 
 
-class Episode(NamedTuple):
+class EpisodeInfo(NamedTuple):
     """A stretch of frames with one instruction; every frame may be observed and has an action."""
 
     length: int
@@ -70,7 +68,7 @@ class Reader(ABC):
     OSError for what is wrong with a frame, and names the file.
     """
 
-    episodes: Sequence[Episode]
+    episodes: Sequence[EpisodeInfo]
     fps: float | None = None  # frames a second, where the format records it
 
     @abstractmethod
@@ -93,11 +91,11 @@ class Reader(ABC):
         return f"{len(self.episodes)} episodes, {frames} frames, {instructions} instructions"
 
     def recorded(self, episode: int) -> int | None:
-        """Give the number of an episode's first frame in a recording that episodes overlap in; None: they never do."""
+        """Return the number of an episode's first frame in a recording that episodes share, or None."""
         return None
 
     @abstractmethod
-    def source(self, episode: int, first: int, last: int) -> str:
+    def location(self, episode: int, first: int, last: int) -> str:
         """Name the file and these frames of it, for error messages."""
 
     @abstractmethod
@@ -106,7 +104,7 @@ class Reader(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Give a text that changes when the data do; nothing but names, sizes and times of files is looked at."""
+        """Return a text that changes when the data do; nothing but names, sizes and times of files is looked at."""
 
 
 class RobotDataset(ABC):
@@ -124,7 +122,7 @@ class RobotDataset(ABC):
         """Read one window: w frames per view, s = w + k - 1 actions in raw units with their mask."""
 
     @abstractmethod
-    def source(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Name the file and frames of a window, for error messages."""
 
     @abstractmethod
@@ -132,8 +130,8 @@ class RobotDataset(ABC):
         """Describe the data set in one line: segments, frames, windows, instructions."""
 
 
-def untaught(episodes: Sequence[Episode]) -> dict[int, str]:
-    """Give the episodes that nothing can be learned from, by their number, and why."""
+def unlabelled(episodes: Sequence[EpisodeInfo]) -> dict[int, str]:
+    """Return the episodes that nothing can be learned from, by their number, and why."""
     found = {}
     for number, (length, instruction, _) in enumerate(episodes):
         if not length:
@@ -141,56 +139,3 @@ def untaught(episodes: Sequence[Episode]) -> dict[int, str]:
         elif not instruction.strip():
             found[number] = "its instruction is empty"
     return found
-
-
-def check_split(split: str) -> None:
-    """Refuse anything but train and validation."""
-    if split not in ("train", "validation"):
-        raise ValueError(f"split={split!r} does not exist: choose 'train' or 'validation'.")
-
-
-def choose_episodes(tasks: Sequence[str | int], split: str, validation_fraction: float, fraction: float) -> list[int]:
-    """Divide episodes: validation is the last share of every task's, training an evenly spread share of the rest.
-
-    Of every task with several episodes at least one is for validation, and never all; a share of 0 keeps none. Where
-    every episode has a task of its own, they are divided as if they shared one.
-
-    Raises:
-        ValueError: a share outside its range, an unknown split, or one that is empty.
-    """
-    check_split(split)
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(f"data.validation_fraction={validation_fraction} must lie in [0, 1).")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"data.fraction={fraction} must lie in (0, 1].")
-    if len(set(tasks)) == len(tasks):
-        tasks = [""] * len(tasks)
-    totals = Counter(tasks)
-    remaining = Counter(tasks)
-    chosen = []
-    for number, task in enumerate(tasks):
-        kept_out = min(share(validation_fraction, totals[task]) or int(validation_fraction > 0), totals[task] - 1)
-        if (remaining[task] <= kept_out) == (split != "train"):
-            chosen.append(number)
-        remaining[task] -= 1
-    if not chosen:
-        raise ValueError(
-            f"The {split} split is empty: there are {len(tasks)} episodes, and validation gets its own. Add episodes."
-        )
-    return thin(chosen, fraction) if split == "train" else chosen
-
-
-def thin(numbers: list[int], fraction: float) -> list[int]:
-    """Keep a share, evenly spread, at least one."""
-    count = max(1, share(fraction, len(numbers)))
-    return [numbers[i * len(numbers) // count] for i in range(count)]
-
-
-def share(fraction: float, total: int) -> int:
-    """Give ceil(fraction * total), with 0.07 * 100 = 7."""
-    return math.ceil(round(fraction * total, 6))
-
-
-def spread(total: int, count: int) -> Int64[np.ndarray, "_count"]:
-    """Give `count` of the numbers below `total`, evenly spread and beginning with 0."""
-    return np.arange(count) * total // max(count, 1)

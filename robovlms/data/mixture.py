@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from robovlms.actions.plan import Source
 from robovlms.data.base import RobotDataset
-from robovlms.parts import Part
 from robovlms.types import Sample
 
 
@@ -21,37 +21,39 @@ class MixtureDataset(RobotDataset):
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        sources: Sequence[Source],
         datasets: Sequence[RobotDataset],
         *,
         action_dim: int,
         proprio_dim: int,
         by_size: bool,
     ) -> None:
-        self._parts, self._datasets = parts, datasets
+        self._sources, self._datasets = sources, datasets
         self._action_dim, self._proprio_dim = action_dim, proprio_dim
         self.sizes = [len(dataset) for dataset in datasets]
         self.weights = [
-            part.data.weight * (size if by_size else 1) for part, size in zip(parts, self.sizes, strict=True)
+            source.data.weight * (size if by_size else 1) for source, size in zip(sources, self.sizes, strict=True)
         ]
         self._ends = np.cumsum(self.sizes)
-        self._taught = [self._entries(part) for part in parts]
+        self._taught = [self._action_dims(source) for source in sources]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        part, inner = self._locate(index)
-        sample, layout = self._datasets[part][inner], self._parts[part]
+        source, inner = self._locate(index)
+        sample, layout = self._datasets[source][inner], self._sources[source]
         actions = np.zeros((len(sample.actions), self._action_dim), np.float32)
-        actions[:, layout.entries] = sample.actions
-        taught = self._taught[part]
-        if sample.entries is not None:
+        actions[:, layout.action_dims] = sample.actions
+        taught = self._taught[source]
+        if sample.action_dims is not None:
             taught = taught.copy()
-            taught[layout.entries] &= sample.entries
-        return replace(sample, actions=actions, entries=taught, proprio=self._proprio(sample, layout), part=part)
+            taught[layout.action_dims] &= sample.action_dims
+        return replace(
+            sample, actions=actions, action_dims=taught, proprio=self._proprio(sample, layout), source=source
+        )
 
-    def _proprio(self, sample: Sample, layout: Part) -> Float32[np.ndarray, "w p"] | None:
+    def _proprio(self, sample: Sample, layout: Source) -> Float32[np.ndarray, "w p"] | None:
         if not self._proprio_dim:
             return None
         steps = len(next(iter(sample.frames.values())))
@@ -60,27 +62,27 @@ class MixtureDataset(RobotDataset):
             proprio[:, layout.proprio] = sample.proprio
         return proprio
 
-    def _entries(self, part: Part) -> Bool[np.ndarray, "a"]:
+    def _action_dims(self, source: Source) -> Bool[np.ndarray, "a"]:
         taught = np.zeros(self._action_dim, bool)
-        taught[part.entries] = True
+        taught[source.action_dims] = True
         return taught
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return part, index - (int(self._ends[part - 1]) if part else 0)
+        source = int(np.searchsorted(self._ends, index, side="right"))
+        return source, index - (int(self._ends[source - 1]) if source else 0)
 
-    def source(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Name the part, its file and frames."""
-        part, inner = self._locate(index)
-        return f"{self._parts[part].name}: {self._datasets[part].source(inner)}"
+        source, inner = self._locate(index)
+        return f"{self._sources[source].name}: {self._datasets[source].location(inner)}"
 
     def summary(self) -> str:
         """Describe the parts, a line each, with their share of the samples."""
         total = sum(self.weights)
         lines = [
-            f"  {part.name} ({weight / total:.1%} of the samples): {dataset.summary()}"
-            for part, dataset, weight in zip(self._parts, self._datasets, self.weights, strict=True)
+            f"  {source.name} ({weight / total:.1%} of the samples): {dataset.summary()}"
+            for source, dataset, weight in zip(self._sources, self._datasets, self.weights, strict=True)
         ]
-        return f"mixture of {len(self._parts)}, {len(self)} windows\n" + "\n".join(lines)
+        return f"mixture of {len(self._sources)}, {len(self)} windows\n" + "\n".join(lines)

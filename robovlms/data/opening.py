@@ -9,20 +9,78 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from robovlms.choices import CacheMode, ImageFormat
-from robovlms.config import ConvertDataConfig, DataConfig
-from robovlms.data.base import Reader, untaught
-from robovlms.data.cache_folder import cache_folder
-from robovlms.data.checks import rate_findings
-from robovlms.data.packed import PackedReader
-from robovlms.data.packed_index import INDEX, digest, load_index
-from robovlms.data.packing import PackSummary, pack, verify
-from robovlms.parts import check_roots, parts_of
+from robovlms.actions.checks import Finding, Severity
+from robovlms.actions.plan import Source, check_roots, naming, policy_names, sources_of
+from robovlms.config.choices import CacheMode, ImageFormat
+from robovlms.config.data import ActionContract, DataConfig, MixtureDataConfig
+from robovlms.config.run import TrainConfig
+from robovlms.data.base import Reader, RobotDataset, unlabelled
+from robovlms.data.cached import CachedDataset
+from robovlms.data.files.cache_folder import cache_folder
+from robovlms.data.mixture import MixtureDataset
+from robovlms.data.packed.index import INDEX, load_index
+from robovlms.data.packed.reader import PackedReader
+from robovlms.data.windows import WindowDataset
+from robovlms.errors import UserError
+from robovlms.files import digest
 from robovlms.registry import DATASETS
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
+
+def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
+    """Return the `train` or `validation` windows of the configured data set, or of all parts of a mixture."""
+    return join_sources(config, open_sources(config, split), split)
+
+
+def open_sources(config: TrainConfig, split: str) -> list[WindowDataset]:
+    """Open the reader of every part, in the order of their numbers: what costs time when a run starts."""
+    check_roots(config.data)
+    return [_open_source(source, config, split) for source in sources_of(config.data)]
+
+
+def _open_source(source: Source, config: TrainConfig, split: str) -> WindowDataset:
+    views = [view for view in config.view.views if view in source.data.views]
+    if not views:
+        raise UserError(f"{source.name} has none of view.views={config.view.views}: map one in its views.")
+    with naming(source, config.data):
+        reader, window = open_reader(source.data, split, views), config.window
+        return WindowDataset(reader, source.data, window_size=window.window_size, chunk_size=window.chunk_size)
+
+
+def join_sources(config: TrainConfig, windows: list[WindowDataset], split: str) -> RobotDataset:
+    """Make one data set of the parts' windows."""
+    sources = sources_of(config.data)
+    datasets: list[RobotDataset] = [
+        CachedDataset(dataset, source.data.cache_mb) if source.data.cache_mb else dataset
+        for source, dataset in zip(sources, windows, strict=True)
+    ]
+    dataset = datasets[0]
+    if isinstance(config.data, MixtureDataConfig):
+        dataset = MixtureDataset(
+            sources,
+            datasets,
+            action_dim=len(policy_names(config.data)),
+            proprio_dim=len(config.data.seen_names),
+            by_size=config.data.weigh_by_size,
+        )
+    log.info("%s: %s", split, dataset.summary())
+    return dataset
+
+
+def rate_findings(reader: Reader, contract: ActionContract) -> list[Finding]:
+    """Compare the declared rate with the recorded one, where the format knows it."""
+    if reader.fps is None or abs(reader.fps - contract.control_hz) <= 0.5:  # recorded ones are often rounded
+        return []
+    what = f"recorded at {reader.fps:g} frames a second, but data.contract.control_hz={contract.control_hz:g}"
+    to_do = f"Set data.contract.control_hz={reader.fps:g}; to act less often, data.convert.control_hz."
+    return [Finding(severity=Severity.error, what=what, where=reader.summary(), to_do=to_do)]
+
+
+logger = logging.getLogger(__name__)
 PACKED = "packed"  # folder of the copies, in the cache folder
+
+
 # What readers do not look at, or what their fingerprint tells; a setting that is not among these makes another copy.
 FREE = {
     "root", "views", "contract", "convert", "normalization", "shift", "augmentation", "proprio_rotation",
@@ -31,20 +89,20 @@ FREE = {
 
 
 def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
-    """Give the reader of a split, as `data.cache` says.
+    """Return the reader of a split, as `data.cache` says.
 
     The native reader is opened in any case: its fingerprint tells whether a packed copy is of the data as they are.
     A packed copy may have more views than are asked for.
 
     Raises:
         FileNotFoundError: `data.cache=packed`, and nothing is packed; gives the command.
-        ValueError: `data.cache=packed`, and the copy is not of the data as they are; or a copy is damaged. The data
+        UserError: `data.cache=packed`, and the copy is not of the data as they are; or a copy is damaged. The data
             are not recorded at `data.contract.control_hz`. An episode has no frame or no instruction, and
             `data.skip_bad` is false.
     """
     native: Reader = DATASETS.get(config.name)(config, split, views=views)
     if wrong_rate := rate_findings(native, config.contract):
-        raise ValueError(f"{wrong_rate[0].where}: {wrong_rate[0].what}. {wrong_rate[0].to_do}")
+        raise UserError(f"{wrong_rate[0].where}: {wrong_rate[0].what}. {wrong_rate[0].to_do}")
     _check_episodes(native, config)
     if config.cache is CacheMode.native:
         return native
@@ -57,7 +115,7 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     if stale is not None:
         message = f"{stale} was packed before {native.summary()} or its selection changed. Pack again: {command}"
         if config.cache is CacheMode.packed:
-            raise ValueError(message)
+            raise UserError(message)
         logger.warning("data.cache=auto reads natively: %s", message)
     elif config.cache is CacheMode.packed:
         raise FileNotFoundError(f"data.cache=packed, but {native.summary()} is not packed. Pack it: {command}")
@@ -66,68 +124,36 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
 
 def _check_episodes(reader: Reader, config: DataConfig) -> None:
     """Refuse episodes that nothing can be learned from; with `data.skip_bad`, warn of them."""
-    faults, total = untaught(reader.episodes), len(reader.episodes)
+    faults, total = unlabelled(reader.episodes), len(reader.episodes)
     if not faults:
         return
     first = min(faults)
-    where = reader.source(first, 0, max(reader.episodes[first].length - 1, 0))
+    where = reader.location(first, 0, max(reader.episodes[first].length - 1, 0))
     told = f"{len(faults)} of {total} episodes have no frame or no instruction, the first: {where}: {faults[first]}."
     if not config.skip_bad or len(faults) == total:
-        raise ValueError(
+        raise UserError(
             f"{told} Correct the recording, take instructions from elsewhere (data.language_key of LeRobot and RLDS, "
             "data.instruction of LIBERO), or set data.skip_bad=true to leave such episodes out."
         )
     logger.warning("data.skip_bad: left out: %s", told)
 
 
-def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
-    """Pack the splits of a data set, or of every part of a mixture; with `pack.verify` check what is packed instead.
-
-    Raises:
-        FileNotFoundError: there is nothing to verify, or parts of a mixture are not there.
-        ValueError: see `packing.pack` and `packing.verify`.
-    """
-    check_roots(config.data)
-    summaries = []
-    for part in parts_of(config.data):
-        views = [view for view in config.view.views if view in part.data.views]
-        for split in config.pack.splits:
-            reader: Reader = DATASETS.get(part.data.name)(part.data, split, views=views)
-            folder = packed_folder(part.data, split, views, reader, config.pack.image_format)
-            if config.pack.verify:
-                size = verify(folder)
-                logger.info("%s: %d bytes are as they were written", folder, size)
-            else:
-                origin = _origin(part.data, split, views)
-                summaries.append(
-                    pack(
-                        reader,
-                        folder,
-                        image_format=config.pack.image_format,
-                        workers=config.pack.workers,
-                        origin=origin,
-                    )
-                )
-                logger.info("%s", summaries[-1])
-    return summaries
-
-
 def packed_folder(config: DataConfig, split: str, views: list[str], reader: Reader, image_format: ImageFormat) -> Path:
-    """Give the folder of a packed copy: another for other data, settings, views or format."""
+    """Return the folder of a packed copy: another for other data, settings, views or format."""
     settings = json.dumps(_origin(config, split, views), sort_keys=True)
     text = f"{settings} {reader.fingerprint()} {image_format.value}"
     return cache_folder(config.cache_dir) / PACKED / f"{config.name}-{digest(text)[:16]}"
 
 
 def _origin(config: DataConfig, split: str, views: list[str]) -> dict[str, Any]:
-    """Give the settings that decide what is read; where it lies is the fingerprint's to say."""
+    """Return the settings that decide what is read; where it lies is the fingerprint's to say."""
     settings = {key: value for key, value in asdict(config).items() if key not in FREE}
     root = str(Path(config.root).expanduser().resolve())
     return settings | {"split": split, "root": root, "views": {view: config.views[view] for view in views}}
 
 
 def _packed_folders(config: DataConfig, split: str, views: list[str]) -> Iterator[Path]:
-    """Give the finished copies made with these settings and at least these views, raw ones first."""
+    """Return the finished copies made with these settings and at least these views, raw ones first."""
     wanted = _origin(config, split, views)
     fitting = []
     for path in sorted((cache_folder(config.cache_dir) / PACKED).glob(f"{config.name}-*/{INDEX}")):

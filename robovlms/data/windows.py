@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from robovlms.config import DataConfig
-from robovlms.data.base import Reader, RobotDataset, WindowIndex, spread, untaught
-from robovlms.data.conversion import ActionConverter
+from robovlms.actions.conversion import ActionConverter
+from robovlms.config.data import DataConfig
+from robovlms.data.base import Reader, RobotDataset, WindowIndex, unlabelled
+from robovlms.data.splits import evenly_spaced
+from robovlms.errors import UserError
 from robovlms.types import Sample
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ class WindowDataset(RobotDataset):
     window, and one that cannot be read is replaced by another, the same at every attempt, and counted in a warning.
 
     Raises:
-        ValueError: no episode is as long as a window, or the conversion asked for is not possible.
+        UserError: no episode is as long as a window, or the conversion asked for is not possible.
     """
 
     def __init__(self, reader: Reader, config: DataConfig, *, window_size: int, chunk_size: int) -> None:
@@ -42,14 +44,14 @@ class WindowDataset(RobotDataset):
         self.converter = ActionConverter(config)
         self._lengths = np.array([self.converter.num_steps(e.length) for e in reader.episodes], dtype=np.int64)
         if config.skip_bad:
-            self._lengths[list(untaught(reader.episodes))] = 0
+            self._lengths[list(unlabelled(reader.episodes))] = 0
         self.num_steps = int(self._lengths.sum())
         self._index = WindowIndex(self._lengths, window_size)
         self._seen = [config.proprio_names.index(name) for name in config.seen_names]
-        self._entries = self._taught_entries()
+        self._action_dims = self._recorded_dims()
         self._bad: set[int] = set()
         if not len(self._index):
-            raise ValueError(
+            raise UserError(
                 f"window.window_size={window_size} is longer than every episode of {reader.summary()}: the longest has "
                 f"{max(self._lengths, default=0)} steps. Choose window.window_size <= {max(self._lengths, default=0)}."
             )
@@ -69,7 +71,7 @@ class WindowDataset(RobotDataset):
                 if tried not in self._bad:
                     self._bad.add(tried)
                     logger.warning("data.skip_bad: %d windows replaced so far, now because: %s", len(self._bad), error)
-        raise ValueError(f"data.skip_bad: {MAX_SUBSTITUTES} windows in a row cannot be read; see the warnings.")
+        raise UserError(f"data.skip_bad: {MAX_SUBSTITUTES} windows in a row cannot be read; see the warnings.")
 
     def _read(self, index: int) -> Sample:
         episode, first = self._index.locate(index)
@@ -84,7 +86,7 @@ class WindowDataset(RobotDataset):
             frames=clip.frames,
             actions=actions[inside - first],
             action_mask=steps <= last,
-            entries=self._entries,
+            action_dims=self._action_dims,
             instruction=self.reader.episodes[episode].instruction,
             proprio=None if clip.proprio is None or not self._seen else clip.proprio[:, self._seen],
         )
@@ -93,7 +95,7 @@ class WindowDataset(RobotDataset):
         """Number the windows of an episode; none if it is shorter than one."""
         return self._index.windows(episode)
 
-    def _taught_entries(self) -> Bool[np.ndarray, "a"] | None:
+    def _recorded_dims(self) -> Bool[np.ndarray, "a"] | None:
         names = self.converter.target.names
         if "gripper" in self.config.contract.names:
             return None
@@ -102,7 +104,7 @@ class WindowDataset(RobotDataset):
     def rows(self, max_rows: int) -> Rows:
         """Read the numbers of up to `max_rows` steps, evenly spread; no picture is decoded."""
         starts = np.concatenate([[0], np.cumsum(self._lengths)])
-        chosen = spread(self.num_steps, min(max_rows, self.num_steps))
+        chosen = evenly_spaced(self.num_steps, min(max_rows, self.num_steps))
         episodes, firsts = np.unique(np.searchsorted(starts, chosen, side="right") - 1, return_index=True)
         steps = np.split(chosen, firsts[1:])
         pieces = [self._rows(e, rows - starts[e]) for e, rows in zip(episodes.tolist(), steps, strict=True)]
@@ -117,11 +119,11 @@ class WindowDataset(RobotDataset):
         firsts = np.cumsum(widths) - widths
         return Rows(self.converter(*numbers, steps), proprio[firsts][:, self._seen])
 
-    def source(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Name the file and frames of a window."""
         episode, first = self._index.locate(index)
         first, last = self.converter.starts(np.array([first, first + self.window_size - 1])).tolist()
-        return self.reader.source(episode, first, last)
+        return self.reader.location(episode, first, last)
 
     def summary(self) -> str:
         """Describe reader and windows."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from robovlms.config import EvaluationConfig
+from robovlms.config.closed_loop import EvaluationConfig
+from robovlms.errors import UserError
 from robovlms.sims.base import Task
 
 
@@ -67,15 +68,15 @@ def plan_episodes(tasks: Sequence[Task], config: EvaluationConfig) -> list[Episo
     Episode i of either kind starts from `config.seed + i`, so that both kinds see the same scenes.
 
     Raises:
-        ValueError: nothing to evaluate, or opposite instructions are asked for and there are none.
+        UserError: nothing to evaluate, or opposite instructions are asked for and there are none.
     """
     if not tasks or config.episodes_per_task < 1:
-        raise ValueError(
+        raise UserError(
             f"nothing to evaluate: {len(tasks)} tasks x evaluation.episodes_per_task={config.episodes_per_task}. "
             "Set evaluation.episodes_per_task to at least 1 and leave sim.tasks empty for the whole suite."
         )
     if config.opposite_episodes_per_task and not any(task.opposite for task in tasks):
-        raise ValueError(
+        raise UserError(
             f"evaluation.opposite_episodes_per_task={config.opposite_episodes_per_task}, but none of the tasks "
             f"{', '.join(task.name for task in tasks)} has an opposite: set it to 0."
         )
@@ -85,7 +86,7 @@ def plan_episodes(tasks: Sequence[Task], config: EvaluationConfig) -> list[Episo
         plan += _repeat(task, task.instruction, config, opposite=False)
         if task.opposite and config.opposite_episodes_per_task:
             if task.opposite not in instructions:
-                raise ValueError(
+                raise UserError(
                     f"evaluation.opposite_episodes_per_task={config.opposite_episodes_per_task} needs the instruction "
                     f"of '{task.opposite}', the opposite of '{task.name}': add it to sim.tasks, or set the option to 0."
                 )

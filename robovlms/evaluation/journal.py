@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from robovlms.errors import UserError
 from robovlms.evaluation.episodes import Episode, EpisodeKey, EpisodeResult
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Journal:
         """Open or create the file.
 
         Raises:
-            ValueError: it holds results of other conditions or of episodes that are not in the plan.
+            UserError: it holds results of other conditions or of episodes that are not in the plan.
         """
         self.path = path
         self.done: dict[EpisodeKey, EpisodeResult] = {}
@@ -48,15 +49,13 @@ class Journal:
             found = json.loads(lines[0])["conditions"]
             results = [EpisodeResult(**json.loads(line)) for line in lines[1:]]
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{self.path} is not a file of evaluation results ({error}). {advice}") from error
+            raise UserError(f"{self.path} is not a file of evaluation results ({error}). {advice}") from error
         if changed := [key for key in {**found, **conditions} if found.get(key) != conditions.get(key)]:
             differences = "; ".join(f"{key} was {found.get(key)!r}, is {conditions.get(key)!r}" for key in changed)
-            raise ValueError(f"{self.path} holds results made differently: {differences}. {advice}")
+            raise UserError(f"{self.path} holds results made differently: {differences}. {advice}")
         self.done = {result.key: result for result in results if result.error is None}
         if foreign := [key for key in self.done if key not in planned]:
-            raise ValueError(
-                f"{self.path} holds {len(foreign)} episodes outside this plan, e.g. {foreign[0]}. {advice}"
-            )
+            raise UserError(f"{self.path} holds {len(foreign)} episodes outside this plan, e.g. {foreign[0]}. {advice}")
         logger.info("resuming from %s: %d of %d episodes are done", self.path, len(self.done), len(planned))
 
 

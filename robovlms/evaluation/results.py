@@ -54,7 +54,7 @@ def summarize(episodes: Sequence[EpisodeResult], *, config: Mapping[str, Any], v
     Overall rates are over episodes, so that a task with more of them weighs more.
 
     Raises:
-        ValueError: there is no episode that was told its task's own instruction.
+        UserError: there is no episode that was told its task's own instruction.
     """
     own = [episode for episode in episodes if not episode.opposite]
     opposite = [episode for episode in episodes if episode.opposite]
@@ -89,7 +89,7 @@ def _row(episodes: Sequence[EpisodeResult]) -> Row:
 
 
 def environment_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Give the versions that a result may depend on: Python, the system, ours and those of the installed `packages`."""
+    """Return the versions a result may depend on: Python, the system, ours and those of the installed `packages`."""
     found = {"python": platform.python_version(), "system": platform.platform(), "robovlms": __version__}
     for package in packages:
         try:
@@ -125,7 +125,7 @@ def _section(title: str, group: Group) -> list[list[str]]:
 
 
 def row_cells(name: str, row: Row) -> list[str]:
-    """Give the texts of one table row: name, k/n, mean, interval, steps to success."""
+    """Return the texts of one table row: name, k/n, mean, interval, steps to success."""
     steps = row["steps_to_success"]
     errors = f" ({row['errors']} errors)" if row["errors"] else ""
     return [

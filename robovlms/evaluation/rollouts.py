@@ -3,63 +3,19 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import signal
-import time
-import traceback
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
+from robovlms.errors import UserError
 from robovlms.evaluation.episodes import Episode, EpisodeResult
 from robovlms.evaluation.journal import Journal
-from robovlms.evaluation.video import annotate, side_by_side, write_video
-from robovlms.sims.base import Simulator
-from robovlms.types import Observation
+from robovlms.evaluation.rollout import Start, _attempt
+from robovlms.evaluation.workers import _in_workers
 
 logger = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """Whatever turns observations into actions; it may remember earlier ones of the same episode."""
-
-    def reset(self) -> None:
-        """Forget the episode so far."""
-
-    def step(self, observation: Observation) -> Float32[np.ndarray, "a"]:
-        """Give the next action, in environment units."""
-
-
-Start: TypeAlias = Callable[[], tuple[Policy, Simulator]]
-Frames: TypeAlias = list[UInt8[np.ndarray, "h x c"]]
-
-
-def rollout(policy: Policy, simulator: Simulator, episode: Episode) -> tuple[EpisodeResult, Frames | None]:
-    """Play one episode until success or the simulator's step limit.
-
-    Returns:
-        The result, and for `episode.record` what the policy saw (views side by side), first observation to last.
-    """
-    started = time.perf_counter()
-    policy.reset()
-    observation = simulator.reset(episode.task, episode.seed, episode.instruction)
-    frames = [side_by_side(observation.frames)] if episode.record else None
-    steps, success, done = 0, False, False
-    while not (success or done):
-        observation, success, done = simulator.step(policy.step(observation))
-        steps += 1
-        if frames is not None:
-            frames.append(side_by_side(observation.frames))
-    return _result(episode, started, success=bool(success), steps=steps), frames
 
 
 def run_episodes(
@@ -79,11 +35,11 @@ def run_episodes(
         num_workers: processes, each with its own policy and simulator; 1 plays in this process.
 
     Raises:
-        ValueError: `folder` holds results of another plan or other conditions, or `num_workers` < 1.
+        UserError: `folder` holds results of another plan or other conditions, or `num_workers` < 1.
         RuntimeError: an episode failed with an error; names it. Earlier results stay, the same call goes on from there.
     """
     if num_workers < 1:
-        raise ValueError(f"evaluation.num_workers={num_workers} must be at least 1.")
+        raise UserError(f"evaluation.num_workers={num_workers} must be at least 1.")
     journal = Journal(folder / "episodes.jsonl", conditions, episodes)
     remaining = [episode for episode in episodes if episode.key not in journal.done]
     if remaining:
@@ -127,113 +83,3 @@ def _here(start: Start, episodes: Sequence[Episode], videos: Path) -> Generator[
                 return
     finally:
         simulator.close()
-
-
-def _in_workers(start: Start, episodes: Sequence[Episode], videos: Path, num_workers: int) -> Generator[EpisodeResult]:
-    """Hand out episodes to spawned processes, one at a time, and give results as they finish; none after an error.
-
-    Each worker has a pipe of its own and nobody else holds its ends: a worker whose parent dies, even by SIGKILL, reads
-    the end of the pipe after its episode and exits; a parent whose worker dies learns it at once.
-    """
-    context = multiprocessing.get_context("spawn")
-    waiting = deque(episodes)
-    workers: dict[Connection, SpawnProcess] = {}
-    playing: dict[Connection, Episode] = {}
-    processes: list[SpawnProcess] = []
-    try:
-        for _ in range(num_workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, start, videos), daemon=True)
-            process.start()
-            theirs.close()
-            workers[ours] = process
-            processes.append(process)
-        while workers:
-            for connection in wait(list(workers)):
-                assert isinstance(connection, Connection)
-                result = _receive(connection, workers[connection], playing.get(connection))
-                if result is not None:
-                    yield result
-                    if result.error is not None:
-                        waiting.clear()  # what the other workers are playing is still worth having
-                if waiting:
-                    playing[connection] = waiting.popleft()
-                    connection.send(playing[connection])
-                else:
-                    del workers[connection]
-                    connection.close()
-    finally:
-        _stop(processes, now=bool(workers))
-
-
-def _stop(processes: list[SpawnProcess], now: bool) -> None:
-    for process in processes:
-        if now:
-            process.terminate()
-    for process in processes:
-        process.join(timeout=10)
-        if process.is_alive():
-            process.kill()
-
-
-def _receive(connection: Connection, process: SpawnProcess, playing: Episode | None) -> EpisodeResult | None:
-    """Give what a worker reports: a result, or None once it is ready."""
-    try:
-        message: EpisodeResult | str | None = connection.recv()
-    except EOFError:
-        process.join(timeout=10)
-        died = f"the worker process died with exit code {process.exitcode} (negative: by that signal)"
-        if playing is None:
-            raise RuntimeError(f"{died} before its first episode; set evaluation.num_workers=1 to see why.") from None
-        return _result(playing, time.perf_counter(), success=False, steps=None, error=died)
-    if isinstance(message, str):
-        raise RuntimeError(f"an evaluation worker could not start:\n{message}")
-    return message
-
-
-def _serve(connection: Connection, start: Start, videos: Path) -> None:
-    """Be a worker: say None when ready (or why not), then answer every episode with its result until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends its workers
-    try:
-        policy, simulator = start()
-    except Exception:
-        connection.send(traceback.format_exc())
-        return
-    try:
-        connection.send(None)
-        while True:
-            connection.send(_attempt(policy, simulator, connection.recv(), videos))
-    except (EOFError, ConnectionError):
-        return  # no more episodes, or the parent is gone
-    finally:
-        simulator.close()
-
-
-def _attempt(policy: Policy, simulator: Simulator, episode: Episode, videos: Path) -> EpisodeResult:
-    """Play an episode and write its video; an error becomes part of the result, so that it can cross processes."""
-    started = time.perf_counter()
-    try:
-        result, frames = rollout(policy, simulator, episode)
-        if frames is not None:
-            verdict, is_good = _verdict(result)
-            clip = annotate(
-                frames, f"“{episode.instruction}”", verdict, is_good, hold=round(simulator.contract.control_hz)
-            )
-            write_video(videos / result.video_name, clip, simulator.contract.control_hz)
-    except Exception:
-        return _result(episode, started, success=False, steps=None, error=traceback.format_exc())
-    return result
-
-
-def _verdict(result: EpisodeResult) -> tuple[str, bool]:
-    if result.opposite:
-        return (f"DID {result.task} ANYWAY", False) if result.success else (f"did not do {result.task}", True)
-    return ("SUCCESS", True) if result.success else ("FAIL", False)
-
-
-def _result(
-    episode: Episode, started: float, *, success: bool, steps: int | None, error: str | None = None
-) -> EpisodeResult:
-    return EpisodeResult(
-        **episode.key._asdict(), success=success, steps=steps, seconds=time.perf_counter() - started, error=error
-    )

@@ -15,8 +15,9 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robovlms.choices import ArmLoss, QueryInit
-from robovlms.config import HeadConfig
+from robovlms.config.choices import ArmLoss, QueryInit
+from robovlms.config.policy import HeadConfig
+from robovlms.errors import UserError
 from robovlms.types import Losses
 
 Read: TypeAlias = Callable[..., Tensor]
@@ -38,7 +39,7 @@ class HeadSizes:
     vocabulary: Callable[[int], Tensor] | None = None  # gives the last n words' vectors, "n d", the last word first
 
 
-class Plan(NamedTuple):
+class Prefix(NamedTuple):
     """What is already decided of the coming chunk."""
 
     arm: Tensor  # "b k e", normalised; anything where the weight is 0
@@ -46,14 +47,14 @@ class Plan(NamedTuple):
 
 
 def start_query(config: HeadConfig, sizes: HeadSizes) -> nn.Parameter:
-    """Give a learned query as `head.query_init` wants it to start."""
+    """Return a learned query as `head.query_init` wants it to start."""
     if config.query_init is QueryInit.zero:
         return nn.Parameter(torch.zeros(sizes.feature_dim))
     return nn.Parameter(sizes.embedding_rms * torch.randn(sizes.feature_dim))
 
 
 def vocabulary_rows(sizes: HeadSizes, count: int) -> Float[Tensor, "n d"]:
-    """Give the vectors that `count` words of a head's own start from; random ones without a vocabulary."""
+    """Return the vectors that `count` words of a head's own start from; random ones without a vocabulary."""
     if sizes.vocabulary is not None:
         return sizes.vocabulary(count)
     return (sizes.embedding_rms or 1.0) * torch.randn(count, sizes.feature_dim)
@@ -62,7 +63,7 @@ def vocabulary_rows(sizes: HeadSizes, count: int) -> Float[Tensor, "n d"]:
 class ActionHead(nn.Module, ABC):
     """Says what to ask the backbone (`queries`), and turns its answer into a loss or into actions."""
 
-    follows_plans: bool = False  # whether a chunk can be made to go on from the last one
+    supports_prefix: bool = False  # whether a chunk can be made to go on from the last one
     needs_chunks: bool = False  # whether it wants `calibrate` before the first step
     reads_again: bool = False  # whether `act` asks queries that depend on the answers before
 
@@ -78,7 +79,7 @@ class ActionHead(nn.Module, ABC):
         actions: Float[Tensor, "b w k a"] | None = None,
         mask: Bool[Tensor, "b w k"] | None = None,
     ) -> Float[Tensor, "b w q d"]:
-        """Give what the backbone reads at the end of every frame; in training, with the taught chunks at hand."""
+        """Return what the backbone reads at the end of every frame; in training, with the taught chunks at hand."""
 
     def calibrate(self, chunks: Float[np.ndarray, "n k a"]) -> None:
         """Take what the head needs of the training set's normalised chunks.
@@ -94,7 +95,7 @@ class ActionHead(nn.Module, ABC):
         features: Float[Tensor, "b w q d"],
         actions: Float[Tensor, "b w k a"],
         mask: Bool[Tensor, "b w k"],
-        entries: Bool[Tensor, "b a"] | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
     ) -> Losses:
         """Compare with the taught chunks; every term is a mean over the real steps, "loss" the weighted sum.
 
@@ -102,13 +103,13 @@ class ActionHead(nn.Module, ABC):
             features: the answers to `queries`.
             actions: taught, normalised.
             mask: False where a step is padding.
-            entries: False where a sample's data does not record an entry; None: all are taught.
+            action_dims: False where a sample's data does not record an entry; None: all are taught.
         """
 
     @abstractmethod
-    def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
-        """Give the newest frame's chunk: arm in [-1, 1], gripper exactly -1 or +1. Calls `read` as often as it
-        needs. A `plan` is for heads with `follows_plans`.
+    def act(self, read: Read, b: int, w: int, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
+        """Return the newest frame's chunk: arm in [-1, 1], gripper exactly -1 or +1. Calls `read` as often as it
+        needs. A `prefix` is for heads with `supports_prefix`.
         """
 
 
@@ -156,7 +157,7 @@ class RegressionHead(ActionHead):
         return repeat(self.query, "d -> b w q d", b=b, w=w, q=self.num_queries)
 
     def decode(self, features: Float[Tensor, "b w q d"]) -> tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k"]]:
-        """Give the normalised arm actions in [-1, 1] and the gripper logits (positive: open) of every frame."""
+        """Return the normalised arm actions in [-1, 1] and the gripper logits (positive: open) of every frame."""
         return self.decide(self.fuse(rearrange(features, "b w q d -> b w (q d)")))
 
     def decide(self, fused: Float[Tensor, "b w g"]) -> tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k"]]:
@@ -169,12 +170,12 @@ class RegressionHead(ActionHead):
         features: Float[Tensor, "b w q d"],
         actions: Float[Tensor, "b w k a"],
         mask: Bool[Tensor, "b w k"],
-        entries: Bool[Tensor, "b a"] | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
     ) -> Losses:
-        """Give the arm's and the gripper's terms."""
-        return regression_losses(self.config, *self.decode(features), actions, mask, entries)
+        """Return the arm's and the gripper's terms."""
+        return regression_losses(self.config, *self.decode(features), actions, mask, action_dims)
 
-    def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
+    def act(self, read: Read, b: int, w: int, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
         """Read once and decode the newest frame."""
         fused = self.fuse(rearrange(read(self.queries(b, w)), "b w q d -> b w (q d)"))
         arm, gripper = self.decide(fused[:, -1:])
@@ -188,7 +189,7 @@ def regression_losses(
     gripper: Float[Tensor, "b w k"],
     actions: Float[Tensor, "b w k a"],
     mask: Bool[Tensor, "b w k"],
-    entries: Bool[Tensor, "b a"] | None = None,
+    action_dims: Bool[Tensor, "b a"] | None = None,
 ) -> Losses:
     """Huber (delta 1), squared or absolute error on the arm plus weighted binary cross-entropy on the gripper's logits.
 
@@ -200,7 +201,7 @@ def regression_losses(
         ArmLoss.l1: F.l1_loss,
     }[config.loss]
     difference = error(arm.float(), actions[..., :-1], reduction="none")
-    return arm_and_gripper(config, difference, gripper, actions, mask, entries)
+    return arm_and_gripper(config, difference, gripper, actions, mask, action_dims)
 
 
 def arm_and_gripper(
@@ -209,16 +210,16 @@ def arm_and_gripper(
     gripper: Float[Tensor, "b w k"],
     actions: Float[Tensor, "b w k a"],
     mask: Bool[Tensor, "b w k"],
-    entries: Bool[Tensor, "b a"] | None,
+    action_dims: Bool[Tensor, "b a"] | None,
 ) -> Losses:
     """Put the arm's error and the gripper's cross-entropy together.
 
     Both are divided by the number of real steps, also of those without a gripper, so that the shares of micro-batches
     add up to the batch's.
     """
-    arm_loss = masked_mean(weighted_mean(error, config, entries), mask)
+    arm_loss = masked_mean(weighted_mean(error, config, action_dims), mask)
     is_open = (actions[..., -1] > 0).float()
-    taught = mask if entries is None else mask & entries[:, None, None, -1]
+    taught = mask if action_dims is None else mask & action_dims[:, None, None, -1]
     count = mask.sum().clamp(min=1)
     entropy = F.binary_cross_entropy_with_logits(gripper.float(), is_open, reduction="none")
     gripper_loss = torch.where(taught, entropy, 0).sum() / count
@@ -228,22 +229,22 @@ def arm_and_gripper(
 
 
 def weighted_mean(
-    error: Float[Tensor, "b w k e"], config: HeadConfig, entries: Bool[Tensor, "b a"] | None = None
+    error: Float[Tensor, "b w k e"], config: HeadConfig, action_dims: Bool[Tensor, "b a"] | None = None
 ) -> Float[Tensor, "b w k"]:
     """Average over the arm's taught entries, by `head.arm_weights`.
 
     Raises:
-        ValueError: there are not as many weights as entries, or one is negative, or all are 0.
+        UserError: there are not as many weights as entries, or one is negative, or all are 0.
     """
-    if not config.arm_weights and entries is None:
+    if not config.arm_weights and action_dims is None:
         return error.mean(-1)
     weights = error.new_tensor(config.arm_weights or [1.0] * error.shape[-1])
     if len(weights) != error.shape[-1] or weights.min() < 0 or weights.sum() == 0:
-        raise ValueError(
+        raise UserError(
             f"head.arm_weights={config.arm_weights} must be {error.shape[-1]} numbers of at least 0, not all 0."
         )
-    if entries is not None:
-        weights = (weights * entries[:, :-1])[:, None, None]
+    if action_dims is not None:
+        weights = (weights * action_dims[:, :-1])[:, None, None]
     return (error * weights).sum(-1) / weights.sum(-1).clamp(min=1e-6)
 
 

@@ -10,17 +10,10 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robovlms.choices import ArmLoss
-from robovlms.config import DenoisingHeadConfig
-from robovlms.heads.base import (
-    ActionDecoder,
-    ActionHead,
-    HeadSizes,
-    Plan,
-    Read,
-    arm_and_gripper,
-    start_query,
-)
+from robovlms.config.choices import ArmLoss
+from robovlms.errors import UserError
+from robovlms.heads.base import ActionDecoder, ActionHead, HeadSizes, Prefix, Read, arm_and_gripper, start_query
+from robovlms.heads.schemas.denoising import DenoisingHeadConfig
 from robovlms.types import Losses
 
 VALIDATION_SEED = 0
@@ -33,22 +26,22 @@ class DenoisingHead(ActionHead):
     once and stored with the weights: the same observations give the same actions, in batch and in streaming.
     """
 
-    follows_plans = True
+    supports_prefix = True
     noise: Tensor
 
     def __init__(self, config: DenoisingHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
         if config.loss is not ArmLoss.mse:
-            raise ValueError(
+            raise UserError(
                 f"head={config.name} learns a mean, for which only squared error is right: set head.loss=mse, not "
                 f"{config.loss}."
             )
         if config.hidden_dim % (2 * config.num_heads):
-            raise ValueError(
+            raise UserError(
                 f"head.hidden_dim={config.hidden_dim} must be a multiple of 2 * head.num_heads={2 * config.num_heads}."
             )
         if config.num_steps < 1:
-            raise ValueError(f"head.num_steps={config.num_steps} must be at least 1.")
+            raise UserError(f"head.num_steps={config.num_steps} must be at least 1.")
         self.num_queries, self.chunk_size = config.num_queries, sizes.chunk_size
         self.config: DenoisingHeadConfig = config
         width, arm_dim = config.hidden_dim, sizes.action_dim - 1
@@ -77,7 +70,7 @@ class DenoisingHead(ActionHead):
         mask: Bool[Tensor, "b w k"],
         generator: torch.Generator | None,
     ) -> Float[Tensor, "b w k e"]:
-        """Give the squared error of the estimate at one random time of every frame; everything random from
+        """Return the squared error of the estimate at one random time of every frame; everything random from
         `generator`.
         """
 
@@ -86,7 +79,7 @@ class DenoisingHead(ActionHead):
         self,
         estimate: Callable[[Tensor, float], Tensor],
         start: Float[Tensor, "b 1 k e"],
-        plan: Plan,
+        prefix: Prefix,
     ) -> Float[Tensor, "b 1 k e"]:
         """Carry noise to the arm's chunk, where `estimate(noisy, time)` asks the transformer.
 
@@ -135,16 +128,16 @@ class DenoisingHead(ActionHead):
         features: Float[Tensor, "b w q d"],
         actions: Float[Tensor, "b w k a"],
         mask: Bool[Tensor, "b w k"],
-        entries: Bool[Tensor, "b a"] | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
     ) -> Losses:
         """Squared error of the estimate and the gripper's cross-entropy. Validation draws the same noise every time."""
         arm = actions[..., :-1].float()
         generator = None if self.training else torch.Generator(arm.device).manual_seed(VALIDATION_SEED)
         error = self.denoising_error(features, arm, mask, generator)
         gripper = self.gripper(rearrange(features, "b w q d -> b w (q d)"))
-        return arm_and_gripper(self.config, error, gripper, actions, mask, entries)
+        return arm_and_gripper(self.config, error, gripper, actions, mask, action_dims)
 
-    def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
+    def act(self, read: Read, b: int, w: int, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
         """Read once, then carry the stored noise to the newest frame's chunk; a plan is painted in on the way.
 
         Source of the painting: replacement, as in RePaint (arXiv:2201.09865), with the weights of arXiv:2506.07339.
@@ -155,20 +148,22 @@ class DenoisingHead(ActionHead):
             return self.estimate(features, noisy, noisy.new_full((b, 1), time)).float()
 
         start = repeat(self.noise, "k e -> b 1 k e", b=b)
-        if plan is None:
-            plan = Plan(torch.zeros_like(start[:, 0]), start.new_zeros(self.chunk_size))
-        arm = paint(self.sample(estimate, start, plan), plan, plan.arm[:, None])[:, 0].clamp(-1, 1)
+        if prefix is None:
+            prefix = Prefix(torch.zeros_like(start[:, 0]), start.new_zeros(self.chunk_size))
+        arm = inpaint(self.sample(estimate, start, prefix), prefix, prefix.arm[:, None])[:, 0].clamp(-1, 1)
         gripper = self.gripper(rearrange(features[:, -1], "b q d -> b (q d)"))
         return torch.cat([arm, torch.where(gripper > 0, 1.0, -1.0)[..., None]], dim=-1)
 
 
-def paint(chunk: Float[Tensor, "b 1 k e"], plan: Plan, planned: Float[Tensor, "b 1 k e"]) -> Float[Tensor, "b 1 k e"]:
+def inpaint(
+    chunk: Float[Tensor, "b 1 k e"], prefix: Prefix, planned: Float[Tensor, "b 1 k e"]
+) -> Float[Tensor, "b 1 k e"]:
     """Replace as much of a chunk as the plan weighs by what is planned, which must be as noisy as the chunk."""
-    return torch.lerp(chunk, planned, plan.weight[:, None])
+    return torch.lerp(chunk, planned, prefix.weight[:, None])
 
 
 def time_features(time: Float[Tensor, "b n"], dim: int) -> Float[Tensor, "b n d"]:
-    """Give sines and cosines of periods from 0.004 to 4. Source: pi0 (openpi, posemb_sincos)."""
+    """Return sines and cosines of periods from 0.004 to 4. Source: pi0 (openpi, posemb_sincos)."""
     periods = torch.logspace(0, 1, dim // 2, base=1000.0, device=time.device) * 0.004
     angles = 2 * torch.pi * time[..., None] / periods
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robovlms.config import DiffusionHeadConfig
-from robovlms.heads.base import HeadSizes, Plan
-from robovlms.heads.denoising import VALIDATION_SEED, DenoisingHead, paint
+from robovlms.errors import UserError
+from robovlms.heads.base import HeadSizes, Prefix
+from robovlms.heads.denoising import VALIDATION_SEED, DenoisingHead, inpaint
+from robovlms.heads.schemas.diffusion import DiffusionHeadConfig
 from robovlms.registry import HEADS
 
 
@@ -30,7 +31,7 @@ class DiffusionHead(DenoisingHead):
         except ImportError as error:
             raise ImportError('head=diffusion needs diffusers: pip install "robovlms[diffusion]".') from error
         if not 1 <= config.num_steps <= config.num_train_steps:
-            raise ValueError(
+            raise UserError(
                 f"head.num_steps={config.num_steps} must lie in 1..{config.num_train_steps}, head.num_train_steps."
             )
         self.num_steps, self.eta = config.num_steps, config.eta
@@ -58,7 +59,7 @@ class DiffusionHead(DenoisingHead):
         return (self.estimate(features, noisy, step / count, mask).float() - noise).square()
 
     def sample(
-        self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], plan: Plan
+        self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], prefix: Prefix
     ) -> Float[Tensor, "b 1 k e"]:
         """Take `num_steps` steps back."""
         count = self.scheduler.config.num_train_timesteps
@@ -67,7 +68,7 @@ class DiffusionHead(DenoisingHead):
         x = start
         for step in self.scheduler.timesteps.tolist():
             fresh = torch.randn(x.shape[1:], generator=generator, device=x.device).expand_as(x) if self.eta else None
-            x = paint(x, plan, self.scheduler.add_noise(plan.arm[:, None], start, torch.tensor([step])))
+            x = inpaint(x, prefix, self.scheduler.add_noise(prefix.arm[:, None], start, torch.tensor([step])))
             noise = estimate(x, step / count)
             x = self.scheduler.step(noise, step, x, eta=self.eta, variance_noise=fresh).prev_sample
         return x

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robovlms.config import FastHeadConfig
-from robovlms.heads.base import ActionHead, HeadSizes, Plan, Read, masked_mean, start_query, vocabulary_rows
+from robovlms.errors import UserError
+from robovlms.heads.base import ActionHead, HeadSizes, Prefix, Read, masked_mean, start_query, vocabulary_rows
 from robovlms.heads.fast_tokenizer import FastTokenizer, hold
+from robovlms.heads.schemas.fast import FastHeadConfig
 from robovlms.registry import HEADS
 from robovlms.types import Losses
 
@@ -34,7 +35,7 @@ class FastHead(ActionHead):
     def __init__(self, config: FastHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
         if config.num_queries != 1:
-            raise ValueError(f"head.num_queries={config.num_queries}: head=fast asks token by token, set it to 1.")
+            raise UserError(f"head.num_queries={config.num_queries}: head=fast asks token by token, set it to 1.")
         self.config, self.chunk_size, self.action_dim = config, sizes.chunk_size, sizes.action_dim
         self.query = start_query(config, sizes)
         rows = vocabulary_rows(sizes, config.vocab_size + 1)  # the last is the end token
@@ -54,7 +55,7 @@ class FastHead(ActionHead):
             log.info("fast: %d tokens fitted to %d chunks, %.1f a chunk", self.end, len(chunks), np.mean(lengths))
 
     def get_extra_state(self) -> Tensor:
-        """Give the tokenizer's files as bytes, for the checkpoint."""
+        """Return the tokenizer's files as bytes, for the checkpoint."""
         texts = [] if self.tokenizer is None else list(self.tokenizer.to_json())
         return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8).clone()
 
@@ -70,7 +71,7 @@ class FastHead(ActionHead):
         actions: Float[Tensor, "b w k a"] | None = None,
         mask: Bool[Tensor, "b w k"] | None = None,
     ) -> Float[Tensor, "b w q d"]:
-        """Give the learned query, and behind it the taught tokens without the end token."""
+        """Return the learned query, and behind it the taught tokens without the end token."""
         first = self.query.expand(b, w, 1, -1)
         if actions is None or mask is None:
             return first
@@ -81,7 +82,7 @@ class FastHead(ActionHead):
         features: Float[Tensor, "b w q d"],
         actions: Float[Tensor, "b w k a"],
         mask: Bool[Tensor, "b w k"],
-        entries: Bool[Tensor, "b a"] | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
     ) -> Losses:
         """Cross-entropy and the share that is right: means over a chunk's tokens, which each of its real steps has."""
         ids, is_token = self._teach(actions, mask)
@@ -95,7 +96,7 @@ class FastHead(ActionHead):
         loss = mean(entropy)
         return {"loss": loss, "tokens": loss.detach(), "token_accuracy": mean((logits.argmax(-1) == ids).float())}
 
-    def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
+    def act(self, read: Read, b: int, w: int, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
         """Write greedily until every row has ended, at most `head.max_tokens`; zeros fill what is no whole chunk."""
         answer = read(self.queries(b, w))
         written: list[Tensor] = []
@@ -121,7 +122,7 @@ class FastHead(ActionHead):
 
     def _take(self, tokenizer: FastTokenizer) -> None:
         if tokenizer.vocab_size > self.end:
-            raise ValueError(
+            raise UserError(
                 f"head.tokenizer has {tokenizer.vocab_size} tokens, head.vocab_size={self.end}: set them to the same."
             )
         self.tokenizer = tokenizer
@@ -129,7 +130,7 @@ class FastHead(ActionHead):
     def _teach(
         self, actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]
     ) -> tuple[Int64[Tensor, "b w q"], Bool[Tensor, "b w q"]]:
-        """Give every chunk's tokens, end token included and again as padding, and which of them are no padding."""
+        """Return every chunk's tokens, end token included and again as padding, and which of them are no padding."""
         b, w = mask.shape[:2]
         rows = self._tokenizer.encode(hold(actions, mask).flatten(0, 1).cpu().double().numpy())
         longest = 1 + max(len(row) for row in rows)

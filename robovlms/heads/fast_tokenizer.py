@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 
+from robovlms.errors import UserError
+
 MAX_PAIR = 10_000  # characters of a token
 
 
@@ -54,7 +56,7 @@ class FastTokenizer:
         """Fit byte pairs to normalised chunks.
 
         Raises:
-            ValueError: the rounded coefficients alone need more tokens than `vocab_size`.
+            UserError: the rounded coefficients alone need more tokens than `vocab_size`.
         """
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -63,7 +65,7 @@ class FastTokenizer:
         texts = [to_text(row, min_token) for row in whole]
         levels = int(whole.max()) - min_token + 1
         if levels > vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"head.vocab_size={vocab_size} is too small for {levels} coefficients: lower head.scale={scale}."
             )
         tokenizer = Tokenizer(models.BPE())
@@ -77,16 +79,16 @@ class FastTokenizer:
         return cls(tokenizer, scale, min_token)
 
     def to_json(self) -> tuple[str, str]:
-        """Give the text of both files."""
+        """Return the text of both files."""
         return self.tokenizer.to_str(), json.dumps({"scale": self.scale, "min_token": self.min_token})
 
     def encode(self, chunks: Float[np.ndarray, "n k a"]) -> list[list[int]]:
-        """Give every chunk's ids; coefficients below `min_token` are raised to it."""
+        """Return every chunk's ids; coefficients below `min_token` are raised to it."""
         texts = [to_text(row, self.min_token) for row in coefficients(chunks, self.scale)]
         return [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int], chunk_size: int, action_dim: int) -> tuple[Float32[np.ndarray, "k a"], bool]:
-        """Give the chunk that ids mean, and whether they mean one: too few coefficients are filled with zeros, too many
+        """Return the chunk that ids mean, and whether they mean one: missing coefficients are zeros, too many
         are cut off.
         """
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
@@ -107,13 +109,13 @@ def to_text(row: Any, min_token: int) -> str:
 
 
 def coefficients(chunks: Float[np.ndarray, "n k a"], scale: float) -> Any:
-    """Give the rounded cosine coefficients over time, "n k a"."""
+    """Return the rounded cosine coefficients over time, "n k a"."""
     return np.rint(np.einsum("jk,nka->nja", cosines(chunks.shape[1]), chunks) * scale).astype(np.int64)
 
 
 @lru_cache(maxsize=8)
 def cosines(length: int) -> Float[np.ndarray, "k k"]:
-    """Give the orthonormal DCT-II as a matrix: coefficients = matrix @ values."""
+    """Return the orthonormal DCT-II as a matrix: coefficients = matrix @ values."""
     place = np.arange(length)
     matrix = np.cos(math.pi * (2 * place[None] + 1) * place[:, None] / (2 * length)) * math.sqrt(2 / length)
     matrix[0] /= math.sqrt(2)

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robovlms.choices import FlowSolver
-from robovlms.config import FlowHeadConfig
-from robovlms.heads.base import HeadSizes, Plan
-from robovlms.heads.denoising import DenoisingHead, paint
+from robovlms.config.choices import FlowSolver
+from robovlms.heads.base import HeadSizes, Prefix
+from robovlms.heads.denoising import DenoisingHead, inpaint
+from robovlms.heads.schemas.flow import FlowHeadConfig
 from robovlms.registry import HEADS
 
 MAX_TIME = 0.999  # of the times that are trained
@@ -44,12 +44,12 @@ class FlowHead(DenoisingHead):
         return (self.estimate(features, noisy, time, mask).float() - (arm - noise)).square()
 
     def sample(
-        self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], plan: Plan
+        self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], prefix: Prefix
     ) -> Float[Tensor, "b 1 k e"]:
         """Integrate `num_steps` steps."""
 
         def keep(x: Float[Tensor, "b 1 k e"], time: float) -> Float[Tensor, "b 1 k e"]:
-            return paint(x, plan, torch.lerp(start, plan.arm[:, None], time))
+            return inpaint(x, prefix, torch.lerp(start, prefix.arm[:, None], time))
 
         return integrate(estimate, start, self.num_steps, self.solver, keep)
 

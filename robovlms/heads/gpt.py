@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robovlms.config import GPTHeadConfig
+from robovlms.errors import UserError
 from robovlms.heads.base import HeadSizes, RegressionHead
+from robovlms.heads.schemas.gpt import GPTHeadConfig
 from robovlms.registry import HEADS
 
 
@@ -23,7 +24,7 @@ class GPTHead(RegressionHead):
         super().__init__(config, sizes)
         width = config.hidden_dim * config.num_queries
         if width % config.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"head.hidden_dim={config.hidden_dim} x head.num_queries={config.num_queries} must be a multiple of "
                 f"head.num_heads={config.num_heads}."
             )

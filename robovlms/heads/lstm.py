@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robovlms.config import LSTMHeadConfig
 from robovlms.heads.base import HeadSizes, RegressionHead
+from robovlms.heads.schemas.lstm import LSTMHeadConfig
 from robovlms.registry import HEADS
 
 

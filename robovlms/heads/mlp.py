@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robovlms.config import MLPHeadConfig
 from robovlms.heads.base import HeadSizes, RegressionHead
+from robovlms.heads.schemas.mlp import MLPHeadConfig
 from robovlms.registry import HEADS
 
 

@@ -12,18 +12,19 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robovlms.config import TokensHeadConfig
+from robovlms.errors import UserError
 from robovlms.heads.base import (
     ActionDecoder,
     ActionHead,
     HeadSizes,
-    Plan,
+    Prefix,
     Read,
     masked_mean,
     regression_losses,
     start_query,
     vocabulary_rows,
 )
+from robovlms.heads.schemas.tokens import TokensHeadConfig
 from robovlms.registry import HEADS
 from robovlms.types import Losses
 
@@ -39,11 +40,11 @@ class TokensHead(ActionHead):
     def __init__(self, config: TokensHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
         if config.num_queries != 1:
-            raise ValueError(
+            raise UserError(
                 f"head.num_queries={config.num_queries}: head=tokens asks for every entry itself, set it to 1."
             )
         if not config.discrete and not config.parallel:
-            raise ValueError("head.discrete=false needs head.parallel=true: what is written by token is discrete.")
+            raise UserError("head.discrete=false needs head.parallel=true: what is written by token is discrete.")
         self.config = config
         self.reads_again = not config.parallel
         self.chunk_size, self.action_dim = sizes.chunk_size, sizes.action_dim
@@ -67,7 +68,7 @@ class TokensHead(ActionHead):
         actions: Float[Tensor, "b w k a"] | None = None,
         mask: Bool[Tensor, "b w k"] | None = None,
     ) -> Float[Tensor, "b w q d"]:
-        """Give the slots; or the learned query, and behind it the taught tokens but the last."""
+        """Return the slots; or the learned query, and behind it the taught tokens but the last."""
         if self.config.parallel:
             return repeat(self.slots, "q d -> b w q d", b=b, w=w)
         first = repeat(self.query, "d -> b w 1 d", b=b, w=w)
@@ -81,16 +82,16 @@ class TokensHead(ActionHead):
         features: Float[Tensor, "b w q d"],
         actions: Float[Tensor, "b w k a"],
         mask: Bool[Tensor, "b w k"],
-        entries: Bool[Tensor, "b a"] | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
     ) -> Losses:
         """Cross-entropy over the bins, with the arm's and the gripper's accuracy; or the continuous heads' terms."""
         if not self.config.discrete:
-            return regression_losses(self.config, *self._regress(features), actions, mask, entries)
+            return regression_losses(self.config, *self._regress(features), actions, mask, action_dims)
         logits = self._logits(features)
         bins = to_bins(actions, self.config.num_bins)
         entropy = F.cross_entropy(logits.flatten(0, -2), bins.flatten(), reduction="none").view(bins.shape)
-        if entries is not None:
-            taught = entries[:, None, None].float()
+        if action_dims is not None:
+            taught = action_dims[:, None, None].float()
             entropy = entropy * taught * (taught.shape[-1] / taught.sum(-1, keepdim=True))
         loss = masked_mean(entropy.mean(-1), mask)
         is_right = (logits.argmax(-1) == bins).float()
@@ -103,7 +104,7 @@ class TokensHead(ActionHead):
             "arm_l1": masked_mean((decoded - actions).abs()[..., :-1].mean(-1), mask).detach(),
         }
 
-    def act(self, read: Read, b: int, w: int, plan: Plan | None = None) -> Float[Tensor, "b k a"]:
+    def act(self, read: Read, b: int, w: int, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
         """Read once (`parallel`), or once for every token, each behind the ones before."""
         if self.config.parallel:
             features = read(self.queries(b, w))
@@ -132,7 +133,7 @@ class TokensHead(ActionHead):
 
 
 def to_bins(actions: Float[Tensor, "*n"], num_bins: int) -> Int64[Tensor, "*n"]:
-    """Give the number of the interval between `num_bins` edges from -1 to 1; 1 itself is the last number.
+    """Return the number of the interval between `num_bins` edges from -1 to 1; 1 itself is the last number.
 
     The vocabulary id of number i is V0 - 1 - i. Source: RoboVLMs action_tokenizer.py, `np.digitize`.
     """
@@ -141,5 +142,5 @@ def to_bins(actions: Float[Tensor, "*n"], num_bins: int) -> Int64[Tensor, "*n"]:
 
 
 def from_bins(bins: Int64[Tensor, "*n"], num_bins: int) -> Float[Tensor, "*n"]:
-    """Give the centre of the interval: at most 1 / (num_bins - 1) from what was meant."""
+    """Return the centre of the interval: at most 1 / (num_bins - 1) from what was meant."""
     return -1 + (2 * bins.clamp(max=num_bins - 2) + 1) / (num_bins - 1)

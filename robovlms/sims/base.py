@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from robovlms.config import ActionContract, SimConfig
+from robovlms.config.closed_loop import SimConfig
+from robovlms.config.data import ActionContract
 from robovlms.types import Observation
 
 
@@ -42,7 +43,7 @@ class Simulator(ABC):
         """Check the config and the installation; scenes are built at `reset`.
 
         Raises:
-            ValueError: an unknown task, with the nearest spelling.
+            UserError: an unknown task, with the nearest spelling.
             ImportError: the simulator is not installed; names the extra to install.
         """
 
@@ -61,7 +62,7 @@ class Simulator(ABC):
         """Apply one action and render."""
 
     def expert(self, task: Task) -> Float32[np.ndarray, "a"]:
-        """Give the action of `task`'s scripted expert for the current state, also in the scene of its opposite.
+        """Return the action of `task`'s scripted expert for the current state, also in the scene of its opposite.
 
         Raises:
             NotImplementedError: this simulator has no experts.

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from robovlms.choices import Frame, Representation
-from robovlms.config import ActionContract, SimConfig
+from robovlms.config.choices import ReferenceFrame, Representation
+from robovlms.config.closed_loop import SimConfig
+from robovlms.config.data import ActionContract
+from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS, nearest
 from robovlms.sims.base import Simulator, Step, Task
 from robovlms.types import Observation
@@ -124,24 +126,24 @@ class MetaWorld(Simulator):
     def __init__(self, config: SimConfig) -> None:
         for name in config.tasks:
             if name not in INSTRUCTIONS:
-                raise ValueError(
+                raise UserError(
                     f"sim.tasks has '{name}', which Meta-World does not have.{nearest(name, INSTRUCTIONS)} "
                     f"Tasks: {', '.join(INSTRUCTIONS)}."
                 )
         if config.control_hz <= 0 or STEPS_PER_SECOND % config.control_hz:
-            raise ValueError(
+            raise UserError(
                 f"sim.control_hz={config.control_hz:g} must divide {STEPS_PER_SECOND}, Meta-World's simulation rate."
             )
         self._repeat = round(STEPS_PER_SECOND / config.control_hz)
         if not 1 <= config.max_steps <= MAX_STEPS // self._repeat:
-            raise ValueError(
+            raise UserError(
                 f"sim.max_steps={config.max_steps} must be 1 to {MAX_STEPS // self._repeat}: Meta-World's own horizon "
                 f"is {MAX_STEPS} simulation steps, {self._repeat} for every action."
             )
         self.contract = ActionContract(
             names=["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
             representation=Representation.delta,
-            frame=Frame.world,
+            frame=ReferenceFrame.world,
             position_unit=round(METRES_PER_STEP * self._repeat, 9),
             control_hz=config.control_hz,
         )
@@ -170,7 +172,7 @@ class MetaWorld(Simulator):
         `config.max_steps`. Success at any simulation step in between counts.
         """
         if action.shape != (7,):
-            raise ValueError(
+            raise UserError(
                 f"sim=metaworld takes 7 action entries ({', '.join(self.contract.names)}), not {action.shape}"
             )
         solved = [self._current.step(action[:3], float(action[6])) for _ in range(self._repeat)]
@@ -178,7 +180,7 @@ class MetaWorld(Simulator):
         return Step(self._observe(), any(solved), self._num_steps >= self._config.max_steps)
 
     def expert(self, task: Task) -> Float32[np.ndarray, "a"]:
-        """Give the action of `task`'s scripted expert: arm within [-1, 1], gripper exactly -1 (close) or +1 (open).
+        """Return the action of `task`'s scripted expert: arm within [-1, 1], gripper exactly -1 (close) or +1 (open).
 
         Source: metaworld.policies. Its effort is reduced to its sign (0 opens): the action says what is executed.
         """
@@ -241,7 +243,7 @@ class _Scene:
         return bool(info["success"])
 
     def expert(self, task: str) -> Float32[np.ndarray, "4"]:
-        """Give the raw dx, dy, dz and gripper effort of `task`'s expert."""
+        """Return the raw dx, dy, dz and gripper effort of `task`'s expert."""
         if task not in self._experts:
             make_expert: Any = ENV_POLICY_MAP[f"{task}-v3"]
             self._experts[task] = make_expert()

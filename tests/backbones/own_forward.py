@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForImageTextToText
 
-from robovlms.config import BackboneConfig
+from robovlms.config.policy import BackboneConfig
 from robovlms.registry import BACKBONES
 
 OURS = ["flamingo", "moondream", "qwen_vl", "uform"]  # families that transformers lacks, made of its blocks
@@ -37,7 +37,7 @@ def load(name, folder, **options):
 
 
 def pictures(backbone, *shape):
-    """Give images that are made of whole bytes."""
+    """Return images that are made of whole bytes."""
     size, mean, std = backbone.image_spec.size, *_statistics(backbone)
     return (torch.randint(256, (*shape, 3, size, size)) / 255 - mean) / std
 
@@ -75,7 +75,7 @@ def pack(name, backbone, images, texts, told):
 
 
 def own_inputs(name, backbone, batch):
-    """Give the arguments of the family's own forward."""
+    """Return the arguments of the family's own forward."""
     options = {"input_ids": batch.ids, "attention_mask": batch.mask.long(), "pixel_values": torch.cat(batch.images)}
     return options | OPTIONS.get(name, lambda *_: {})(backbone, batch)
 

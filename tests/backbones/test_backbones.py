@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from robovlms.choices import ModelSize
-from robovlms.config import BackboneConfig, NanoBackboneConfig
+from robovlms.backbones.schemas.nano import NanoBackboneConfig
+from robovlms.config.choices import ModelSize
+from robovlms.config.policy import BackboneConfig
 from robovlms.registry import BACKBONES
 
 NAMES = BACKBONES.names()
@@ -152,7 +153,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(name):
 
 
 def gradients_and_kept(backbone, *batch):
-    """Give the gradients, and how many tensors wait for the backward pass."""
+    """Return the gradients, and how many tensors wait for the backward pass."""
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(0) or tensor, lambda tensor: tensor):
         return gradients(backbone, *batch), len(kept)
@@ -230,15 +231,15 @@ def test_freezing_a_part_freezes_that_part_alone(name, part):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_read_frame_by_frame_or_query_by_query_is_what_is_read_at_once(name):
     backbone = tiny(name)
-    if backbone.start_context() is None:
+    if backbone.new_cache() is None:
         pytest.skip("this decoder reads everything again")
     images, ids, mask, queries = inputs(backbone, t=3, v=2, q=2)
     image = backbone.encode(images)
     whole = backbone.read(image, ids, mask, queries)
-    context = backbone.start_context()
+    kv_cache = backbone.new_cache()
     for i in range(3):
-        features = backbone.read(image[:, i : i + 1], ids, mask, queries[:, i : i + 1, :1], context)
-        more = backbone.read(image[:, :1, :, :0], ids[:, :0], mask[:, :0], queries[:, i : i + 1, 1:], context)
+        features = backbone.read(image[:, i : i + 1], ids, mask, queries[:, i : i + 1, :1], kv_cache)
+        more = backbone.read(image[:, :1, :, :0], ids[:, :0], mask[:, :0], queries[:, i : i + 1, 1:], kv_cache)
         torch.testing.assert_close(torch.cat([features, more], dim=2), whole[:, i : i + 1], rtol=0, atol=1e-5)
 
 
@@ -249,9 +250,9 @@ def test_parallel_queries_see_each_other_within_their_frame_alone(name):
     batch = inputs(backbone, t=2, q=3)
     if not backbone.can_parallel:
         with pytest.raises(ValueError, match=r"head\.parallel=true needs queries that see each other"):
-            backbone.let_queries_see_each_other()
+            backbone.enable_bidirectional_queries()
         return
-    backbone.let_queries_see_each_other()
+    backbone.enable_bidirectional_queries()
     features = backbone(*batch)
     changed = batch[3].clone()
     changed[:, -1, -1] *= -1

@@ -13,16 +13,16 @@ from huggingface_hub.errors import GatedRepoError
 from own_forward import OURS, load, own_inputs, pack, pictures, publish
 from transformers import AutoModelForImageTextToText, Qwen2Tokenizer, XLMRobertaTokenizer
 
-from robovlms.backbones.florence2 import Florence2, context_mask
-from robovlms.backbones.gemma4 import Gemma4
-from robovlms.backbones.kosmos import TAGS, Kosmos
+from robovlms.backbones.families._qwen_shared import rotary_positions
+from robovlms.backbones.families.florence2 import Florence2, context_mask
+from robovlms.backbones.families.gemma4 import Gemma4
+from robovlms.backbones.families.kosmos import TAGS, Kosmos
 from robovlms.backbones.layout import Layout
 from robovlms.backbones.loading import missing_message
 from robovlms.backbones.masks import prefix_mask
-from robovlms.backbones.qwen import rotary_positions
-from robovlms.choices import ModelSize
-from robovlms.config import BackboneConfig
-from robovlms.config.allowed import NotAllowedError
+from robovlms.config.choices import ModelSize
+from robovlms.config.policy import BackboneConfig
+from robovlms.errors import NotAllowedError
 from robovlms.registry import BACKBONES, check_version
 
 NAMES = [name for name in BACKBONES.names() if name != "nano"]
@@ -148,10 +148,10 @@ def test_florences_context_is_what_its_own_encoder_makes_of_image_and_text_witho
         -is_query.long(),
         is_query.long(),
     )
-    context = backbone.decode(torch.cat([tokens, queries], dim=1), layout)[:, :length]
+    kv_cache = backbone.decode(torch.cat([tokens, queries], dim=1), layout)[:, :length]
     ids = torch.cat([torch.full((1, 5), backbone.model.config.image_token_id), text], dim=1)
     own = backbone.model(input_ids=ids, pixel_values=images, decoder_input_ids=text)
-    torch.testing.assert_close(context, own.encoder_last_hidden_state, rtol=0, atol=1e-5)
+    torch.testing.assert_close(kv_cache, own.encoder_last_hidden_state, rtol=0, atol=1e-5)
 
 
 def test_a_sequence_beyond_the_decoders_positions_names_what_makes_it_shorter():
@@ -390,10 +390,10 @@ def test_queries_that_see_each_other_need_an_attention_that_takes_a_mask():
     backbone = BACKBONES.get("llava").tiny()
     backbone.decoder.config._attn_implementation = "flash_attention_2"  # loading refuses it where there is no GPU
     with pytest.raises(NotAllowedError, match=r"flash_attention_2 takes no mask: use .*attn_implementation=sdpa"):
-        backbone.let_queries_see_each_other()
+        backbone.enable_bidirectional_queries()
 
 
-@pytest.mark.parametrize("path", ["robovlms/backbones/internvl.py", "configs/backbone/internvl.yaml"])
+@pytest.mark.parametrize("path", ["robovlms/backbones/families/internvl.py", "configs/backbone/internvl.yaml"])
 def test_the_page_on_adding_a_backbone_shows_the_adapter_that_runs(path):
     root = Path(__file__).parents[2]
     assert (root / path).read_text() in (root / "docs" / "add_a_backbone.md").read_text()

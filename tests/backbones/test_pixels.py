@@ -22,9 +22,9 @@ from transformers import (
     SmolVLMImageProcessorPil,
 )
 
-from robovlms.backbones import moondream, qwen_vl, uform
-from robovlms.choices import Fit, Resize
-from robovlms.processor import Processor
+from robovlms.backbones.families import moondream, qwen_vl, uform
+from robovlms.config.choices import Fit, Resize
+from robovlms.images.processor import Processor
 from robovlms.registry import BACKBONES
 from robovlms.types import Batch, ImageSpec
 
@@ -67,7 +67,7 @@ OWN_FIT = {"flamingo": Fit.crop, "llava": Fit.crop, "llava_onevision": Fit.pad} 
 
 
 def own_pixels(processor, size, frame):
-    """Give what an image processor makes of a frame, as one picture, without cutting it into tiles."""
+    """Return what an image processor makes of a frame, as one picture, without cutting it into tiles."""
     options = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
     whole = {option: False for option in options if hasattr(processor, option)}
     alone = isinstance(processor, LlavaOnevisionImageProcessorPil)  # cuts an image into tiles unless it has company

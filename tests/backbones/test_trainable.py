@@ -10,15 +10,17 @@ from composing import completed, composed
 from test_backbones import NAMES, gradients, inputs, tiny
 
 from robovlms.backbones.lora import add_lora, merge_lora
-from robovlms.build import train
-from robovlms.checkpoint import load_policy, merge_checkpoint, resolve_checkpoint
-from robovlms.choices import QueryInit, WeightType
-from robovlms.config import LoRAConfig, LSTMHeadConfig
+from robovlms.commands.merge_lora import merge_checkpoint
+from robovlms.commands.train import train
+from robovlms.config.choices import QueryInit, WeightType
+from robovlms.config.policy import LoRAConfig
 from robovlms.heads.base import HeadSizes, start_query
+from robovlms.heads.schemas.lstm import LSTMHeadConfig
+from robovlms.policy.checkpoint import load_policy, resolve_checkpoint
 
 
 def shake(backbone):
-    """Give the adapters weights, as training would."""
+    """Return the adapters weights, as training would."""
     torch.manual_seed(3)
     for name, p in backbone.named_parameters():
         if "lora_B" in name:

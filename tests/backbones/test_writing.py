@@ -7,9 +7,10 @@ import torch
 from own_forward import load, own_inputs, pack, pictures, publish
 from safetensors.torch import save_file
 
-from robovlms.choices import ModelSize
-from robovlms.config import BackboneConfig, NanoBackboneConfig
-from robovlms.config.allowed import NotAllowedError
+from robovlms.backbones.schemas.nano import NanoBackboneConfig
+from robovlms.config.choices import ModelSize
+from robovlms.config.policy import BackboneConfig
+from robovlms.errors import NotAllowedError
 from robovlms.registry import BACKBONES
 
 WRITERS = [name for name in BACKBONES.names() if name != "florence2"]
@@ -33,11 +34,11 @@ def tiny(name, **options):
             name=name, size=ModelSize.tiny, attn_implementation=backbone_class.attentions[0], **options
         )
     backbone = backbone_class.from_config(config).eval()
-    backbone.prepare_writing(config)
+    backbone.enable_lm_head(config)
     return backbone
 
 
-def read(backbone, questions, replies, seen=None):
+def read(backbone, questions, replies, view_mask=None):
     rows = [backbone.question_ids(text) for text in questions]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -45,7 +46,7 @@ def read(backbone, questions, replies, seen=None):
         ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
     size = backbone.image_spec.size
     images = torch.randn(2, 1, 1, 3, size, size, generator=torch.Generator().manual_seed(1))[: len(rows)]
-    return backbone.read_words(backbone.encode(images), ids, mask, torch.tensor(replies), seen)
+    return backbone.lm_hidden(backbone.encode(images), ids, mask, torch.tensor(replies), view_mask)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -61,7 +62,7 @@ def test_a_word_is_predicted_from_all_before_it_and_nothing_behind(name):
     again = read(backbone, [first, other], [changed, reply])
     assert torch.allclose(features[:, :4], again[:1, :4], atol=1e-5), "later words, padding and other rows"
     assert not torch.allclose(features[:, 5], again[:1, 5], atol=1e-3), "earlier words"
-    logits = backbone.predict_words(features[0])
+    logits = backbone.lm_logits(features[0])
     assert logits.shape[0] == 6
     assert logits.shape[1] > max(reply)
     assert logits.dtype is torch.float32
@@ -85,7 +86,7 @@ def publish_as_published(name, folder):
         changes["final_logit_softcapping"] = BOUND[name]
     full = publish(name, folder, noise=0.1, **changes)
     backbone = load(name, folder)
-    backbone.prepare_writing(BackboneConfig(name=name, checkpoint=str(folder)))
+    backbone.enable_lm_head(BackboneConfig(name=name, checkpoint=str(folder)))
     return full, backbone
 
 
@@ -96,16 +97,16 @@ def test_logits_of_a_reply_equal_the_familys_own(name, tmp_path):
     questions = ["what is it", "where", "name a colour that is not red"]
     texts = [backbone.question_ids(text) for text in questions]
     replies = [backbone.reply_ids(text, " a cup, green")[:8] for text in questions]
-    seen = torch.tensor([[True, True], [True, False], [False, False]])
+    view_mask = torch.tensor([[True, True], [True, False], [False, False]])
     images = pictures(backbone, 3, 2)
 
     width = max(map(len, texts))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in texts])
     mask = torch.arange(width) < torch.tensor([[len(row)] for row in texts])
-    features = backbone.read_words(backbone.encode(images[:, None]), ids, mask, torch.tensor(replies), seen)
-    logits = backbone.predict_words(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    features = backbone.lm_hidden(backbone.encode(images[:, None]), ids, mask, torch.tensor(replies), view_mask)
+    logits = backbone.lm_logits(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
-    shown = [row[row_seen] for row, row_seen in zip(images, seen, strict=True)]
+    shown = [row[row_seen] for row, row_seen in zip(images, view_mask, strict=True)]
     batch = pack(name, backbone, shown, texts, [reply[:-1] for reply in replies])
     own = full(**own_inputs(name, backbone, batch)).logits
     first = batch.mask.sum(1) - len(replies[0])  # the last token of the question
@@ -121,8 +122,8 @@ def test_logits_of_a_reply_equal_the_familys_own(name, tmp_path):
 @torch.no_grad()
 def test_text_alone_is_read_without_an_image(name):
     backbone = tiny(name)
-    seen = torch.tensor([[True], [False]])
-    both = read(backbone, ["one", "one"], [[5, 6], [5, 6]], seen)
+    view_mask = torch.tensor([[True], [False]])
+    both = read(backbone, ["one", "one"], [[5, 6], [5, 6]], view_mask)
     assert not torch.allclose(both[0], both[1], atol=1e-3)
     assert torch.allclose(both[:1], read(backbone, ["one"], [[5, 6]]), atol=1e-5)
 
@@ -138,18 +139,18 @@ def test_the_vocabulary_head_comes_from_the_checkpoint(tmp_path):
     config = BackboneConfig(name="llava", checkpoint=str(tmp_path))
     again = BACKBONES.get("llava").from_config(config)
     with pytest.raises(ValueError, match=r"no lm_head\.weight of"):
-        again.prepare_writing(config)
+        again.enable_lm_head(config)
     head = torch.randn_like(backbone.embedding.weight)
     weights = {f"model.{name}": value.contiguous() for name, value in backbone.model.state_dict().items()}
     save_file({**weights, "lm_head.weight": head}, tmp_path / "model.safetensors")
-    again.prepare_writing(config)
+    again.enable_lm_head(config)
     assert torch.equal(again.unembed.weight, head)
     (tmp_path / "model.safetensors").unlink()  # large ones come in several files
     save_file(weights, tmp_path / "1.safetensors")
     save_file({"language_model.lm_head.weight": head + 1}, tmp_path / "2.safetensors")
     files = dict.fromkeys(weights, "1.safetensors") | {"language_model.lm_head.weight": "2.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-    again.prepare_writing(config)
+    again.enable_lm_head(config)
     assert torch.equal(again.unembed.weight, head + 1)
 
 
@@ -160,18 +161,18 @@ def test_a_head_of_its_own_where_the_config_ties_it_is_refused(name, tmp_path):
     backbone.save_pretrained(tmp_path)
     config = BackboneConfig(name=name, checkpoint=str(tmp_path))
     again = BACKBONES.get(name).from_config(config)
-    again.prepare_writing(config)
+    again.enable_lm_head(config)
     weights = {f"model.{key}": value.contiguous() for key, value in backbone.model.state_dict().items()}
     embedding = backbone.embedding.weight.detach()
     save_file({**weights, "lm_head.weight": embedding.clone()}, tmp_path / "model.safetensors")
-    again.prepare_writing(config)
+    again.enable_lm_head(config)
     save_file({**weights, "lm_head.weight": embedding + 1}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"lm_head\.weight of its own, but its config\.json ties it"):
-        again.prepare_writing(config)
+        again.enable_lm_head(config)
     assert again.unembed is None
 
 
 def test_gemma_2_bounds_its_logits():
     backbone = tiny("paligemma2")
     backbone.model.config.get_text_config().final_logit_softcapping = 0.5
-    assert backbone.predict_words(100 * torch.randn(2, backbone.hidden_dim)).abs().max() <= 0.5
+    assert backbone.lm_logits(100 * torch.randn(2, backbone.hidden_dim)).abs().max() <= 0.5

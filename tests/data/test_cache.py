@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from robovlms.data.base import RobotDataset
-from robovlms.data.cache import CachedDataset
+from robovlms.data.cached import CachedDataset
 from robovlms.types import Sample
 
 
@@ -22,7 +22,7 @@ class Counted(RobotDataset):
         frames = {"side": np.full((1, 500, 500, 2), index, np.uint8)}
         return Sample(frames=frames, actions=np.zeros((1, 2), np.float32), action_mask=np.ones(1, bool), instruction="")
 
-    def source(self, index):
+    def location(self, index):
         return f"window {index}"
 
     def summary(self):
@@ -39,5 +39,5 @@ def test_a_window_is_read_once_and_what_does_not_fit_every_time():
 
 def test_everything_else_is_the_data_sets_own():
     cached = CachedDataset(Counted(), megabytes=1)
-    assert (len(cached), cached.source(2), cached.summary()) == (4, "window 2", "four windows")
+    assert (len(cached), cached.location(2), cached.summary()) == (4, "window 2", "four windows")
     assert (cached.sizes, cached.weights) == ([4], [1.0])

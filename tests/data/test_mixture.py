@@ -9,11 +9,12 @@ from calvin_folder import assert_same_state, losses
 from composing import completed, composed
 from mixed_data import make_arm_folder, mixture
 
-from robovlms.build import build_dataset, train
-from robovlms.checkpoint import checkpoints, load_config
-from robovlms.data.sampler import BLOCK, StepSampler, block_shares
+from robovlms.commands.train import train
+from robovlms.data.loading.sampler import BLOCK, StepSampler, block_shares
+from robovlms.data.opening import build_dataset
+from robovlms.policy.checkpoint import checkpoints, load_config
+from robovlms.policy.runner import PolicyRunner
 from robovlms.registry import BACKBONES
-from robovlms.runner import PolicyRunner
 from robovlms.types import Observation
 
 
@@ -29,28 +30,28 @@ def config(*options: str):
 def test_a_part_without_a_view_rotation_and_gripper_fills_the_mixtures_sample(calvin_folder, arm_folder, tmp_path):
     dataset = build_dataset(config(*mixture(calvin_folder, arm_folder, tmp_path)), "train")
     play, arm = dataset[0], dataset[dataset.sizes[0]]
-    assert (play.part, arm.part) == (0, 1)
-    assert play.entries.all()
-    assert arm.entries.tolist() == [True, True, False, False, False, False, False]
+    assert (play.source, arm.source) == (0, 1)
+    assert play.action_dims.all()
+    assert arm.action_dims.tolist() == [True, True, False, False, False, False, False]
     np.testing.assert_allclose(arm.actions[0, :3], [0.2, -0.2, 0], atol=1e-6)  # two steps of 20 Hz
     assert (sorted(play.frames), sorted(arm.frames)) == (["side", "wrist"], ["side"])
     assert "75.0%" in dataset.summary()
-    assert dataset.source(dataset.sizes[0]).startswith("arm: ")
+    assert dataset.location(dataset.sizes[0]).startswith("arm: ")
 
 
 def test_a_mixture_trains_resumes_bit_for_bit_and_acts_as_one_of_its_parts(calvin_folder, arm_folder, tmp_path):
-    whole, part = tmp_path / "whole", tmp_path / "part"
+    whole, source = tmp_path / "whole", tmp_path / "part"
     train(config(*mixture(calvin_folder, arm_folder, whole)))
-    train(config(*mixture(calvin_folder, arm_folder, part, "schedule.total=2 step")))
-    train(config(*mixture(calvin_folder, arm_folder, part, "trainer.resume=auto")))
-    assert_same_state(whole, part)
-    assert losses(whole) == losses(part)
+    train(config(*mixture(calvin_folder, arm_folder, source, "schedule.total=2 step")))
+    train(config(*mixture(calvin_folder, arm_folder, source, "trainer.resume=auto")))
+    assert_same_state(whole, source)
+    assert losses(whole) == losses(source)
 
     checkpoint = checkpoints(whole)[-1]
-    assert list(load_config(checkpoint / "config.yaml").data.parts) == ["play", "arm"]
-    with pytest.raises(ValueError, match=r"evaluation\.part=None.*Choose one of play, arm"):
+    assert list(load_config(checkpoint / "config.yaml").data.sources) == ["play", "arm"]
+    with pytest.raises(ValueError, match=r"evaluation\.source=None.*Choose one of play, arm"):
         PolicyRunner.from_checkpoint(checkpoint)
-    runner = PolicyRunner.from_checkpoint(checkpoint, part="arm")
+    runner = PolicyRunner.from_checkpoint(checkpoint, source="arm")
     frames = {view: np.zeros((24, 20, 3), np.uint8) for view in ("side", "wrist")}
     action = runner.step(Observation(frames=frames, instruction="go 0"))
     assert action.shape == (3,)
@@ -67,17 +68,20 @@ def test_accumulation_does_not_change_a_mixtures_numbers(calvin_folder, arm_fold
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("data.parts.arm.convert.control_hz=20", r"control_hz: policy 20.0, the mixture 10.0"),
-        ("data.contract.control_hz=31", r"control_hz=31 is above the 30 that data\.parts\.play.*of the slowest part"),
-        ("data.parts.arm.root=/nowhere", "arm: /nowhere"),
-        ("data.parts.arm.views.side=front", r"data\.parts\.arm: data\.views\.side=front is not a camera"),
-        ("data.parts.arm.contract.frame=tcp", r"train again with data\.parts\.arm\.convert\.frame=world"),
-        ("data.parts.arm.contract.names=[dx,dq]", r"data\.parts\.arm\.contract\.names has 'dq'"),
-        ("data.skip_bad=true", r"data\.skip_bad of a mixture is not looked at: set data\.parts\.<name>\.skip_bad"),
-        ("data.convert.control_hz=5", r"set data\.parts\.<name>\.convert"),
-        ("data.parts.arm.num_workers=2", r"data\.parts\.arm\.num_workers is not looked at: set the mixture's"),
-        ("data.parts.arm.weight=0", "must be positive"),
-        ("data.parts.arm.wieght=1", "Could not override"),
+        ("data.sources.arm.convert.control_hz=20", r"control_hz: policy 20.0, the mixture 10.0"),
+        (
+            "data.contract.control_hz=31",
+            r"control_hz=31 is above the 30 that data\.sources\.play.*to the slowest source",
+        ),
+        ("data.sources.arm.root=/nowhere", "arm: /nowhere"),
+        ("data.sources.arm.views.side=front", r"data\.sources\.arm: data\.views\.side=front is not a camera"),
+        ("data.sources.arm.contract.frame=tcp", r"train again with data\.sources\.arm\.convert\.frame=world"),
+        ("data.sources.arm.contract.names=[dx,dq]", r"data\.sources\.arm\.contract\.names has 'dq'"),
+        ("data.skip_bad=true", r"data\.skip_bad of a mixture is not looked at: set data\.sources\.<name>\.skip_bad"),
+        ("data.convert.control_hz=5", r"set data\.sources\.<name>\.convert"),
+        ("data.sources.arm.num_workers=2", r"data\.sources\.arm\.num_workers is not looked at: set the mixture's"),
+        ("data.sources.arm.weight=0", "must be positive"),
+        ("data.sources.arm.wieght=1", "Could not override"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_with_what_fixes_them(calvin_folder, arm_folder, tmp_path, change, message):
@@ -93,9 +97,9 @@ def test_a_view_that_is_not_there_changes_nothing(name):
     images = torch.randn(2, 1, 2, 3, size, size)
     ids = torch.tensor(backbone.tokenize(["open the drawer"]) * 2)
     queries = torch.randn(2, 1, 1, backbone.hidden_dim)
-    seen = torch.tensor([[True, False], [True, True]])
+    view_mask = torch.tensor([[True, False], [True, True]])
     with torch.no_grad():
-        mixed = backbone(images, ids, torch.ones_like(ids, dtype=torch.bool), queries, seen)
+        mixed = backbone(images, ids, torch.ones_like(ids, dtype=torch.bool), queries, view_mask)
         alone = backbone(images[:1, :, :1], ids[:1], torch.ones_like(ids[:1], dtype=torch.bool), queries[:1])
         both = backbone(images[1:], ids[1:], torch.ones_like(ids[1:], dtype=torch.bool), queries[1:])
     torch.testing.assert_close(mixed, torch.cat([alone, both]), atol=1e-5, rtol=1e-4)

@@ -12,9 +12,10 @@ from composing import completed, composed
 from recordings import MemoryReader, make_contract, make_dataset
 from rlds_folder import episode, make_rlds_folder
 
-from robovlms.build import compute_statistics, open_parts
-from robovlms.config import ConvertConfig, DataConfig, TrainConfig
-from robovlms.data.training_rows import load_rows
+from robovlms.config.data import ConvertConfig, DataConfig
+from robovlms.config.run import TrainConfig
+from robovlms.data.opening import open_sources
+from robovlms.data.statistics import compute_statistics, load_rows
 from robovlms.data.windows import WindowDataset
 
 
@@ -99,8 +100,8 @@ def test_a_folder_that_cannot_be_written_is_a_warning(data, tmp_path, caplog):
 def statistics(caplog, config: TrainConfig) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        compute_statistics(config, open_parts(config, "train"))
-    return [record.message for record in caplog.records if record.name == "robovlms.build"]
+        compute_statistics(config, open_sources(config, "train"))
+    return [record.message for record in caplog.records if record.name == "robovlms.data.statistics"]
 
 
 def calvin(tmp_path: Path) -> tuple[list[str], Path]:
@@ -130,7 +131,7 @@ def test_a_changed_file_makes_new_statistics(tmp_path, caplog, folder):
 
 
 def test_what_is_wrong_with_kept_rows_is_still_reported(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("robovlms.build.MAX_STATS_ROWS", 50)
+    monkeypatch.setattr("robovlms.data.statistics.MAX_STATS_ROWS", 50)
     config = completed(composed(*calvin(tmp_path)[0], f"data.cache_dir={tmp_path / 'cache'}", "name=a"))
     first, second = statistics(caplog, config), statistics(caplog, config)
     assert first[0] == second[0]

@@ -4,8 +4,9 @@ import os
 
 import numpy as np
 
-from robovlms.choices import Frame, Representation
-from robovlms.config import ActionContract, SimConfig
+from robovlms.config.choices import ReferenceFrame, Representation
+from robovlms.config.closed_loop import SimConfig
+from robovlms.config.data import ActionContract
 from robovlms.sims.base import Simulator, Step, Task
 from robovlms.types import Observation
 
@@ -21,7 +22,7 @@ class LineWorld(Simulator):
     contract = ActionContract(
         names=["dx", "gripper"],
         representation=Representation.delta,
-        frame=Frame.world,
+        frame=ReferenceFrame.world,
         position_unit=1.0,
         control_hz=10.0,
     )

@@ -7,9 +7,10 @@ import line_world
 import pytest
 from line_world import LEFT, RIGHT, STAY
 
-from robovlms.config import EvaluationConfig
+from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.evaluation.episodes import Episode, plan_episodes
-from robovlms.evaluation.rollouts import rollout, run_episodes
+from robovlms.evaluation.rollout import rollout
+from robovlms.evaluation.rollouts import run_episodes
 
 CONFIG = EvaluationConfig(episodes_per_task=2, opposite_episodes_per_task=1, seed=100, videos_per_task=1)
 PLAN = plan_episodes([LEFT, RIGHT], CONFIG)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from robovlms.choices import ArmLoss
-from robovlms.config import DiffusionHeadConfig
-from robovlms.heads.base import HeadSizes, Plan
+from robovlms.config.choices import ArmLoss
+from robovlms.heads.base import HeadSizes, Prefix
 from robovlms.heads.diffusion import DiffusionHead
+from robovlms.heads.schemas.diffusion import DiffusionHeadConfig
 
-FREE = Plan(torch.zeros(1, 4, 2), torch.zeros(4))
+FREE = Prefix(torch.zeros(1, 4, 2), torch.zeros(4))
 
 
 def make_head(**changes):

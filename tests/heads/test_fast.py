@@ -8,12 +8,12 @@ import torch
 from calvin_folder import make_calvin_folder, tiny_run
 from composing import completed, composed
 
-from robovlms.build import train
-from robovlms.checkpoint import load_policy, resolve_checkpoint
-from robovlms.config import FastHeadConfig
+from robovlms.commands.train import train
 from robovlms.heads.base import HeadSizes
 from robovlms.heads.fast import FastHead
 from robovlms.heads.fast_tokenizer import FastTokenizer, coefficients, cosines, hold
+from robovlms.heads.schemas.fast import FastHeadConfig
+from robovlms.policy.checkpoint import load_policy, resolve_checkpoint
 
 K, A = 10, 7
 

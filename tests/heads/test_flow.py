@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from robovlms.choices import ArmLoss, FlowSolver
-from robovlms.config import FlowHeadConfig
+from robovlms.config.choices import ArmLoss, FlowSolver
 from robovlms.heads.base import HeadSizes
 from robovlms.heads.denoising import time_features
 from robovlms.heads.flow import FlowHead, integrate
+from robovlms.heads.schemas.flow import FlowHeadConfig
 
 MEAN, STD = 0.4, 0.3
 

@@ -3,18 +3,16 @@
 import pytest
 import torch
 
-from robovlms.choices import ArmLoss
-from robovlms.config import (
-    DiffusionHeadConfig,
-    FastHeadConfig,
-    FlowHeadConfig,
-    GPTHeadConfig,
-    LSTMHeadConfig,
-    MLPHeadConfig,
-    TokensHeadConfig,
-)
-from robovlms.heads.base import HeadSizes, Plan, masked_mean
+from robovlms.config.choices import ArmLoss
+from robovlms.heads.base import HeadSizes, Prefix, masked_mean
 from robovlms.heads.fast_tokenizer import hold
+from robovlms.heads.schemas.diffusion import DiffusionHeadConfig
+from robovlms.heads.schemas.fast import FastHeadConfig
+from robovlms.heads.schemas.flow import FlowHeadConfig
+from robovlms.heads.schemas.gpt import GPTHeadConfig
+from robovlms.heads.schemas.lstm import LSTMHeadConfig
+from robovlms.heads.schemas.mlp import MLPHeadConfig
+from robovlms.heads.schemas.tokens import TokensHeadConfig
 from robovlms.registry import HEADS
 
 B, W, K, A, D = 2, 3, 4, 7, 16
@@ -224,13 +222,13 @@ def test_entries_of_the_arm_are_weighed(name):
         make_head(name, arm_weights=[1.0]).loss(features, actions, mask)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if HEADS.get(CONFIGS[name].name).follows_plans])
+@pytest.mark.parametrize("name", [name for name in NAMES if HEADS.get(CONFIGS[name].name).supports_prefix])
 def test_a_plan_is_kept_where_it_weighs_and_the_rest_goes_on_from_it(name):
     head = make_head(name).eval()
     features, _, _ = make_batch()
     free = head.act(Answers(features), B, W)
-    plan = Plan(torch.full((B, K, A - 1), 0.3), torch.tensor([1.0, 1.0, 0.5, 0.0]))
-    planned = head.act(Answers(features), B, W, plan)
+    prefix = Prefix(torch.full((B, K, A - 1), 0.3), torch.tensor([1.0, 1.0, 0.5, 0.0]))
+    planned = head.act(Answers(features), B, W, prefix)
     torch.testing.assert_close(planned[:, :2, :-1], torch.full((B, 2, A - 1), 0.3))
     assert not torch.allclose(planned[:, 3, :-1], free[:, 3, :-1])  # it saw what was planned before it
-    torch.testing.assert_close(head.act(Answers(features), B, W, Plan(plan.arm, torch.zeros(K))), free)
+    torch.testing.assert_close(head.act(Answers(features), B, W, Prefix(prefix.arm, torch.zeros(K))), free)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import Qwen2Tokenizer
 
-from robovlms.config import TokensHeadConfig
 from robovlms.heads.base import HeadSizes
+from robovlms.heads.schemas.tokens import TokensHeadConfig
 from robovlms.heads.tokens import TokensHead, from_bins, to_bins
 from robovlms.registry import BACKBONES
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from robovlms.config import SimConfig
+from robovlms.config.closed_loop import SimConfig
 
 pytest.importorskip("metaworld", reason='pip install "robovlms[metaworld]"')
 

@@ -1,0 +1,97 @@
+"""How actions are chunked, and how they reach [-1, 1] and come back; one object for training and rollout."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from robovlms.actions.statistics import Statistics
+from robovlms.config.choices import NormalizationMode
+from robovlms.config.data import NormalizationConfig
+from robovlms.errors import UserError
+
+
+def chunk_actions(
+    actions: Float[Tensor, "b s a"], mask: Bool[Tensor, "b s"], window_size: int, chunk_size: int
+) -> tuple[Float[Tensor, "b w k a"], Bool[Tensor, "b w k"]]:
+    """Return every step of the window the chunk of actions it must predict.
+
+    Step i is taught actions i, ..., i + k - 1, so neighbouring chunks overlap and a sample carries s = w + k - 1
+    actions. Near the end of an episode the tail is padding; a padded action stays masked in every chunk it falls into.
+
+    Returns:
+        The chunks and their mask, both views of the inputs; copy before writing.
+    Raises:
+        UserError: the sequence does not have w + k - 1 actions.
+    Source:
+        Sliding chunks as in RoboVLMs (data/calvin_dataset.py), arXiv:2412.14058; the mask follows ACT,
+        arXiv:2304.13705.
+    """
+    if actions.shape[1] != window_size + chunk_size - 1:
+        raise UserError(
+            f"got {actions.shape[1]} actions for window_size={window_size} and chunk_size={chunk_size}: "
+            f"expected {window_size + chunk_size - 1}"
+        )
+    return actions.unfold(1, chunk_size, 1).transpose(2, 3), mask.unfold(1, chunk_size, 1)
+
+
+class ActionNormalizer:
+    """Map raw arm entries to [-1, 1] and back; the gripper passes, as exactly -1 (closed) or +1 (open).
+
+    Bounds low and high become -1 and +1, and entries are clipped to them first (not with `identity` and `mean_std`); an
+    entry whose bounds coincide (a rotation that never moves) becomes 0 and comes back as its constant.
+    Source: RoboVLMs data/data_utils.py, normalize_action (fixed bounds +-0.65), mu_law_companding; OpenVLA q01/q99,
+    arXiv:2406.09246.
+    """
+
+    def __init__(self, config: NormalizationConfig, stats: Statistics, names: list[str]) -> None:
+        """Take how to normalise, the statistics of `names`, and check them.
+
+        Raises:
+            UserError: there are not as many statistics as names, or `modes` has another name.
+        """
+        if len(stats.mean) != len(names):
+            raise UserError(
+                f"statistics of {len(stats.mean)} action entries do not fit the {len(names)} of "
+                f"{', '.join(names)}: see data.normalization.statistics_file and data.contract.names."
+            )
+        if unknown := sorted(set(config.modes) - set(names[:-1])):
+            raise UserError(f"data.normalization.modes has {unknown}, not among the arm's {', '.join(names[:-1])}.")
+        modes = [config.modes.get(name, config.mode) for name in names[:-1]]
+        pairs = [self._bounds(mode, config, stats, i) for i, mode in enumerate(modes)]
+        low, high = torch.tensor(pairs, dtype=torch.float32).reshape(-1, 2).unbind(1)
+        free = [mode in (NormalizationMode.identity, NormalizationMode.mean_std) for mode in modes]
+        infinite = torch.tensor(free) if free else torch.zeros(0, dtype=torch.bool)
+        self._clip_low = low.masked_fill(infinite, -math.inf)
+        self._clip_high = high.masked_fill(infinite, math.inf)
+        self._center, self._half = (low + high) / 2, (high - low) / 2
+        self._constant, self._mu = self._half < 1e-6, config.mu
+
+    @staticmethod
+    def _bounds(mode: NormalizationMode, config: NormalizationConfig, stats: Statistics, i: int) -> tuple[float, float]:
+        return {
+            NormalizationMode.bounds: (config.low, config.high),
+            NormalizationMode.min_max: (stats.min[i], stats.max[i]),
+            NormalizationMode.quantile: (stats.q01[i], stats.q99[i]),
+            NormalizationMode.mean_std: (stats.mean[i] - stats.std[i], stats.mean[i] + stats.std[i]),
+            NormalizationMode.identity: (-1.0, 1.0),
+        }[mode]
+
+    def normalize(self, actions: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
+        """Return the actions the head is taught."""
+        arm, gripper = actions[..., :-1].float(), actions[..., -1:]
+        arm = arm.clamp(self._clip_low, self._clip_high)
+        arm = (arm - self._center) / self._half.masked_fill(self._constant, 1)
+        if self._mu:
+            arm = arm.sign() * (self._mu * arm.abs()).log1p() / math.log1p(self._mu)
+        return torch.cat([arm.masked_fill(self._constant, 0), torch.where(gripper > 0, 1.0, -1.0)], dim=-1)
+
+    def denormalize(self, actions: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
+        """Return environment units."""
+        arm = actions[..., :-1]
+        if self._mu:
+            arm = arm.sign() * (arm.abs() * math.log1p(self._mu)).expm1() / self._mu
+        return torch.cat([arm * self._half + self._center, actions[..., -1:]], dim=-1)

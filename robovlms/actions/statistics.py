@@ -1,0 +1,121 @@
+"""Statistics of actions and proprioception: computed, saved with a checkpoint, and read from other projects' files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from robovlms.errors import UserError
+
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Per-entry statistics of raw rows, the gripper included."""
+
+    mean: list[float]
+    std: list[float]
+    min: list[float]
+    max: list[float]
+    q01: list[float]
+    q10: list[float]
+    q50: list[float]
+    q90: list[float]
+    q99: list[float]
+    num_rows: int  # rows the figures are computed from; fewer than the data set's when it is large
+
+    @classmethod
+    def compute(cls, rows: Float32[np.ndarray, "r a"]) -> Statistics:
+        """Compute in float64; quantiles interpolate linearly."""
+        exact = rows.astype(np.float64)
+        columns = {"mean": exact.mean(0), "std": exact.std(0), "min": exact.min(0), "max": exact.max(0)}
+        columns |= dict(zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True))
+        return cls(**{key: value.tolist() for key, value in columns.items()}, num_rows=len(rows))
+
+    @property
+    def quantile_error(self) -> float:
+        """Return the standard error, in ranks of the distribution, of q01 and q99 if the rows are a sample."""
+        return float((0.01 * 0.99 / max(self.num_rows, 1)) ** 0.5)
+
+    def scatter(self, places: list[int], size: int) -> Statistics:
+        """Return the statistics of rows of `size` entries whose entry places[i] is entry i here; the others are 0."""
+
+        def spread(values: list[float]) -> list[float]:
+            row = [0.0] * size
+            for place, value in zip(places, values, strict=True):
+                row[place] = value
+            return row
+
+        columns = {key: spread(value) for key, value in asdict(self).items() if key != "num_rows"}
+        return Statistics(**columns, num_rows=self.num_rows)
+
+
+def save_statistics(path: Path, statistics: dict[str, Statistics]) -> None:
+    """Write {data set: {"action": statistics}}, the layout of OpenVLA's dataset_statistics.json."""
+    content = {name: {"action": asdict(stats)} for name, stats in statistics.items()}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_statistics(path: Path) -> dict[str, Statistics]:
+    """Read what `save_statistics` wrote."""
+    return {name: Statistics(**entry["action"]) for name, entry in json.loads(path.read_text()).items()}
+
+
+def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
+    """Read the action statistics of another project.
+
+    Known are RoboVLMs ({"action": ...}), OpenVLA ({data set: {"action": ...}}, also below "norm_stats" of its
+    config.json) and openpi ({"norm_stats": {"actions": ...}}, padded with zeros beyond the robot's entries). What a
+    file lacks (min, max, the middle quantiles) is taken from its q01 and q99, or from mean +- std without them.
+
+    Args:
+        path: the JSON file.
+        key: the data set within it, for OpenVLA's.
+        dim: entries of our actions, the gripper included.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: none of these layouts, the key is not there, or it has fewer entries than `dim`.
+    """
+    option = f"data.normalization.statistics_file={path}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{option} does not exist.")
+    try:
+        content = json.loads(path.read_text())
+        content = content.get("norm_stats", content)
+        found = content.get("actions") or content.get("action")
+        if found is None:
+            sets = {name: entry["action"] for name, entry in content.items() if "action" in entry}
+            if key is None and len(sets) == 1:
+                key = next(iter(sets))
+            if key not in sets:
+                raise UserError(
+                    f"{option} has no data set {key!r}: set data.normalization.statistics_key to one of "
+                    f"{', '.join(sorted(sets)) or 'none'}"
+                )
+            found = sets[key]
+        return _from_columns(found, dim, option)
+    except (AttributeError, KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+        raise UserError(f"{option} is not statistics of RoboVLMs, OpenVLA or openpi: {error!r}") from error
+
+
+def _from_columns(found: dict[str, Any], dim: int, option: str) -> Statistics:
+    names = [name for name in ("mean", "std", "min", "max", *QUANTILES) if name in found]
+    columns = {name: np.asarray(found[name], np.float64) for name in names}
+    lengths = {name: len(column) for name, column in columns.items()}
+    if {"mean", "std"} - set(names) or len(set(lengths.values())) != 1 or min(lengths.values()) < dim:
+        raise UserError(f"{option}: expected mean, std and others of at least {dim} entries, found {lengths}")
+    columns = {name: column[:dim] for name, column in columns.items()}
+    if not all(np.isfinite(column).all() for column in columns.values()):
+        raise UserError(f"{option} holds numbers that are not finite")
+    low = columns.get("q01", columns.get("min", columns["mean"] - columns["std"]))
+    high = columns.get("q99", columns.get("max", columns["mean"] + columns["std"]))
+    defaults = {"min": low, "max": high, "q01": low, "q10": low, "q50": columns["mean"], "q90": high, "q99": high}
+    columns = defaults | columns
+    return Statistics(**{name: column.tolist() for name, column in columns.items()}, num_rows=0)

@@ -1,0 +1,210 @@
+"""Demonstrations by a simulator's scripted experts, as a LeRobot data set.
+
+Noise is executed but the clean expert action is recorded, so that the demonstrations also show how to recover. Finished
+episodes lie in `<root>.partial` until all are there: an interrupted collection continues where it stopped, and `root`
+appears only when it is complete.
+
+Where a scene's first picture tells its task, a policy may learn to ignore the instruction. Contrast demonstrations take
+that shortcut away: in the scene of `collect.contrast_tasks` the opposite is told, and the opposite's expert acts.
+
+Source: noise injection as in DART, arXiv:1703.09327.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from robovlms.config.closed_loop import CollectConfig, SimConfig
+from robovlms.data.lerobot.writer import LeRobotWriter
+from robovlms.errors import UserError
+from robovlms.registry import SIMULATORS
+from robovlms.sims.base import Simulator, Task
+from robovlms.sims.demos import Attempt, Goal, load_demo, record_demo, save_demo, succeeded
+
+log = logging.getLogger(__name__)
+VERSION = 1  # raise it when the same request would give other demonstrations
+REQUEST_FILE = "robovlms_collect.json"
+SELECTION = {  # leaves a single episode as it is
+    "collect.demos_per_task", "collect.contrast_tasks", "collect.contrast_demos_per_task", "collect.video",
+    "sim.tasks", "instructions",
+}  # fmt: skip
+MIN_SUCCESS_RATE = 0.2
+MIN_ATTEMPTS = 20  # before the success rate is judged
+
+
+def list_goals(tasks: list[Task], config: CollectConfig) -> dict[Goal, int]:
+    """Count the demonstrations wanted of every goal: of all tasks, then of their contrasts.
+
+    Raises:
+        UserError: a contrast task is not among `tasks`, or its opposite is not.
+    """
+    by_name = {task.name: task for task in tasks}
+    goals = {Goal(task, task): config.demos_per_task for task in tasks}
+    for name in config.contrast_tasks:
+        if name not in by_name or by_name[name].opposite not in by_name:
+            raise UserError(
+                f"collect.contrast_tasks has '{name}': it and its opposite must be in sim.tasks ({', '.join(by_name)})."
+            )
+        task = by_name[name]
+        goals[Goal(task, by_name[str(task.opposite)])] = config.contrast_demos_per_task
+    return goals
+
+
+def collect_demos(config: CollectConfig, sim: SimConfig, root: Path) -> Path:
+    """Return a LeRobot data set of `demos_per_task` expert episodes of every task, and of `contrast_demos_per_task` of
+    every contrast task; only successes are kept.
+
+    Demonstrations depend on the request alone, not on the number of workers or on interruptions. If `root` already
+    holds what is asked for, nothing is done.
+
+    Raises:
+        UserError: `root` holds something else (says what differs), the expert of a task mostly fails, or a contrast
+            task has no opposite.
+    """
+    simulator: Simulator = SIMULATORS.get(sim.name)(sim)
+    goals = list_goals(simulator.tasks(), config)
+    request = describe_request(config, sim, simulator.tasks())
+    if root.is_dir() and any(root.iterdir()):
+        check_request(root, root / "meta" / REQUEST_FILE, request)
+        log.info("demonstrations are already in %s", root)
+        return root
+    work = root.with_name(f"{root.name}.partial")
+    episode = {key: value for key, value in request.items() if key not in SELECTION}
+    if work.is_dir():
+        check_request(work, work / REQUEST_FILE, episode)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / REQUEST_FILE).write_text(json.dumps(episode, indent=2))
+    kept = _collect(config, sim, goals, work)
+    dataset = _assemble(kept, work, simulator, config, sim)
+    (dataset / "meta" / REQUEST_FILE).write_text(json.dumps(request, indent=2))
+    dataset.replace(root)
+    shutil.rmtree(work)
+    log.info("%d demonstrations of %d tasks are in %s", len(kept), len(simulator.tasks()), root)
+    return root
+
+
+def describe_request(config: CollectConfig, sim: SimConfig, tasks: list[Task]) -> dict[str, Any]:
+    """Return everything that decides how the demonstrations come out, as flat JSON: option name to value."""
+    request: dict[str, Any] = {f"collect.{key}": value for key, value in asdict(config).items()}
+    del request["collect.enabled"], request["collect.num_workers"]
+    request |= {f"sim.{key}": value for key, value in asdict(sim).items()}
+    request["sim.tasks"] = [task.name for task in tasks]
+    return request | {"instructions": [task.instruction for task in tasks], "version": VERSION}
+
+
+def check_request(folder: Path, file: Path, request: dict[str, Any]) -> None:
+    """Refuse a folder that was not made by this request.
+
+    Raises:
+        UserError: names every option that differs, with both values.
+    """
+    advice = f"Choose another data.root, or delete {folder}."
+    if not file.is_file():
+        raise UserError(f"{folder} exists and is not a collection of demonstrations ({file.name} is missing). {advice}")
+    made = json.loads(file.read_text())
+    keys = [key for key in made | request if made.get(key) != request.get(key)]
+    if keys:
+        differences = "; ".join(f"{key} is {made.get(key)} there, {request.get(key)} here" for key in keys)
+        raise UserError(f"{folder} holds other demonstrations than asked for: {differences}. {advice}")
+
+
+def _collect(config: CollectConfig, sim: SimConfig, goals: dict[Goal, int], work: Path) -> list[Attempt]:
+    """Return the first successful attempts of every goal, as many as wanted, in a fixed order.
+
+    Each round tries exactly as often as demonstrations are missing, so outcomes alone decide which attempts are made.
+    """
+    attempts: dict[Goal, list[Attempt]] = {goal: [] for goal in goals}
+    bar = tqdm(total=sum(goals.values()), desc="demonstrations", unit="demo", disable=None)
+    executor = ProcessPoolExecutor(config.num_workers, get_context("spawn"), _start_worker, (config, sim, work))
+    try:
+        while True:
+            kept = [attempt for made in attempts.values() for attempt in made if succeeded(attempt.path(work))]
+            missing = [
+                Attempt(goal, number)
+                for goal, wanted in goals.items()
+                for number in next_attempts(attempts[goal], wanted, config, work)
+            ]
+            if not missing:
+                return kept
+            for attempt in missing:
+                attempts[attempt.goal].append(attempt)
+            futures = [executor.submit(_make_attempt, attempt) for attempt in missing]
+            for future in as_completed(futures):
+                bar.update(int(future.result()))
+    finally:
+        executor.shutdown(cancel_futures=True)  # after the episodes in progress: they are kept, nobody is orphaned
+        bar.close()
+
+
+def next_attempts(made: list[Attempt], wanted: int, config: CollectConfig, work: Path) -> range:
+    """Number the attempts that a goal still needs, as many as demonstrations are missing.
+
+    Raises:
+        UserError: the expert mostly failed so far.
+    """
+    successes = sum(succeeded(attempt.path(work)) for attempt in made)
+    if len(made) >= MIN_ATTEMPTS and successes < MIN_SUCCESS_RATE * len(made):
+        raise UserError(
+            f"the expert of {made[0].goal.name} solved {successes} of {len(made)} episodes: lower collect.noise="
+            f"{config.noise}, raise sim.max_steps, or leave the task out of sim.tasks (or collect.contrast_tasks)."
+        )
+    return range(len(made), len(made) + wanted - successes)
+
+
+class _Worker(NamedTuple):
+    """What a worker process keeps between attempts."""
+
+    simulator: Simulator
+    config: CollectConfig
+    contrast_steps: int
+    work: Path
+
+
+_worker: _Worker
+
+
+def _start_worker(config: CollectConfig, sim: SimConfig, work: Path) -> None:
+    """Build this process's simulator; Ctrl-C is the parent's to handle."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker = _Worker(SIMULATORS.get(sim.name)(sim), config, sim.max_steps // 2, work)
+
+
+def _make_attempt(attempt: Attempt) -> bool:
+    """Make one attempt, unless an earlier run did, and tell whether it succeeded."""
+    path = attempt.path(_worker.work)
+    if not path.is_file():
+        config, seed = _worker.config, attempt.seed(_worker.config.seed)
+        save_demo(path, record_demo(_worker.simulator, attempt.goal, seed, config, _worker.contrast_steps))
+    return succeeded(path)
+
+
+def _assemble(kept: list[Attempt], work: Path, simulator: Simulator, config: CollectConfig, sim: SimConfig) -> Path:
+    """Write the data set into `work`."""
+    folder = work / "dataset"
+    shutil.rmtree(folder, ignore_errors=True)
+    first = load_demo(kept[0].path(work))
+    writer = LeRobotWriter(
+        folder,
+        fps=round(simulator.contract.control_hz),
+        robot_type=sim.name,
+        action_names=simulator.contract.names,
+        proprio_names=[f"proprio_{index}" for index in range(first.proprio.shape[1])],
+        image_keys={view: (frames.shape[1], frames.shape[2]) for view, frames in first.frames.items()},
+        video=config.video,
+    )
+    with writer:
+        for attempt in tqdm(kept, desc="writing", unit="demo", disable=None):
+            demo = load_demo(attempt.path(work))
+            writer.add_episode(demo.frames, demo.actions, demo.proprio, attempt.goal.told.instruction)
+    return folder

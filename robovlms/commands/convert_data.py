@@ -1,0 +1,46 @@
+"""Pack the splits of a data set."""
+
+from __future__ import annotations
+
+import logging
+
+from robovlms.actions.plan import check_roots, sources_of
+from robovlms.config.commands import ConvertDataConfig
+from robovlms.data.base import Reader
+from robovlms.data.opening import _origin, packed_folder
+from robovlms.data.packed.writer import PackSummary, pack, verify
+from robovlms.registry import DATASETS
+
+logger = logging.getLogger(__name__)
+
+
+def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
+    """Pack the splits of a data set, or of every part of a mixture; with `pack.verify` check what is packed instead.
+
+    Raises:
+        FileNotFoundError: there is nothing to verify, or parts of a mixture are not there.
+        UserError: see `packing.pack` and `packing.verify`.
+    """
+    check_roots(config.data)
+    summaries = []
+    for source in sources_of(config.data):
+        views = [view for view in config.view.views if view in source.data.views]
+        for split in config.pack.splits:
+            reader: Reader = DATASETS.get(source.data.name)(source.data, split, views=views)
+            folder = packed_folder(source.data, split, views, reader, config.pack.image_format)
+            if config.pack.verify:
+                size = verify(folder)
+                logger.info("%s: %d bytes are as they were written", folder, size)
+            else:
+                origin = _origin(source.data, split, views)
+                summaries.append(
+                    pack(
+                        reader,
+                        folder,
+                        image_format=config.pack.image_format,
+                        workers=config.pack.workers,
+                        origin=origin,
+                    )
+                )
+                logger.info("%s", summaries[-1])
+    return summaries

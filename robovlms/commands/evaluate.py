@@ -1,0 +1,90 @@
+"""A checkpoint acts in a simulator: results, report and videos."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from robovlms.actions.contract import check_contract
+from robovlms.actions.plan import find_source, policy_names
+from robovlms.config.closed_loop import EvaluationConfig, SimConfig
+from robovlms.config.commands import EvaluateConfig
+from robovlms.errors import UserError
+from robovlms.evaluation.episodes import plan_episodes
+from robovlms.evaluation.results import environment_versions, format_table, summarize, write_results
+from robovlms.evaluation.rollouts import run_episodes
+from robovlms.policy.checkpoint import CONFIG, load_config, resolve_checkpoint
+from robovlms.policy.runner import PolicyRunner
+from robovlms.registry import SIMULATORS
+from robovlms.reports.evaluation_page import write_report
+from robovlms.reports.plots import plot_success
+from robovlms.sims.base import Simulator
+from robovlms.training.figures import plot_run
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """Let a checkpoint act in a simulator; write results and report, log the table, give the report's path.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        UserError: the policy does not fit the simulator, or the folder holds another evaluation.
+    """
+    checkpoint = resolve_checkpoint(Path(config.checkpoint))
+    run_folder = checkpoint.parents[1]
+    trained = load_config(checkpoint / CONFIG)
+    sim = config.sim or trained.sim
+    if sim is None:
+        raise UserError(f"{checkpoint} was trained without a simulator: choose one, e.g. sim=metaworld.")
+    default = run_folder / "evaluation" / f"{sim.name}_{checkpoint.name}"
+    folder = Path(config.output_dir) if config.output_dir else default
+    if config.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    simulator: Simulator = SIMULATORS.get(sim.name)(sim)
+    source = find_source(trained.data, config.evaluation.source)
+    check_contract(source.contract, simulator.contract, f"sim={sim.name}")
+    episodes = plan_episodes(simulator.tasks(), config.evaluation)
+    simulator.close()
+    start = partial(start_rollout, checkpoint, sim, config.evaluation)
+    conditions = {
+        "checkpoint": str(checkpoint.resolve()),
+        "sim": asdict(sim),
+        "execution": config.evaluation.execution.value,
+        "execute_steps": config.evaluation.execute_steps,
+    }
+    workers = config.evaluation.num_workers
+    played = run_episodes(start, episodes, folder=folder, conditions=conditions, num_workers=workers)
+    results = summarize(
+        played, config={"train": asdict(trained), **asdict(config), "sim": asdict(sim)}, versions=environment_versions()
+    )
+    write_results(folder / "results.json", results)
+    log.info("%d episodes\n%s", len(played), format_table(results))
+    figures = {"Success": [plot_success(results, folder / "success.png")]}
+    if (run_folder / "metrics.jsonl").is_file():
+        figures |= plot_run(run_folder, policy_names(trained.data))
+    report = write_report(folder, results, name=f"{trained.name}, {sim.name}", figures=figures)
+    log.info("report: %s", report)
+    return report
+
+
+def start_rollout(checkpoint: Path, sim: SimConfig, config: EvaluationConfig) -> tuple[PolicyRunner, Simulator]:
+    """Load a policy and its simulator: what every evaluation process does first."""
+    if config.num_workers > 1:
+        torch.set_num_threads(1)  # the processes share the cores
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    simulator: Simulator = SIMULATORS.get(sim.name)(sim)
+    runner = PolicyRunner.from_checkpoint(
+        checkpoint,
+        execution=config.execution,
+        execute_steps=config.execute_steps,
+        device=device,
+        contract=simulator.contract,
+        source=config.source,
+    )
+    return runner, simulator

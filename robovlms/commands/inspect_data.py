@@ -1,0 +1,70 @@
+"""From the config of an inspection to its folder: report.json, contact_sheet.png, an episode's page, index.html."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from robovlms.actions.plan import Source, check_roots, naming, sources_of
+from robovlms.config.commands import InspectConfig
+from robovlms.data.windows import WindowDataset
+from robovlms.inspection.contact_sheet import draw_contact_sheet
+from robovlms.inspection.episode import load_replay
+from robovlms.inspection.episode_page import write_page
+from robovlms.inspection.index_page import write_index
+from robovlms.inspection.report import Report, inspect_dataset
+from robovlms.registry import DATASETS
+
+log = logging.getLogger(__name__)
+
+
+def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
+    """Look at a data set, or at every part of a mixture in a folder of its own; give reports and first pages.
+
+    Raises:
+        FileNotFoundError, ValueError: the data set cannot be opened, or `episode` is not one that training sees.
+    """
+    check_roots(config.data)
+    sources, folder = sources_of(config.data), Path(config.output_dir)
+    datasets = [_open_source(source, config) for source in sources]  # all of them: a wrong option costs no scan
+    reports = []
+    for source, dataset in zip(sources, datasets, strict=True):
+        views = [view for view in config.view.views if view in source.data.views]
+        target = folder if len(sources) == 1 else folder / source.name
+        name = f"{source.name}, {config.split.value}"
+        reports.append(write_inspection(dataset, views, target, name=name, config=config))
+    return reports
+
+
+def _open_source(source: Source, config: InspectConfig) -> WindowDataset:
+    views = [view for view in config.view.views if view in source.data.views]
+    with naming(source, config.data):
+        reader = DATASETS.get(source.data.name)(source.data, config.split.value, views=views)
+        window = config.window
+        return WindowDataset(reader, source.data, window_size=window.window_size, chunk_size=window.chunk_size)
+
+
+def write_inspection(
+    dataset: WindowDataset, views: list[str], folder: Path, *, name: str, config: InspectConfig
+) -> tuple[Report, Path]:
+    """Write the folder of a data set that is open; give the report and `index.html`."""
+    replay = load_replay(dataset, config.episode, config.max_page_frames)  # first: a wrong episode= costs no scan
+    log.info("reading %s", dataset.summary())
+    report = inspect_dataset(
+        dataset,
+        name=name,
+        split=config.split.value,
+        max_frames=config.max_frames_scanned,
+        outlier_iqr=config.outlier_iqr,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    report.save(folder / "report.json")
+    sheet = draw_contact_sheet(
+        dataset.reader,
+        views,
+        folder / "contact_sheet.png",
+        episodes=config.sheet_episodes,
+        frames=config.sheet_frames,
+    )
+    page = write_page(replay, folder / f"episode_{config.episode}.html", title=name)
+    return report, write_index(report, folder / "index.html", pages=[page], sheet=sheet)

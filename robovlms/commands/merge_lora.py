@@ -1,0 +1,30 @@
+"""A checkpoint without adapters from one with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from robovlms.backbones.lora import merge_lora
+from robovlms.config.choices import WeightType
+from robovlms.config.policy import LoRAConfig
+from robovlms.errors import UserError
+from robovlms.files import atomic_folder
+from robovlms.policy.checkpoint import load_policy, save_policy
+
+
+def merge_checkpoint(folder: Path, target: Path) -> None:
+    """Write a checkpoint whose LoRA adapters are part of its float32 weights: it needs no peft, and acts the same.
+
+    Raises:
+        FileExistsError: `target` exists.
+        UserError: the checkpoint has no adapters, or merging would change what it does.
+    """
+    if target.exists():
+        raise FileExistsError(f"output_dir={target} exists: choose another, or delete it.")
+    config, policy, stats = load_policy(folder, weights=WeightType.fp32)
+    if not config.backbone.lora.rank:
+        raise UserError(f"{folder} has no adapters to merge: it was trained with backbone.lora.rank=0.")
+    merge_lora(policy.backbone)
+    with atomic_folder(target) as unfinished:
+        save_policy(unfinished, replace(config, backbone=replace(config.backbone, lora=LoRAConfig())), policy, stats)

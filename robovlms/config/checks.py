@@ -1,0 +1,152 @@
+"""Which choices go together, and why the others do not."""
+
+from __future__ import annotations
+
+from robovlms.config.choices import (
+    CacheMode,
+    HeadKind,
+    Structure,
+)
+from robovlms.config.data import (
+    AugmentationConfig,
+    ConvertConfig,
+    DataConfig,
+    MixtureDataConfig,
+)
+from robovlms.config.policy import HeadConfig, StructureConfig, ViewConfig, WindowConfig
+from robovlms.errors import NotAllowedError, UserError
+from robovlms.registry import nearest
+
+
+def check_policy(
+    structure: StructureConfig, head: HeadConfig, window: WindowConfig, view: ViewConfig, data: DataConfig
+) -> None:
+    """Refuse combinations that cannot be built.
+
+    Raises:
+        UserError: names the option to change.
+    """
+    check_window(window)
+    check_structure(structure, head, window)
+    check_views(view, data)
+    check_data(data)
+
+
+def check_window(window: WindowConfig) -> None:
+    """Refuse a window without a frame or an action."""
+    if window.window_size < 1 or window.chunk_size < 1:
+        raise UserError("window.window_size and window.chunk_size must be at least 1.")
+
+
+def check_views(view: ViewConfig, data: DataConfig) -> None:
+    """Refuse cameras that the data config does not map, or that are named twice."""
+    if not view.views or len(set(view.views)) != len(view.views):
+        raise UserError(f"view.views={view.views} must name each camera once: choose view=side_wrist or side.")
+    for name in view.views:
+        if name not in data.view_names:
+            raise UserError(
+                f"view.views has '{name}', which the data config does not map.{nearest(name, data.view_names)} "
+                f"It maps {', '.join(data.view_names)}: choose another view=, or map it with +data.views.{name}=<key>."
+            )
+
+
+def check_data(data: DataConfig) -> None:
+    """Refuse a data set that contradicts itself.
+
+    Raises:
+        UserError: names the option to change.
+    """
+    is_mixture = isinstance(data, MixtureDataConfig)
+    if not is_mixture and (data.proprio_key is None) == bool(data.proprio_names):
+        raise UserError(
+            f"data.proprio_key={data.proprio_key} and data.proprio_names={data.proprio_names} belong together: "
+            "give the data set's key and a name for each of its entries, or neither."
+        )
+    if unknown := set(data.seen_names) - set(data.proprio_names):
+        raise UserError(f"data.proprio_seen has {sorted(unknown)}, not among data.proprio_names={data.proprio_names}.")
+    check_augmentation(data)
+    if isinstance(data, MixtureDataConfig):
+        check_mixture(data)
+        for name, source in data.sources.items():
+            try:
+                check_data(source)
+            except ValueError as error:
+                raise UserError(f"data.sources.{name}: {error}") from error
+
+
+REFUSED = {
+    (Structure.one_step, HeadKind.memory): "a memory of frames has one frame to remember: use head=mlp",
+    (
+        Structure.policy_head,
+        HeadKind.tokens,
+    ): "the VLM reads every frame alone, so no history would reach the tokens it writes: use structure=one_step",
+    (Structure.policy_head, HeadKind.slots): "the VLM reads every frame alone, so no history would reach the slots it "
+    "fills: use structure=one_step or interleaved",
+    (Structure.interleaved, HeadKind.memory): "the VLM has already seen the earlier frames: use head=mlp, or "
+    "structure=policy_head",
+    (
+        Structure.interleaved,
+        HeadKind.tokens,
+    ): "chunks overlap, so the tokens taught at an earlier frame would tell "
+    "later frames their own actions: use head.parallel=true or structure=one_step",
+}
+
+
+def check_structure(structure: StructureConfig, head: HeadConfig, window: WindowConfig) -> None:
+    """Refuse a head that does not go with the structure, or a history that the structure does not see.
+
+    Raises:
+        NotAllowedError: says why, and what to choose.
+    """
+    if structure.name is Structure.one_step and window.window_size != 1:
+        raise NotAllowedError(
+            f"structure=one_step sees one frame, but window.window_size={window.window_size}: "
+            "choose window=w1_c10 or structure=policy_head."
+        )
+    if reason := REFUSED.get((structure.name, head.kind)):
+        raise NotAllowedError(f"structure={structure.name} with head={head.name} is not allowed: {reason}.")
+
+
+def check_augmentation(data: DataConfig) -> None:
+    """Refuse augmentation out of range, or of cameras that are not there.
+
+    Raises:
+        UserError: names the option to change.
+    """
+    config = data.augmentation
+    named = {"shift": set(data.shift), "augmentation.crop": set(config.crop), "augmentation.views": set(config.views)}
+    for option, names in named.items():
+        if unknown := names - set(data.view_names):
+            raise UserError(f"data.{option} names {sorted(unknown)}, which are not among data.views {data.view_names}.")
+    for view, px in data.shift.items():
+        if px < 0:
+            raise UserError(f"data.shift.{view}={px} must be at least 0.")
+    if not 0 < config.largest_crop <= 1:
+        raise UserError(f"data.augmentation.largest_crop={config.largest_crop} must lie in (0, 1].")
+    for view, area in config.crop.items():
+        if area != 1 and not 0 < area <= config.largest_crop:
+            raise UserError(
+                f"data.augmentation.crop.{view}={area} must lie in (0, {config.largest_crop}], where "
+                "data.augmentation.largest_crop ends, or be 1 for none."
+            )
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        amount, most = getattr(config, name), 0.5 if name == "hue" else 1.0
+        if not 0 <= amount <= most:
+            raise UserError(f"data.augmentation.{name}={amount} must lie in [0, {most}].")
+
+
+def check_mixture(data: MixtureDataConfig) -> None:
+    """Refuse what would not be looked at: options of a part set on the mixture, and the reverse.
+
+    Raises:
+        UserError: names the option and where to set it.
+    """
+    of_parts = {"convert": ConvertConfig(), "skip_bad": False, "cache": CacheMode.native, "cache_mb": 0,
+                "cache_dir": None, "fraction": 1.0, "weight": 1.0}  # fmt: skip
+    for option, default in of_parts.items():
+        if getattr(data, option) != default:
+            raise UserError(f"data.{option} of a mixture is not looked at: set data.sources.<name>.{option}.")
+    for name, source in data.sources.items():
+        for option, ours in {"augmentation": AugmentationConfig(), "num_workers": 4}.items():
+            if getattr(source, option) != ours:
+                raise UserError(f"data.sources.{name}.{option} is not looked at: set the mixture's data.{option}.")

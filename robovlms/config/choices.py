@@ -1,0 +1,245 @@
+"""The words a config value may be, and durations. Members are lower-case because OmegaConf matches member names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+from typing import Any
+
+from robovlms.errors import UserError
+from robovlms.registry import nearest
+
+MISSING: Any = "???"  # OmegaConf's mark for "the user must say this"
+
+
+def ask(example: str) -> Any:
+    """Declare a value that only the user knows; the error that asks for it shows `example`."""
+    return field(default=MISSING, metadata={"example": example})
+
+
+class Structure(StrEnum):
+    """How history reaches the policy (arXiv:2412.14058, section III)."""
+
+    one_step = auto()  # the newest frame only
+    interleaved = auto()  # all frames in one sequence of the VLM
+    policy_head = auto()  # frames encoded one by one, fused by the head
+
+
+class FrameCache(StrEnum):
+    """What streaming does once an interleaved window is full."""
+
+    exact = auto()  # reads the window again, from vision that was kept: what training computes
+    staggered = auto()  # keeps two caches and resets them in turn: between half a window and a whole one is seen
+
+
+class Execution(StrEnum):
+    """How predicted chunks become actions."""
+
+    first = auto()  # asks at every step, executes the first action
+    chunk = auto()  # executes `execute_steps` actions of a chunk, then asks again
+    ensemble = auto()  # asks at every step, averages all predictions of the step (ACT, arXiv:2304.13705)
+    real_time = auto()  # as chunk, and every chunk goes on where the last one was (arXiv:2506.07339): flow, diffusion
+
+
+class HeadKind(StrEnum):
+    """What a head makes of the frames of a window."""
+
+    frame = auto()  # reads the newest frame's features, or attends to all of them
+    memory = auto()  # carries its own memory from frame to frame
+    tokens = auto()  # lets the VLM write the chunk, token by token
+    slots = auto()  # lets the VLM fill in the chunk, all tokens at once
+
+
+class ArmLoss(StrEnum):
+    """Regression loss of the arm."""
+
+    huber = auto()  # delta 1, what upstream trains with
+    mse = auto()  # what the paper writes
+    l1 = auto()
+
+
+class QueryInit(StrEnum):
+    """What learned queries start from."""
+
+    zero = auto()  # upstream
+    embedding = auto()  # Gaussian, as large as the backbone's own text tokens
+
+
+class FlowSolver(StrEnum):
+    """Integration of a flow head."""
+
+    euler = auto()
+    heun = auto()  # two velocities a step, second order
+
+
+class ModelSize(StrEnum):
+    """`tiny` keeps a family's architecture with a few hundred thousand random weights, for smoke runs and tests."""
+
+    full = auto()
+    tiny = auto()
+
+
+class WeightType(StrEnum):
+    """How the backbone's weights are stored."""
+
+    fp32 = auto()  # what training needs: the optimizer's small steps are lost in anything coarser
+    bf16 = auto()  # half the memory, for weights that are frozen; adapters beside them stay float32
+
+
+class NormalizationMode(StrEnum):
+    """Which bounds of each arm entry become -1 and +1."""
+
+    bounds = auto()  # the fixed `low` and `high` of the config; actions are clipped to them (RoboVLMs, CALVIN)
+    min_max = auto()  # smallest and largest value in the data
+    quantile = auto()  # 1st and 99th percentile of the data; actions are clipped to them (OpenVLA)
+    mean_std = auto()  # mean 0, standard deviation 1; neither clipped nor bounded: for heads without tanh
+    identity = auto()  # unchanged
+
+
+class Representation(StrEnum):
+    """What a pose entry of an action is relative to."""
+
+    delta = auto()  # to where the hand is
+    absolute = auto()  # to the origin of the frame
+
+
+class ReferenceFrame(StrEnum):
+    """The axes that an action's entries are given in."""
+
+    world = auto()
+    base = auto()  # of the robot
+    tcp = auto()  # of the hand as it is when the action is taken
+    joint = auto()  # no axes: joint angles
+    image = auto()  # pixels
+
+
+class Rotation(StrEnum):
+    """How a rotation is written; `actions.ROTATION_NAMES` has its entries."""
+
+    none = auto()
+    euler = auto()  # roll, pitch, yaw about fixed x, y, z
+    euler_increment = auto()  # what is added to the pose's roll, pitch and yaw: CALVIN, Bridge; deltas only
+    axis_angle = auto()
+    quaternion = auto()  # x, y, z, w with w >= 0
+    rotation_6d = auto()  # first two columns of the matrix (arXiv:1812.07035)
+
+
+class Split(StrEnum):
+    """Which demonstrations of a data set."""
+
+    train = auto()
+    validation = auto()
+
+
+class RLDSTransform(StrEnum):
+    """How steps of a data set become actions of ours, beyond what keys can say."""
+
+    none = auto()
+    bridge = auto()  # BridgeData V2: first step dropped, actions from states, gripper made binary
+    gripper_motions = auto()  # of the gripper only, +1 closes and -1 opens: made an opening, 1 and 0
+    gripper_clip = auto()  # of the gripper only: what leaves 0 to 1 is cut off, so that -1 counts as 0
+
+
+class PictureFormat(StrEnum):
+    """How a data set's pictures are compressed."""
+
+    png = auto()
+    jpeg = auto()
+
+
+class Resize(StrEnum):
+    """Where frames are resized to the vision tower's size."""
+
+    device = auto()  # on the accelerator, within 2/255 of PIL: pixels travel as recorded uint8
+    host = auto()  # by PIL in the loader, as the checkpoints' own image processors do
+
+
+class Fit(StrEnum):
+    """How a frame that is not square becomes square."""
+
+    stretch = auto()  # its sides are stretched, as RoboVLMs and most families do
+    crop = auto()  # its middle, as the CLIP processors of llava and flamingo do
+    pad = auto()  # between bars of the mean colour, as llava_onevision and uform do
+
+
+class CacheMode(StrEnum):
+    """Whether a data set is read from where `scripts/convert_data.py` packed it."""
+
+    native = auto()  # never
+    packed = auto()  # always; without one a run is refused
+    auto = auto()  # where a packed copy of these very data is found; the last member, for it hides the function
+
+
+class ImageFormat(StrEnum):
+    """How packed frames are stored."""
+
+    raw = auto()  # uint8, mapped: read without decoding, about five times the room of jpeg
+    jpeg = auto()  # quality 95, 4:4:4
+
+
+class ScheduleName(StrEnum):
+    """Learning rate after the warm-up."""
+
+    constant = auto()
+    cosine = auto()
+
+
+class Precision(StrEnum):
+    """Arithmetic of forward and backward; weights and optimizer state stay float32."""
+
+    fp32 = auto()
+    bf16 = auto()
+
+
+class TrackerName(StrEnum):
+    """Where metrics may go besides the console and `metrics.jsonl`."""
+
+    tensorboard = auto()
+    wandb = auto()
+
+
+class WandbMode(StrEnum):
+    """How wandb runs; offline needs no account."""
+
+    offline = auto()
+    online = auto()
+    disabled = auto()
+
+
+class Unit(StrEnum):
+    """Unit of a duration: passes over the training windows, or optimizer steps."""
+
+    epoch = auto()
+    step = auto()
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training such as `0.25 epoch` or `5000 step`; epochs become steps once the data set's size is
+    known.
+    """
+
+    amount: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str, option: str = "duration") -> Duration:
+        """Read `<number> epoch` or `<number> step` (a plural s is fine).
+
+        Raises:
+            UserError: anything else; names `option` and both forms.
+        """
+        match = re.fullmatch(r"\s*([0-9_.eE+]+)\s*([a-z]+?)s?\s*", text)
+        units = [unit.value for unit in Unit]
+        if match is None or match[2] not in units:
+            hint = nearest(match[2], units) if match else ""
+            raise UserError(f"{option}={text!r} is not a duration.{hint} Write e.g. '0.25 epoch' or '5000 step'.")
+        try:
+            return cls(float(match[1]), Unit(match[2]))
+        except ValueError:
+            raise UserError(f"{option}={text!r}: {match[1]!r} is not a number. Write e.g. '0.25 epoch'.") from None
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Return the number of optimizer steps, rounded to the nearest."""
+        return round(self.amount * steps_per_epoch) if self.unit is Unit.epoch else round(self.amount)

@@ -1,0 +1,287 @@
+"""What a CALVIN split folder says about itself before a frame is opened: its language segments and which frames exist.
+
+Source: github.com/mees/calvin dataset/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+from jaxtyping import Int64
+
+from robovlms.data.calvin.schema import CalvinDataConfig
+from robovlms.data.files.npz import read_npy, read_pickled_npy
+from robovlms.data.splits import check_split, evenly_spaced
+from robovlms.errors import UserError
+from robovlms.registry import nearest
+
+logger = logging.getLogger(__name__)
+
+ANNOTATIONS = "lang_annotations/auto_lang_ann.npy"
+RECORDINGS = "ep_start_end_ids.npy"  # first and last frame of each
+SCENES = "scene_info.npy"
+RECORDER = ".hydra/merged_config.yaml"  # what the recording program was told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A described stretch of frames `start` ... `end`, both included, of which `end` itself is only ever padding."""
+
+    start: int
+    end: int
+    task: str
+    instruction: str
+
+    @property
+    def length(self) -> int:
+        """Frames that may be observed and whose actions count."""
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        return f"frames {self.start}-{self.end} ({self.instruction!r})"
+
+
+def read_segments(folder: Path) -> list[Segment]:
+    """Return the language segments of a split folder, in the file's order.
+
+    Raises:
+        FileNotFoundError: there is no annotation file.
+        UserError: it is not what CALVIN writes, or lists no segment.
+    """
+    path = folder / ANNOTATIONS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: only CALVIN splits with language annotations can be trained on."
+        )
+    content = read_pickled_npy(path)
+    try:
+        texts, tasks, ranges = content["language"]["ann"], content["language"]["task"], content["info"]["indx"]
+        pairs = [tuple(pair) for pair in ranges]
+        if not all(isinstance(number, int | np.integer) for pair in pairs for number in pair):
+            raise UserError("index ranges that are not pairs of whole numbers")
+        bounds = np.array(pairs)
+        if not len(texts) == len(tasks) == len(bounds):
+            raise UserError(f"{len(texts)} instructions, {len(tasks)} tasks and {len(bounds)} index ranges")
+        if len(bounds) and not _are_ranges(bounds):
+            raise UserError(
+                f"index ranges of shape {bounds.shape} and type {bounds.dtype}, not pairs of whole numbers "
+                "of at most seven digits"
+            )
+        if not all(isinstance(text, str) for text in (*texts, *tasks)):
+            raise UserError("instructions or tasks that are not text")
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{path} must hold language.ann, language.task and info.indx of equal length: {error}"
+        ) from error
+    if not len(bounds):
+        raise UserError(f"{path} lists no segment: set data.root to a data set with language annotations.")
+    rows = zip(bounds.tolist(), tasks, texts, strict=True)
+    return [Segment(start=s, end=e, task=str(task), instruction=str(text)) for (s, e), task, text in rows]
+
+
+def read_rate(folder: Path) -> float | None:
+    """Return the frames a second that a split was recorded at; None where it does not say.
+
+    Raises:
+        UserError: the recording program's config is there, but damaged.
+    """
+    path = folder / RECORDER
+    if not path.is_file():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text())
+        return float(content["recorder"]["record_fps"])
+    except (KeyError, TypeError):
+        return None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not the config of a recording: {error}. Correct or delete it.") from error
+
+
+def split_folder(config: CalvinDataConfig, split: str) -> Path:
+    """Return the folder of a split, or say which `data.root` would have one."""
+    names = {"train": config.train_split, "validation": config.validation_split}
+    check_split(split)
+    root, name = Path(config.root).expanduser(), names[split]
+    if (root / name).is_dir():
+        return root / name
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"data.root={config.root} is not a folder: download a CALVIN data set (github.com/mees/calvin, dataset/) "
+            "and set data.root to it, e.g. data.root=<downloads>/task_ABC_D."
+        )
+    if (root / ANNOTATIONS).is_file():
+        hint = f"It is itself a split: set data.root={root.resolve().parent}."
+    elif found := sorted(str(path.parent) for path in root.glob(f"*/{name}") if path.is_dir()):
+        hint = f"It holds whole data sets: set data.root={' or '.join(found)}."
+    else:
+        holds = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+        hint = f"It holds {holds}. Set data.root to the folder above '{name}', or change data.{split}_split."
+    raise FileNotFoundError(f"data.root={config.root} has no folder '{name}'. {hint}")
+
+
+def select_segments(segments: list[Segment], config: CalvinDataConfig, folder: Path) -> list[Segment]:
+    """Keep `data.scenes`, leave out `data.exclude_tasks`, keep `data.few_shot_file`, then `data.fraction`; add play.
+
+    Raises:
+        UserError: a scene or task that there is not, or nothing is left.
+        FileNotFoundError: a file that the selection needs.
+    """
+    described = segments
+    if config.scenes:
+        scenes = _read_scenes(folder, config.scenes)
+        segments = [segment for segment in segments if _in_scenes(segment, scenes)]
+    if config.exclude_tasks:
+        tasks = sorted({segment.task for segment in segments})
+        for task in config.exclude_tasks:
+            if task not in tasks:
+                raise UserError(
+                    f"data.exclude_tasks has {task!r}, which is not a task of {folder}.{nearest(task, tasks)} "
+                    f"Its tasks: {', '.join(tasks)}."
+                )
+        segments = [segment for segment in segments if segment.task not in config.exclude_tasks]
+    if not segments:
+        raise UserError(f"data.scenes={config.scenes} and data.exclude_tasks leave no segment of {folder}.")
+    play = [] if config.play_instruction is None else play_segments(folder, described, config)
+    if config.few_shot_file is not None:
+        listed = read_few_shot(Path(config.few_shot_file).expanduser())
+        segments = [segment for segment in segments if (segment.start, segment.end) in listed]
+        absent = len(listed - {(segment.start, segment.end) for segment in segments})
+        if not segments:
+            raise UserError(f"none of the {len(listed)} segments of data.few_shot_file={config.few_shot_file} is here.")
+        if absent:
+            logger.warning("%d of %d segments of data.few_shot_file are not in %s", absent, len(listed), config.root)
+    if not 0 < config.fraction <= 1:
+        raise UserError(f"data.fraction={config.fraction} must be above 0 and at most 1.")
+    kept = [segments[i] for i in evenly_spaced(len(segments), max(1, round(config.fraction * len(segments))))]
+    return kept + play
+
+
+def play_segments(folder: Path, segments: list[Segment], config: CalvinDataConfig) -> list[Segment]:
+    """Return the stretches of the recordings that none of `segments` covers, told `data.play_instruction`.
+
+    With all segments of the folder given, tasks that are left out are not taught as play either.
+    """
+    if not (config.play_instruction or "").strip():
+        raise UserError("data.play_instruction is empty: say what play is told, e.g. data.play_instruction='play'.")
+    recordings = _read_recordings(folder / RECORDINGS)
+    scenes = _read_scenes(folder, config.scenes) if config.scenes else None
+    covered = sorted((segment.start, segment.end) for segment in segments)
+    play = []
+    for first, last in recordings.tolist():
+        start = first
+        inside = covered[bisect_left(covered, (first, 0)) : bisect_left(covered, (last, 0))]
+        for begin, end in [*inside, (last, last)]:
+            if begin > start:  # `begin` itself is another segment's, or the last frame: only padding, like every end
+                play.append(Segment(start=start, end=begin, task="play", instruction=str(config.play_instruction)))
+            start = max(start, end)
+    return [segment for segment in play if scenes is None or _in_scenes(segment, scenes)]
+
+
+def _in_scenes(segment: Segment, scenes: list[tuple[int, int]]) -> bool:
+    return any(first <= segment.start and segment.end <= last for first, last in scenes)
+
+
+def _read_scenes(folder: Path, names: list[str]) -> list[tuple[int, int]]:
+    """Return the frames of scenes, called A or calvin_scene_A."""
+    path = folder / SCENES
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, but data.scenes={names} needs it: set data.scenes=[].")
+    content = read_pickled_npy(path)
+    try:
+        known = {name.removeprefix("calvin_scene_"): (int(a), int(b)) for name, (a, b) in content.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} must hold {{scene: (first frame, last frame)}}: {error}") from error
+    scenes = []
+    for name in names:
+        if (scene := name.removeprefix("calvin_scene_")) not in known:
+            raise UserError(f"data.scenes has {name!r}, but {path} has {', '.join(sorted(known))}.")
+        scenes.append(known[scene])
+    return scenes
+
+
+def _read_recordings(path: Path) -> Int64[np.ndarray, "n 2"]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, but data.play_instruction needs it: set it to null.")
+    array = read_npy(path)
+    if not _are_ranges(array):
+        raise UserError(f"{path} must hold pairs of frame numbers of seven digits, but is {array.dtype} {array.shape}")
+    return array.astype(np.int64)
+
+
+def _are_ranges(array: np.ndarray) -> bool:
+    is_pairs = array.ndim == 2 and array.shape[1] == 2 and array.dtype.kind in "iu"
+    return is_pairs and bool(((array >= 0) & (array < 10**7)).all())
+
+
+def read_few_shot(path: Path) -> set[tuple[int, int]]:
+    """Return the first and last frames of the segments that a JSON file {task: [[start, end], ...]} lists.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"data.few_shot_file={path} does not exist: give a JSON file {{task: [[start, end], ...]}}."
+        )
+    try:
+        tasks: dict[str, list[Any]] = json.loads(path.read_text())
+        return {(int(start), int(end)) for ranges in tasks.values() for start, end in ranges}
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"data.few_shot_file={path} is not JSON of {{task: [[start, end], ...]}}: {error}") from error
+
+
+def index_faults(segments: list[Segment], folder: Path) -> dict[int, Exception]:
+    """Give, by segment number, what the folder's listing already shows to be wrong; no file is opened."""
+    present = _frames_on_disk(folder)
+    starts, ends = (np.array([getattr(segment, name) for segment in segments]) for name in ("start", "end"))
+    lefts, rights = np.searchsorted(present, starts, side="left"), np.searchsorted(present, ends, side="right")
+    faults: dict[int, Exception] = {}
+    for number in np.flatnonzero((ends < starts) | (rights - lefts != ends - starts + 1)).tolist():
+        segment = segments[number]
+        told = f"{folder / ANNOTATIONS}: segment {number}, {segment},"
+        if segment.end < segment.start:
+            faults[number] = ValueError(f"{told} ends before it starts. Set data.skip_bad=true to drop such segments.")
+            continue
+        found = present[lefts[number] : rights[number]] - segment.start
+        gaps = np.flatnonzero(found != np.arange(len(found)))
+        first = segment.start + (int(gaps[0]) if len(gaps) else len(found))
+        missing = segment.end - segment.start + 1 - len(found)
+        faults[number] = FileNotFoundError(
+            f"{told} lacks {missing} frames, the first being episode_{first:07d}.npz: complete the download, "
+            "or set data.skip_bad=true to drop such segments."
+        )
+    return faults
+
+
+def _frames_on_disk(folder: Path) -> Int64[np.ndarray, "f"]:
+    pattern = re.compile(r"episode_(\d{7})\.npz")
+    with os.scandir(folder) as entries:
+        frames = [int(match[1]) for entry in entries if (match := pattern.fullmatch(entry.name))]
+    return np.sort(np.array(frames, dtype=np.int64))
+
+
+def drop_segments(segments: list[Segment], faults: dict[int, Exception], folder: Path) -> list[Segment]:
+    """Leave out the faulty segments, with one warning that counts them.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    kept = [segment for number, segment in enumerate(segments) if number not in faults]
+    if faults:
+        first = faults[min(faults)]
+        if not kept:
+            raise UserError(f"all {len(segments)} segments of {folder} are bad, the first because: {first}")
+        logger.warning(
+            "data.skip_bad: dropped %d of %d segments, the first because: %s", len(faults), len(segments), first
+        )
+    return kept

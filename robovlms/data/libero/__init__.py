@@ -1,0 +1,1 @@
+"""LIBERO and robomimic files."""

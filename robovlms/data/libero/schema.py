@@ -1,0 +1,17 @@
+"""Options of `data=libero`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robovlms.config.data import DataConfig
+
+
+@dataclass(kw_only=True)
+class LiberoDataConfig(DataConfig):
+    """LIBERO or robomimic: a HDF5 file of demonstrations, or a folder of such files."""
+
+    action_key: str = "actions"
+    validation_fraction: float = 0.05
+    instruction: str | None = None  # of all demonstrations; unset: the file's own (LIBERO's problem_info or its name)
+    flip: bool = True  # LIBERO's pictures are upside down

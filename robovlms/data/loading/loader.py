@@ -1,0 +1,191 @@
+"""Samples to batches, in loader processes: tokens, uint8 images, normalised action chunks, masks, augmentation."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from robovlms.actions.normalizer import ActionNormalizer, chunk_actions
+from robovlms.config.policy import WindowConfig
+from robovlms.data.base import RobotDataset
+from robovlms.data.loading.ring import Ring
+from robovlms.data.loading.sampler import Draw, StepSampler
+from robovlms.errors import UserError
+from robovlms.images.draws import Augmentation, Drawn
+from robovlms.images.processor import Processor
+from robovlms.types import Batch, Sample
+
+
+class Collator:
+    """Turn samples into a batch.
+
+    Args:
+        normalizers: by the number of a sample's part.
+        augmentation: draws the random changes of the samples' images; None: none, as validation needs.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        normalizers: Sequence[ActionNormalizer],
+        window: WindowConfig,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.processor, self.normalizers, self.window, self.augmentation = processor, normalizers, window, augmentation
+
+    def __call__(self, samples: Sequence[tuple[Sample, Draw]]) -> Batch:
+        rows = [sample for sample, _ in samples]
+        draws = [draw for _, draw in samples]
+        mask = torch.from_numpy(np.stack([row.action_mask for row in rows]))
+        chunks, chunk_mask = chunk_actions(self._actions(rows), mask, self.window.window_size, self.window.chunk_size)
+        text_ids, text_mask = self.processor.text([row.instruction for row in rows])
+        proprio = [row.proprio for row in rows if row.proprio is not None]
+        drawn = self.augmentation.draw([draw.number for draw in draws]) if self.augmentation else Drawn()
+        return Batch(
+            frames={view: self._frames(rows, view) for view in self.processor.views},
+            text_ids=text_ids,
+            text_mask=text_mask,
+            actions=chunks.contiguous(),
+            action_mask=chunk_mask.contiguous(),
+            action_dims=self._action_dims(rows),
+            view_mask=self._seen(rows),
+            proprio=torch.from_numpy(np.stack(proprio)) if proprio else None,
+            source=torch.tensor([row.source for row in rows]),
+            index=torch.tensor([draw.window for draw in draws]),
+            **drawn._asdict(),
+        )
+
+    def _actions(self, rows: list[Sample]) -> Float32[Tensor, "b s a"]:
+        """Normalise every row as its part is."""
+        actions = torch.from_numpy(np.stack([row.actions for row in rows]))
+        if len(self.normalizers) == 1:
+            return self.normalizers[0].normalize(actions)
+        return torch.stack([self.normalizers[row.source].normalize(a) for row, a in zip(rows, actions, strict=True)])
+
+    @staticmethod
+    def _action_dims(rows: list[Sample]) -> Bool[Tensor, "b a"] | None:
+        if all(row.action_dims is None for row in rows):
+            return None
+        whole = np.ones(rows[0].actions.shape[1], bool)
+        return torch.from_numpy(np.stack([whole if row.action_dims is None else row.action_dims for row in rows]))
+
+    def _seen(self, rows: list[Sample]) -> Bool[Tensor, "b v"] | None:
+        view_mask = torch.tensor([[view in row.frames for view in self.processor.views] for row in rows])
+        return None if view_mask.all() else view_mask
+
+    def _frames(self, rows: list[Sample], view: str) -> UInt8[Tensor, "b w h x c"]:
+        """Stack a view; rows without it are black, and not looked at.
+
+        Raises:
+            UserError: frames of different sizes.
+        """
+        frames = [self.processor.host_frames(row.frames[view]) if view in row.frames else None for row in rows]
+        shapes = {frame.shape for frame in frames if frame is not None}
+        if len(shapes) > 1:
+            raise UserError(
+                f"view '{view}' has frames of different sizes in one batch, {sorted(s[1:3] for s in shapes)}: set "
+                "data.resize=host, which resizes them in the loader."
+            )
+        size = self.processor.image_spec.size
+        shape = shapes.pop() if shapes else (self.window.window_size, size, size, 3)
+        batch = torch.empty(
+            (len(rows), *shape), dtype=torch.uint8
+        )  # torch gets it without new pages, np.stack does not
+        for row, f in zip(batch.numpy(), frames, strict=True):
+            row[...] = 0 if f is None else f
+        return batch
+
+
+class _Drawn(Dataset[tuple[Any, Draw]]):
+    """A data set addressed by draws, so that the collator learns each sample's number."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, draw: Draw) -> tuple[Any, Draw]:
+        return self.dataset[draw.window], draw
+
+
+def training_loader(
+    dataset: RobotDataset, collator: Collator, sampler: StepSampler, *, num_workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """Return an endless loader of this rank's micro-batches, from the sampler's start step on."""
+    return make_loader(dataset, _ringed(collator, num_workers), sampler, num_workers, pin_memory)
+
+
+def validation_loader(
+    dataset: RobotDataset,
+    collator: Collator,
+    *,
+    batch_size: int,
+    max_batches: int | None,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Batch]:
+    """Return this rank's share of an evenly spread selection of windows, the same at every call.
+
+    Raises:
+        UserError: fewer windows than processes.
+    """
+    if len(dataset) < world_size:
+        raise UserError(
+            f"the validation split has {len(dataset)} windows for {world_size} processes: use fewer processes."
+        )
+    count = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size * world_size)
+    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    mine = [Draw(index, number) for number, index in enumerate(indices)][rank::world_size]
+    batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+    return make_loader(dataset, _ringed(collator, num_workers), batches, num_workers, pin_memory)
+
+
+def _ringed(collator: Collator, num_workers: int) -> Collator | Ring:
+    return Ring(collator, num_workers) if num_workers and sys.platform == "linux" else collator
+
+
+def make_loader(
+    dataset: Any,
+    collate: Callable[[Any], Any],
+    batches: StepSampler | list[list[Draw]],
+    num_workers: int,
+    pin_memory: bool,
+) -> DataLoader[Any]:
+    """Return a loader of the drawn numbers of `dataset`; `collate` gets pairs of what was read and its draw."""
+    if num_workers:
+        atexit.register(_stop_workers)
+    return DataLoader(
+        _Drawn(dataset),
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own: making an iterator must not disturb the run's random state
+    )
+
+
+def _stop_workers() -> None:
+    """End loader processes that an exception kept alive: they ignore the signal that python ends its children with."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+def _start_worker(worker: int) -> None:
+    """One thread per loader process; signals to the whole group are the training process's to handle."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

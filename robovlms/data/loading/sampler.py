@@ -1,0 +1,178 @@
+"""Which windows make up which step: a pure function of (seed, step), whatever the number of ranks and workers.
+
+The global order is cut into steps, ranks and micro-steps only at the end, so a run resumes at any step to the exact
+next sample, also with another number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+from torch.utils.data import Sampler
+
+from robovlms.errors import UserError
+
+
+class Draw(NamedTuple):
+    """One sample to read: which window, and its number in the run, which seeds its augmentation."""
+
+    window: int
+    number: int
+
+
+def permute(positions: Int64[np.ndarray, "n"], size: int, key: int) -> Int64[np.ndarray, "n"]:
+    """Return where a pseudo-random permutation of range(size) sends `positions`, in O(1) memory.
+
+    A six-round Feistel network permutes the next even power of two; numbers that land outside are sent on until they
+    land inside (cycle walking). Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002.
+    """
+    half = max(1, (size - 1).bit_length() + 1 >> 1)
+    low_bits, shift = np.uint64((1 << half) - 1), np.uint64(half)
+    round_keys = np.random.Generator(np.random.Philox(key=key)).integers(0, 2**63, 6, dtype=np.uint64)
+
+    def network(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
+        left, right = x >> shift, x & low_bits
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & low_bits)
+        return (left << shift) | right
+
+    x = network(positions.astype(np.uint64))
+    while len(outside := np.flatnonzero(x >= size)):
+        x[outside] = network(x[outside])
+    return x.astype(np.int64)
+
+
+def _mix(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
+    """Scramble 64 bits. Source: the finaliser of SplitMix64, Steele et al., OOPSLA 2014."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+BLOCK = 1 << 16  # draws among which every part of a mixture gets exactly its share, to 1 / BLOCK
+
+
+class StepSampler(Sampler[list[Draw]]):
+    """Yield this rank's micro-batches from `start_step` on, forever: `accumulation` of them make one step.
+
+    Every part of the data set is gone through without replacement, in another order each time. In a mixture the parts
+    take turns by `weights`; each has its own epochs, and `steps_per_epoch` counts the windows of all.
+
+    Raises:
+        UserError: the data set has fewer windows than one batch.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        batch_size: int,
+        device_batch_size: int,
+        weights: Sequence[float] = (1.0,),
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        start_step: int = 0,
+    ) -> None:
+        size = sum(sizes)
+        if size < batch_size:
+            raise UserError(
+                f"the data set has {size} windows, fewer than batch_size={batch_size}: "
+                f"set batch_size={max(1, size)} or less."
+            )
+        self.sizes, self.batch_size, self.device_batch_size = list(sizes), batch_size, device_batch_size
+        self.rank, self.world_size, self.seed, self.start_step = rank, world_size, seed, start_step
+        self.steps_per_epoch = size // batch_size
+        self.accumulation = accumulation_steps(batch_size, device_batch_size, world_size)
+        self.shares = block_shares(weights)
+        self._offsets = np.cumsum([0, *sizes])
+        self._block = lru_cache(maxsize=2)(self._draw_block)
+
+    def step_draws(self, step: int) -> list[Draw]:
+        """Return the global batch of one step, in order."""
+        numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+        parts, counts = self._turns(numbers)
+        windows = np.empty_like(numbers)
+        for part in np.unique(parts).tolist():
+            mine = parts == part
+            windows[mine] = self._offsets[part] + self._windows(part, counts[mine])
+        return [Draw(*pair) for pair in zip(windows.tolist(), numbers.tolist(), strict=True)]
+
+    def _windows(self, part: int, counts: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+        """Return which windows of a part its draws number `counts` are."""
+        epochs, positions = np.divmod(counts, self.sizes[part])
+        windows = np.empty_like(counts)
+        for epoch in np.unique(epochs).tolist():
+            now = epochs == epoch
+            windows[now] = permute(positions[now], self.sizes[part], key=self.seed << 64 | part << 32 | epoch)
+        return windows
+
+    def _turns(self, numbers: Int64[np.ndarray, "n"]) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+        """Return whose turn each draw is, and how many draws that part had before."""
+        if len(self.sizes) == 1:
+            return np.zeros_like(numbers), numbers
+        parts, counts = np.empty_like(numbers), np.empty_like(numbers)
+        for block in np.unique(numbers // BLOCK).tolist():
+            here = numbers // BLOCK == block
+            turns, ranks = self._block(block)
+            places = numbers[here] - block * BLOCK
+            parts[here] = turns[places]
+            counts[here] = block * self.shares[turns[places]] + ranks[places]
+        return parts, counts
+
+    def _draw_block(self, block: int) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+        """Shuffle the turns of one block; count, for each, the earlier ones of the same part."""
+        order = permute(np.arange(BLOCK), BLOCK, key=self.seed << 64 | (1 << 63) | block)
+        turns = np.searchsorted(np.cumsum(self.shares), order, side="right")
+        ranks = np.empty_like(turns)
+        for part in range(len(self.sizes)):
+            mine = turns == part
+            ranks[mine] = np.arange(mine.sum())
+        return turns, ranks
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        step, per_rank = self.start_step, self.batch_size // self.world_size
+        while True:
+            mine = self.step_draws(step)[self.rank * per_rank : (self.rank + 1) * per_rank]
+            for first in range(0, per_rank, self.device_batch_size):
+                yield mine[first : first + self.device_batch_size]
+            step += 1
+
+
+def block_shares(weights: Sequence[float]) -> Int64[np.ndarray, "p"]:
+    """Divide a block by weights, to the nearest whole turns (largest remainders).
+
+    Raises:
+        UserError: a weight is not a positive number, or too small to get a turn.
+    """
+    exact = np.asarray(weights, dtype=np.float64)
+    if not np.isfinite(exact).all() or (exact <= 0).any():
+        raise UserError(f"weights of a mixture must be positive numbers, but are {list(weights)}.")
+    exact = exact / exact.sum() * BLOCK
+    shares = np.floor(exact).astype(np.int64)
+    shares[np.argsort(shares - exact)[: BLOCK - shares.sum()]] += 1
+    if (shares == 0).any():
+        raise UserError(f"a weight of {list(weights)} is below 1 / {BLOCK} of their sum: leave that part out.")
+    return shares
+
+
+def accumulation_steps(batch_size: int, device_batch_size: int, world_size: int) -> int:
+    """Derive how many micro-steps make one optimizer step.
+
+    Raises:
+        UserError: the global batch does not divide evenly; names the nearest that does.
+    """
+    per_micro_step = device_batch_size * world_size
+    if batch_size % per_micro_step:
+        fits = [n for n in range(1, batch_size // world_size + 1) if batch_size % (n * world_size) == 0]
+        advice = f"set device_batch_size to one of {fits}" if fits else "set batch_size to a multiple of the processes"
+        raise UserError(
+            f"batch_size={batch_size} does not divide into device_batch_size={device_batch_size} x {world_size} "
+            f"processes: "
+            f"{advice}."
+        )
+    return batch_size // per_micro_step

@@ -1,0 +1,214 @@
+"""Where the records of TFRecord files lie, and the numbers of their steps: found in one pass, kept in a file.
+
+The file lies in `cache_folder`. Its name holds a hash of the shards' names, sizes and times and of the keys, so that
+another data set or other keys get another file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from robovlms.data.files.cache_folder import keep
+from robovlms.data.rlds.features import Shard, StepFeature
+from robovlms.data.rlds.steps import read_numbers, read_text
+from robovlms.data.rlds.tfrecord import Feature, parse_example, scan_records
+from robovlms.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 2  # of the index file; raise it when its content changes
+_PREFIX = "steps/"
+_PLACES = ("shard", "record", "offset", "length", "success", "steps", "instruction")
+
+
+@dataclass(frozen=True)
+class IndexRequest:
+    """Which records are indexed, and what is kept of their steps."""
+
+    name: str  # of data set and split, for people
+    shards: list[Shard]
+    numeric: dict[str, StepFeature]  # keys of a step
+    language: str  # key of a step
+    language_spec: StepFeature
+    success: str | None = None  # key of an episode
+
+    def digest(self) -> str:
+        """Return a hash that changes with the files, those that are missing included, or with the keys."""
+        files = [(shard.path.name, shard.num_records, *_stamp(shard.path)) for shard in self.shards]
+        numeric = sorted((key, *spec) for key, spec in self.numeric.items())
+        texts = [self.language, *self.language_spec, self.success]
+        return hashlib.sha256(json.dumps([_VERSION, files, numeric, texts]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class RecordIndex:
+    """Readable records in the order of the files, the steps of all of them one behind another, and what was wrong."""
+
+    shard: Int64[np.ndarray, "n"]
+    record: Int64[np.ndarray, "n"]  # number within the shard
+    offset: Int64[np.ndarray, "n"]  # of the payload, in bytes
+    length: Int64[np.ndarray, "n"]  # of the payload
+    success: Int64[np.ndarray, "n"]  # 1, or 0 where the episode's flag says no
+    steps: Int64[np.ndarray, "n"]
+    instruction: Int64[np.ndarray, "n"]  # into `instructions`
+    instructions: list[str]
+    columns: dict[str, Float32[np.ndarray, "s _"]]  # by key of a step
+    faults: list[str]  # of records and shards that are left out
+
+
+class _Row(NamedTuple):
+    places: tuple[int, int, int, int]
+    success: int
+    instruction: str
+    columns: dict[str, np.ndarray]
+
+
+def load_index(request: IndexRequest, folder: Path, *, skip_bad: bool) -> RecordIndex:
+    """Read the index from the cache folder, or make it and keep it there.
+
+    Args:
+        request: what to index.
+        folder: of `cache_folder`.
+        skip_bad: list damaged records in `faults`; otherwise they are an error.
+
+    Raises:
+        UserError: a record is damaged; names file, record and byte.
+        FileNotFoundError: a shard does not exist.
+    """
+    name = re.sub(r"[^\w.-]", "_", request.name)[:80]
+    path = folder / f"rlds-{name}-{request.digest()[:24]}.npz"
+    index, _ = keep(path, lambda: _build(request, skip_bad), _to_arrays, lambda arrays: _from_arrays(arrays, request))
+    if index.faults and not skip_bad:
+        raise UserError(index.faults[0])
+    return index
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def _build(request: IndexRequest, skip_bad: bool) -> RecordIndex:
+    start = time.perf_counter()
+    size = sum(max(_stamp(shard.path)[0], 0) for shard in request.shards)
+    logger.info("%s: reading %.1f GB in %d files once, to index it", request.name, size / 1e9, len(request.shards))
+    rows: list[_Row] = []
+    faults: list[str] = []
+    for number, shard in enumerate(request.shards):
+        for found in _index_shard(request, number, shard):
+            if isinstance(found, _Row):
+                rows.append(found)
+                continue
+            if not skip_bad:
+                raise found
+            faults.append(str(found))
+    logger.info("%s: %d records indexed in %.0f s", request.name, len(rows), time.perf_counter() - start)
+    instructions = sorted({row.instruction for row in rows})
+    numbers = {text: i for i, text in enumerate(instructions)}
+    steps = [len(next(iter(row.columns.values()))) for row in rows]
+    places = np.array([(*row.places, row.success) for row in rows], np.int64).reshape(-1, 5)
+    columns = {
+        key: np.concatenate([np.zeros((0, spec.width), np.float32), *(row.columns[key] for row in rows)])
+        for key, spec in request.numeric.items()
+    }
+    texts = [numbers[row.instruction] for row in rows]
+    places = np.concatenate([places, np.array([steps, texts], np.int64).T.reshape(-1, 2)], axis=1)
+    return _index(places.T, instructions, columns, faults)
+
+
+def _index(
+    places: Int64[np.ndarray, "7 n"], instructions: list[str], columns: dict[str, np.ndarray], faults: list[str]
+) -> RecordIndex:
+    fields = dict(zip(_PLACES, places, strict=True))
+    return RecordIndex(**fields, instructions=instructions, columns=columns, faults=faults)
+
+
+def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_Row | ValueError | FileNotFoundError]:
+    if not shard.path.is_file():
+        yield FileNotFoundError(
+            f"{shard.path} does not exist: complete the download, or set data.skip_bad=true to leave it out."
+        )
+        return
+    record = -1
+    for record, scanned in enumerate(scan_records(shard.path)):
+        fault = scanned.fault
+        if fault is None:
+            try:
+                yield _Row((number, record, scanned.offset, len(scanned.payload)), *_look(request, scanned.payload))
+            except ValueError as error:
+                fault = str(error)
+        if fault is not None:
+            yield ValueError(
+                f"{shard.path}, record {record} at byte {scanned.offset}: {fault}. Download the file again, or set "
+                "data.skip_bad=true to leave such records out."
+            )
+    if record + 1 != shard.num_records:
+        yield ValueError(
+            f"{shard.path} has {record + 1} records, but dataset_info.json says {shard.num_records}: download it "
+            "again, or set data.skip_bad=true to use those that are there."
+        )
+
+
+def _look(request: IndexRequest, payload: bytes) -> tuple[int, str, dict[str, np.ndarray]]:
+    """Return an episode's success, instruction and numbers; no picture is decoded."""
+    names = {key: _PREFIX + key for key in [*request.numeric, request.language]}
+    flags = [] if request.success is None else [request.success]
+    example = parse_example(payload, [*names.values(), *flags])
+    columns: dict[str, np.ndarray] = {}
+    for key, name in names.items():
+        if name not in example:
+            raise UserError(f"it has no {name!r}, which features.json lists")
+        try:
+            if key in request.numeric:
+                columns[key] = read_numbers(request.numeric[key], example[name])
+            else:
+                text = read_text(request.language_spec, example[name])
+        except ValueError as error:
+            raise UserError(f"{name!r}: {error}") from error
+    lengths = {key: len(column) for key, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"its keys have different numbers of steps: {lengths}")
+    return int(all(_flag(example, flag) for flag in flags)), text, columns
+
+
+def _flag(example: dict[str, Feature], name: str) -> bool:
+    values = example[name].ints().tolist() if name in example else []
+    if len(values) != 1:
+        raise UserError(f"it has {len(values)} values of {name!r}, expected 1")
+    return bool(values[0])
+
+
+def _to_arrays(index: RecordIndex) -> dict[str, Any]:
+    texts = {"instructions": index.instructions, "faults": index.faults, "columns": list(index.columns)}
+    arrays = {f"column{i}": column for i, column in enumerate(index.columns.values())}
+    arrays["texts"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
+    return arrays | {"places": np.stack([getattr(index, name) for name in _PLACES])}
+
+
+def _from_arrays(arrays: dict[str, Any], request: IndexRequest) -> RecordIndex:
+    texts = json.loads(arrays["texts"].tobytes())
+    columns = {key: arrays[f"column{i}"] for i, key in enumerate(texts["columns"])}
+    index = _index(arrays["places"], texts["instructions"], columns, texts["faults"])
+    if arrays["places"].dtype != np.int64 or (arrays["places"] < 0).any():
+        raise UserError("its places are not whole numbers")
+    if (index.instruction >= len(index.instructions)).any() or not all(isinstance(t, str) for t in index.instructions):
+        raise UserError("its instructions are not texts")
+    num_steps = int(index.steps.sum())
+    shapes = {key: (num_steps, spec.width) for key, spec in request.numeric.items()}
+    if {key: column.shape for key, column in index.columns.items()} != shapes:
+        raise UserError("its columns are not those asked for")
+    return index

@@ -1,0 +1,132 @@
+"""The numbers that statistics are made of: read once from a data set, and kept as long as it does not change."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64
+
+from robovlms.actions.checks import Severity, numeric_findings
+from robovlms.actions.contract import GRIPPER
+from robovlms.actions.plan import Source, make_normalizers, sources_of
+from robovlms.actions.statistics import Statistics, import_statistics
+from robovlms.config.data import DataConfig
+from robovlms.config.run import TrainConfig
+from robovlms.data.base import RobotDataset
+from robovlms.data.files.cache_folder import cache_folder, keep
+from robovlms.data.splits import evenly_spaced
+from robovlms.data.windows import Rows, WindowDataset
+from robovlms.errors import UserError
+from robovlms.files import digest
+
+log = logging.getLogger(__name__)
+MAX_CHUNKS = 2000  # that a head's tokenizer is fitted to
+MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data sets are sampled evenly
+
+
+def compute_statistics(config: TrainConfig, windows: list[WindowDataset]) -> dict[str, Statistics]:
+    """Return the action statistics of every source's training windows, computed or from `statistics_file`, by name."""
+    found = {}
+    for source, dataset in zip(sources_of(config.data), windows, strict=True):
+        normalization = source.data.normalization
+        if normalization.statistics_file is not None:
+            path = Path(normalization.statistics_file).expanduser()
+            found[source.name] = import_statistics(path, normalization.statistics_key, len(source.contract.names))
+        else:
+            rows, origin = load_rows(dataset, MAX_STATS_ROWS)
+            check_numbers(source, rows.actions)
+            found[source.name] = stats = Statistics.compute(rows.actions)
+            log.info("%s: statistics of %s, %s", source.name, _share(stats, dataset.num_steps), origin)
+    return found
+
+
+def _share(stats: Statistics, num_steps: int) -> str:
+    if stats.num_rows == num_steps:
+        return f"all {num_steps} steps"
+    error = f"standard error of q01 and q99: {stats.quantile_error:.2%} of the rows"
+    return f"{stats.num_rows} of {num_steps} steps, evenly spread ({error})"
+
+
+def check_numbers(source: Source, rows: Float32[np.ndarray, "r a"]) -> None:
+    """Hold a part's actions against its contract; what only looks wrong is a warning.
+
+    Raises:
+        UserError: they cannot mean what the contract says.
+    """
+    taught = source.contract.names if GRIPPER in source.data.contract.names else source.contract.names[:-1]
+    findings = numeric_findings(rows[:, : len(taught)], source.contract, taught)
+    for finding in findings:
+        log.warning("%s: %s", source.name, finding)
+    if wrong := [str(finding) for finding in findings if finding.severity is Severity.error]:
+        raise UserError(
+            f"the actions of {source.name} are not what data.contract says:\n  " + "\n  ".join(wrong) + "\n"
+            "Look at them with scripts/inspect_data.py."
+        )
+
+
+def proprio_rows(config: TrainConfig, windows: list[WindowDataset]) -> Float32[np.ndarray, "r p"]:
+    """Return rows of the proprioception that the policy sees, as many of every part; NaN: not recorded."""
+    sources = [source for source in sources_of(config.data) if source.proprio]
+    rows = [load_rows(windows[source.number], MAX_STATS_ROWS)[0].proprio for source in sources]
+    count = min(len(part_rows) for part_rows in rows)
+    whole = np.full((len(sources), count, len(config.data.seen_names)), np.nan, np.float32)
+    for i, (source, part_rows) in enumerate(zip(sources, rows, strict=True)):
+        whole[i][:, source.proprio] = part_rows[evenly_spaced(len(part_rows), count)]
+    return whole.reshape(-1, whole.shape[-1])
+
+
+def sample_chunks(
+    dataset: RobotDataset, config: TrainConfig, stats: dict[str, Statistics]
+) -> Float64[np.ndarray, "n k a"]:
+    """Return normalised first chunks of up to MAX_CHUNKS windows, evenly spread; padding repeats the last action."""
+    normalizers, k = make_normalizers(config.data, stats), config.window.chunk_size
+    count = min(MAX_CHUNKS, len(dataset))
+    chunks = []
+    for i in range(count):
+        sample = dataset[i * len(dataset) // count]
+        last = max(int(sample.action_mask[:k].sum()) - 1, 0)
+        chunk = torch.from_numpy(sample.actions[np.minimum(np.arange(k), last)])
+        chunks.append(normalizers[sample.source].normalize(chunk))
+    return torch.stack(chunks).double().numpy()
+
+
+VERSION = 1  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes
+
+
+# What has no influence on them, or what the reader's fingerprint tells.
+IRRELEVANT = {
+    "root", "views", "normalization", "shift", "augmentation", "resize", "fit", "num_workers", "cache_mb",
+    "cache", "cache_dir", "weight",
+}  # fmt: skip
+
+
+def load_rows(dataset: WindowDataset, max_rows: int) -> tuple[Rows, str]:
+    """Return `dataset.rows(max_rows)`, read or kept in the cache folder, and say in words which.
+
+    They are kept under a hash of the reader's fingerprint, of all settings that decide on them, and of `VERSION`.
+    """
+    config, start = dataset.config, time.perf_counter()
+    told = json.dumps([VERSION, max_rows, dataset.reader.fingerprint(), _settings(config)], default=str, sort_keys=True)
+    path = cache_folder(config.cache_dir) / f"rows-{config.name}-{digest(told)[:24]}.npz"
+    rows, is_kept = keep(path, lambda: dataset.rows(max_rows), Rows._asdict, lambda arrays: _rows(dataset, arrays))
+    return rows, f"kept in {path}" if is_kept else f"read in {time.perf_counter() - start:.1f} s"
+
+
+def _settings(config: DataConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if key not in IRRELEVANT}
+
+
+def _rows(dataset: WindowDataset, arrays: dict[str, np.ndarray]) -> Rows:
+    rows = Rows(arrays["actions"], arrays["proprio"])
+    widths = len(dataset.converter.target.names), len(dataset.config.seen_names)
+    for columns, width in zip(rows, widths, strict=True):
+        if columns.shape != (len(rows.actions), width) or columns.dtype != np.float32:
+            raise UserError(f"{columns.dtype} {columns.shape} are not rows of {width} entries")
+    return rows

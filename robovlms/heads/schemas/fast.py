@@ -1,0 +1,25 @@
+"""Options of `head=fast`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robovlms.config.choices import (
+    HeadKind,
+)
+from robovlms.config.policy import HeadConfig
+
+
+@dataclass(kw_only=True)
+class FastHeadConfig(HeadConfig):
+    """Chunks as tokens of their compressed cosine transform."""
+
+    tokenizer: str | None = None  # folder of a published one; unset: fitted to the training set
+    vocab_size: int = 1024
+    scale: float = 10.0  # of the coefficients before they are rounded; larger: finer and longer
+    max_tokens: int = 64  # of a chunk in rollout
+
+    @property
+    def kind(self) -> HeadKind:
+        """Say that the VLM writes tokens."""
+        return HeadKind.tokens

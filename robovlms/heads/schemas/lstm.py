@@ -1,0 +1,23 @@
+"""Options of `head=lstm`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robovlms.config.choices import (
+    HeadKind,
+)
+from robovlms.config.policy import HeadConfig
+
+
+@dataclass(kw_only=True)
+class LSTMHeadConfig(HeadConfig):
+    """Recurrent policy head."""
+
+    num_layers: int = 4
+    dropout: float = 0.0
+
+    @property
+    def kind(self) -> HeadKind:
+        """Say that it has a memory."""
+        return HeadKind.memory

@@ -1,0 +1,24 @@
+"""Options of `head=tokens`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robovlms.config.choices import (
+    HeadKind,
+)
+from robovlms.config.policy import HeadConfig
+
+
+@dataclass(kw_only=True)
+class TokensHeadConfig(HeadConfig):
+    """Actions as words at the tail of the vocabulary."""
+
+    num_bins: int = 256  # edges from -1 to 1
+    parallel: bool = False  # all slots of a chunk in one pass, instead of token by token
+    discrete: bool = True  # false: the slots' values are regressed with head.loss (needs parallel)
+
+    @property
+    def kind(self) -> HeadKind:
+        """Say how the VLM writes the chunk."""
+        return HeadKind.slots if self.parallel else HeadKind.tokens

@@ -1,0 +1,1 @@
+"""From recorded frames to what a vision tower reads."""

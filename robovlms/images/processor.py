@@ -1,0 +1,110 @@
+"""Instructions and frames to tensors: the same object in training and rollout.
+
+Host side: prompts to padded token ids and, on request, resizing by PIL itself. Device side: uint8 frames to normalised
+images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from robovlms.backbones.base import Backbone
+from robovlms.config.choices import Fit, Resize
+from robovlms.errors import UserError
+from robovlms.images.augmentation import crop_images, jitter_colors, shift_images
+from robovlms.images.resizing import resize_frames, resize_picture
+from robovlms.types import Batch
+
+REFERENCE_PX = 224  # image size at which random shifts are given
+
+
+class Processor:
+    """What stands between robot data and a backbone."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        views: list[str],
+        *,
+        max_text_tokens: int,
+        resize: Resize = Resize.device,
+        fit: Fit = Fit.stretch,
+    ) -> None:
+        self.image_spec = backbone.image_spec
+        self.resize, self.fit = resize, fit
+        # The last view stands first in the token sequence, so that the main (first) camera is nearest to the text.
+        # Source: RoboVLMs base_backbone.py, which inserts the wrist image before the static one.
+        self.views = views[::-1]
+        self._prompt, self._max_text_tokens = backbone.prompt, max_text_tokens
+        self._tokens = lru_cache(maxsize=10_000)(lambda prompt: backbone.tokenize([prompt])[0])
+
+    def text(self, instructions: list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
+        """Tokenise and right-pad to the longest of the batch.
+
+        Raises:
+            UserError: an instruction longer than backbone.max_text_tokens.
+        """
+        rows = [self._tokens(self._prompt.format(instruction=instruction.strip())) for instruction in instructions]
+        longest = max(len(row) for row in rows)
+        if longest > self._max_text_tokens:
+            text = instructions[[len(row) for row in rows].index(longest)]
+            raise UserError(
+                f"instruction of {longest} tokens exceeds backbone.max_text_tokens={self._max_text_tokens}: {text!r}"
+            )
+        return pad(rows)
+
+    def host_frames(self, frames: UInt8[np.ndarray, "w _h _x c"]) -> UInt8[np.ndarray, "w h x c"]:
+        """Resize with PIL, as the checkpoint's own image processor does, when `resize` is host; otherwise give the
+        frames as they are.
+        """
+        size = self.image_spec.size
+        if self.resize is Resize.device or frames.shape[1:3] == (size, size):
+            return frames
+        return np.stack([self.picture(Image.fromarray(frame)) for frame in frames])
+
+    def picture(self, image: Image.Image) -> UInt8[np.ndarray, "h x c"]:
+        """Make a picture the vision tower's square with PIL."""
+        return resize_picture(image, self.image_spec, self.fit)
+
+    def images(self, batch: Batch) -> Float[Tensor, "b w v c h x"]:
+        """Crop, resize, shift, jitter and normalise on the device the batch is on; what is not drawn is not done.
+
+        Crops are cut from frames of the size they arrive in, so that large frames keep their detail.
+        """
+        views = []
+        for view in self.views:
+            frames = rearrange(batch.frames[view], "b w h x c -> (b w) c h x")
+            drawn = (batch.crops, batch.shifts, batch.colors, batch.hues)
+            crops, shifts, colors, hues = (d[view].flatten(0, 1) if d and view in d else None for d in drawn)
+            if crops is not None:
+                frames = crop_images(frames, crops)
+            frames = resize_frames(frames, self.image_spec, self.fit)
+            if shifts is not None:
+                frames = shift_images(frames, shifts)
+            if colors is not None or hues is not None:
+                frames = jitter_colors(frames, colors, hues)
+            views.append(rearrange(frames, "(b w) c h x -> b w c h x", b=len(batch)))
+        return self.normalize(torch.stack(views, dim=2))
+
+    def normalize(self, images: UInt8[Tensor, "*n c h x"]) -> Float[Tensor, "*n c h x"]:
+        """Scale pixels as the vision tower wants them."""
+        images = images.float()
+        mean, std = (images.new_tensor(value).view(-1, 1, 1) for value in (self.image_spec.mean, self.image_spec.std))
+        return images.sub_(255 * mean).div_(255 * std)
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
+    """Pad token ids on the right to the longest; the mask is False there."""
+    longest = max(map(len, rows))
+    ids, mask = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, True
+    return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -1,0 +1,1 @@
+"""A policy, its memory, and how it acts."""

@@ -1,0 +1,195 @@
+"""A policy is a backbone, a head and a structure that says how history reaches them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from robovlms.actions.plan import policy_names
+from robovlms.backbones.base import Backbone
+from robovlms.backbones.layout import KVCache
+from robovlms.config.choices import HeadKind, Structure
+from robovlms.config.run import TrainConfig
+from robovlms.errors import NotAllowedError
+from robovlms.heads.base import ActionHead, HeadSizes
+from robovlms.images.processor import Processor
+from robovlms.registry import BACKBONES, HEADS
+from robovlms.types import Batch, Conversations, Losses
+
+
+class ProprioEncoder(nn.Module):
+    """Proprioception as part of a frame's queries, so that every backbone and every head can use it.
+
+    Entries are normalised by the training set's mean and standard deviation, which are stored with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, proprio_dim: int, feature_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(proprio_dim))
+        self.register_buffer("std", torch.ones(proprio_dim))
+        self.embed = nn.Sequential(nn.Linear(proprio_dim, feature_dim), nn.GELU(), nn.Linear(feature_dim, feature_dim))
+
+    def calibrate(self, rows: Float[Tensor, "r p"]) -> None:
+        """Take mean and standard deviation from the training set; an entry that never moves keeps its scale.
+
+        NaN: what a part of a mixture does not record. It counts nowhere, and is read as the mean.
+        """
+        mean = rows.double().nanmean(0).nan_to_num(0)
+        std = (rows.double() - mean).square().nanmean(0).nan_to_num(0).sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std < 1e-6, 1, std))
+
+    def forward(self, proprio: Float[Tensor, "b w p"]) -> Float[Tensor, "b w 1 d"]:
+        return self.embed(((proprio - self.mean) / self.std).nan_to_num(0))[:, :, None]
+
+
+class VLAPolicy(nn.Module):
+    """Read frames and instruction, give a loss or actions. Holds no history: `memory.py` does."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: ActionHead,
+        structure: Structure,
+        processor: Processor,
+        proprio: ProprioEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.proprio = backbone, head, proprio
+        self.structure, self.processor = structure, processor
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> VLAPolicy:
+        """Build the policy of a run; pre-trained weights are loaded unless the config says random or tiny."""
+        backbone = BACKBONES.get(config.backbone.name).from_config(config.backbone)
+        if config.structure.name is Structure.interleaved and not backbone.can_interleave:
+            raise NotAllowedError(
+                f"structure=interleaved with backbone={config.backbone.name} is not allowed: it has no sequence that "
+                "images and actions of several frames stand in. Use structure=policy_head or one_step."
+            )
+        if config.cotrain is not None:
+            backbone.enable_lm_head(config.backbone)
+        if config.head.kind is HeadKind.slots:
+            backbone.enable_bidirectional_queries()
+        head = HEADS.get(config.head.name)(
+            config.head,
+            HeadSizes(
+                feature_dim=backbone.hidden_dim,
+                action_dim=len(policy_names(config.data)),
+                window_size=config.window.window_size,
+                chunk_size=config.window.chunk_size,
+                embedding_rms=backbone.embedding_rms(),
+                vocabulary=backbone.last_words,
+            ),
+        )
+        processor = Processor(
+            backbone,
+            config.view.views,
+            max_text_tokens=config.backbone.max_text_tokens,
+            resize=config.data.resize,
+            fit=config.data.fit,
+        )
+        proprio_names = config.data.seen_names
+        proprio = ProprioEncoder(len(proprio_names), backbone.hidden_dim) if proprio_names else None
+        return cls(backbone, head, config.structure.name, processor, proprio)
+
+    def read(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> Float[Tensor, "b w q d"]:
+        """Ask the backbone about a batch's frames."""
+        images = self.fold(self.processor.images(batch))
+        features = self.backbone(images, *self.question(batch, queries), self.view_mask(batch, queries))
+        return features.reshape(queries.shape)
+
+    def encode(self, batch: Batch) -> Float[Tensor, "b w v m e"]:
+        """Return the tokens of every image."""
+        return self.backbone.encode(self.processor.images(batch))
+
+    def ask(
+        self,
+        image: Float[Tensor, "b w v m e"],
+        batch: Batch,
+        queries: Float[Tensor, "b w q d"],
+        kv_cache: KVCache | None = None,
+    ) -> Float[Tensor, "b w q d"]:
+        """Ask about frames whose images are encoded; of `batch`, instruction and proprioception are read."""
+        question = self.question(batch, queries)
+        features = self.backbone.read(self.fold(image), *question, kv_cache, self.view_mask(batch, queries))
+        return features.reshape(queries.shape).float()
+
+    def fold(self, frames: Float[Tensor, "b w *rest"]) -> Float[Tensor, "n t *rest"]:
+        """Make a window one sequence (interleaved), or every frame of it one, beside the same instruction.
+
+        `one_step` is the case w = 1 of `policy_head`; what differs is what the head may do with earlier frames.
+        """
+        return frames if self.structure is Structure.interleaved else frames.flatten(0, 1)[:, None]
+
+    def question(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return instruction, its mask and the queries, proprioception added, of every sequence."""
+        if self.proprio is not None:
+            assert batch.proprio is not None
+            queries = queries + self.proprio(batch.proprio)
+        copies = 1 if self.structure is Structure.interleaved else queries.shape[1]
+        text_ids, text_mask = (tensor.repeat_interleave(copies, dim=0) for tensor in (batch.text_ids, batch.text_mask))
+        return text_ids, text_mask, self.fold(queries)
+
+    def view_mask(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> Bool[Tensor, "n v"] | None:
+        """Say which views every sequence has; None: all."""
+        if batch.view_mask is None:
+            return None
+        return batch.view_mask.repeat_interleave(
+            1 if self.structure is Structure.interleaved else queries.shape[1], dim=0
+        )
+
+    def forward(self, batch: Batch, conversations: Conversations | None = None) -> Losses:
+        """Return the loss terms of a batch with actions, and those of conversations (`converse`) beside them."""
+        assert batch.actions is not None
+        assert batch.action_mask is not None
+        b, w = batch.actions.shape[:2]
+        features = self.read(batch, self.head.queries(b, w, batch.actions, batch.action_mask))
+        losses = self.head.loss(features.float(), batch.actions, batch.action_mask, batch.action_dims)
+        return losses if conversations is None else {**losses, **self.converse(conversations)}
+
+    def converse(self, conversations: Conversations) -> Losses:
+        """Return the cross-entropy of the answers' tokens and how many are predicted first, means over these tokens."""
+        images = rearrange(self.processor.normalize(conversations.images.movedim(-1, 1)), "b c h x -> b 1 1 c h x")
+        text = (conversations.text_ids, conversations.text_mask, conversations.reply_ids)
+        features = self.backbone.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
+        logits = self.backbone.lm_logits(features.flatten(0, 1)[conversations.supervised])
+        wanted = conversations.reply_ids.flatten()[conversations.supervised]
+        is_right = (logits.detach().argmax(-1) == wanted).float()
+        return {"text_loss": F.cross_entropy(logits, wanted), "text_accuracy": is_right.mean()}
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Float[Tensor, "b k a"]:
+        """Return the normalised chunk of each window's newest frame, from the whole window at once."""
+        w = next(iter(batch.frames.values())).shape[1]
+        return self.head.act(FeatureReader(self, self.encode(batch), batch), len(batch), w)
+
+
+class FeatureReader:
+    """Answers a head's questions about frames whose images are encoded."""
+
+    def __init__(self, policy: VLAPolicy, image: Float[Tensor, "b w v m e"], batch: Batch) -> None:
+        self.policy, self.image, self.batch = policy, image, batch
+        self.kv_cache = policy.backbone.new_cache() if policy.head.reads_again else None
+        self.asked: Tensor | None = None
+
+    def __call__(self, queries: Float[Tensor, "b w q d"], behind: bool = False) -> Float[Tensor, "b w q d"]:
+        """Return the features at the queries. A decoder that keeps no context reads everything again."""
+        if not behind:
+            self.asked = queries
+            return self.policy.ask(self.image, self.batch, queries, self.kv_cache)
+        if self.kv_cache is None:
+            assert self.asked is not None
+            self.asked = torch.cat([self.asked, queries], dim=2)
+            return self.policy.ask(self.image, self.batch, self.asked)[:, :, -queries.shape[2] :]
+        ids, mask = self.batch.text_ids[:, :0], self.batch.text_mask[:, :0]
+        none = replace(self.batch, text_ids=ids, text_mask=mask, view_mask=None)
+        return self.policy.ask(self.image[..., :0, :], none, queries, self.kv_cache)

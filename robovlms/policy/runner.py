@@ -1,0 +1,184 @@
+"""A policy at the wheel: observations in, environment actions out, history in plain sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from robovlms.actions.contract import check_contract
+from robovlms.actions.normalizer import ActionNormalizer
+from robovlms.actions.plan import Source, find_source, make_normalizers
+from robovlms.config.choices import Execution, FrameCache
+from robovlms.config.data import ActionContract
+from robovlms.errors import UserError
+from robovlms.heads.base import Prefix
+from robovlms.policy.checkpoint import load_policy
+from robovlms.policy.execution import Chunk, ChunkExecutor, continuity
+from robovlms.policy.memory import start_memory
+from robovlms.policy.policy import VLAPolicy
+from robovlms.types import Batch, Observation
+
+
+class PolicyRunner:
+    """Drive one robot with one policy.
+
+    Every frame goes into the memory; the executor says when a chunk is asked for, and which of its actions is due.
+    """
+
+    def __init__(
+        self,
+        policy: VLAPolicy,
+        normalizer: ActionNormalizer,
+        source: Source,
+        *,
+        window_size: int,
+        execution: Execution = Execution.chunk,
+        execute_steps: int = 1,
+        cache: FrameCache = FrameCache.exact,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Take a policy and say how it acts.
+
+        Args:
+            policy: in any state; it is set to evaluation.
+            normalizer: of its actions.
+            source: the data whose actions it is to give; the control_hz of its contract is the rate of `clock`.
+            window_size: frames that it remembers.
+            execution: how chunks become actions.
+            execute_steps: actions of a chunk executed before the policy is asked again.
+            cache: of interleaved streaming.
+            clock: seconds, e.g. time.monotonic, for a robot that goes on while the policy thinks: the action that is
+                given is the one due when it is given. Without one every call of `step` is one control step.
+
+        Raises:
+            UserError: the head cannot do what `execution` asks.
+        """
+        if execution is Execution.real_time and not policy.head.supports_prefix:
+            raise UserError("evaluation.execution=real_time needs a head that goes on from a chunk: flow, diffusion.")
+        self.policy, self.normalizer, self.source = policy.eval(), normalizer, source
+        self.window_size = window_size
+        self._start = partial(start_memory, policy, window_size, cache)
+        self._start_executor = partial(ChunkExecutor, execution, execute_steps)
+        self._clock, self._device = clock, next(policy.parameters()).device
+        self.reset()
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        folder: Path,
+        *,
+        execution: Execution = Execution.chunk,
+        execute_steps: int = 1,
+        device: str = "cpu",
+        contract: ActionContract | None = None,
+        clock: Callable[[], float] | None = None,
+        source: str | None = None,
+    ) -> PolicyRunner:
+        """Load a checkpoint folder.
+
+        Args:
+            folder: a `checkpoints/step_<number>` folder.
+            execution: as in the class.
+            execute_steps: as in the class.
+            device: where the policy runs.
+            contract: what the robot or simulator expects of actions; a policy that means something else is refused.
+            clock: as in the class.
+            source: of a mixture, the one whose actions are wanted.
+
+        Raises:
+            UserError: the contracts differ, execute_steps exceeds the chunk, or the head cannot do what is asked.
+        """
+        config, policy, stats = load_policy(folder)
+        chosen = find_source(config.data, source)
+        if contract is not None:
+            check_contract(chosen.contract, contract, "the environment")
+        if not 1 <= execute_steps <= config.window.chunk_size:
+            raise UserError(
+                f"evaluation.execute_steps={execute_steps} must lie in 1..{config.window.chunk_size}, "
+                "the policy's chunk_size."
+            )
+        return cls(
+            policy.to(device),
+            make_normalizers(config.data, stats)[chosen.number],
+            chosen,
+            window_size=config.window.window_size,
+            execution=execution,
+            execute_steps=execute_steps,
+            cache=config.structure.cache,
+            clock=clock,
+        )
+
+    def reset(self) -> None:
+        """Forget the episode."""
+        self.memory, self.executor = self._start(), self._start_executor()
+        self.delay = 0  # control steps that the last chunk took to arrive
+        self._last: tuple[int, Tensor] | None = None  # the last chunk, normalised, and when it was made
+        self._calls = 0
+        self._started = self._clock() if self._clock else 0.0
+
+    def step(self, observation: Observation) -> Float32[np.ndarray, "a"]:
+        """Return the action that is due, in environment units; the gripper is exactly -1 (close) or +1 (open).
+
+        Raises:
+            UserError: the observation lacks a view or the proprioception the policy was trained with.
+            TimeoutError: with a clock, the policy thought longer than its chunks last.
+        """
+        seen = self._now()
+        self.memory.observe(self._batch(observation))
+        if self.executor.wants(seen):
+            chunk = self.memory.act(self._prefix(seen))
+            self._last = seen, chunk
+            actions = self.normalizer.denormalize(chunk.cpu())[0][:, self.source.action_dims]
+            self.executor.add(Chunk(seen, actions.numpy()))
+            self.delay = self._now() - seen
+        action = self.executor.action(self._now())
+        self._calls += 1
+        return action
+
+    def _now(self) -> int:
+        """Return the number of the control step."""
+        if self._clock is None:
+            return self._calls
+        return int((self._clock() - self._started) * self.source.contract.control_hz + 1e-6)
+
+    def _prefix(self, step: int) -> Prefix | None:
+        """Return what the next chunk goes on from."""
+        if self.executor.mode is not Execution.real_time or self._last is None:
+            return None
+        made, chunk = self._last
+        arm, passed = chunk[..., :-1], step - made
+        if passed >= arm.shape[1]:
+            return None
+        rest = torch.cat([arm[:, passed:], torch.zeros_like(arm[:, :passed])], dim=1)
+        return Prefix(rest, arm.new_tensor(continuity(arm.shape[1], passed, self.delay)))
+
+    def _batch(self, observation: Observation) -> Batch:
+        processor = self.policy.processor
+        if missing := [view for view in processor.views if view not in observation.frames]:
+            raise UserError(f"the policy needs the views {missing}; the observation has {list(observation.frames)}.")
+        text_ids, text_mask = processor.text([observation.instruction])
+        frames = {view: processor.host_frames(observation.frames[view][None]) for view in processor.views}
+        batch = Batch(
+            frames={view: torch.from_numpy(frame)[None] for view, frame in frames.items()},
+            text_ids=text_ids,
+            text_mask=text_mask,
+            proprio=self._proprio(observation),
+        )
+        return batch.to(self._device)
+
+    def _proprio(self, observation: Observation) -> Float32[Tensor, "1 1 p"] | None:
+        if self.policy.proprio is None:
+            return None
+        expected, proprio = len(self.source.proprio), observation.proprio
+        if proprio is None or len(proprio) != expected:
+            found = "none" if proprio is None else f"{len(proprio)} entries"
+            raise UserError(f"the policy needs proprioception of {expected} entries; the observation has {found}.")
+        whole = torch.full((len(self.policy.proprio.mean),), torch.nan)
+        whole[self.source.proprio] = torch.from_numpy(proprio)
+        return whole[None, None]

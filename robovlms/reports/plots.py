@@ -1,0 +1,235 @@
+"""Figures of a run: training curves, predicted against taught actions, success rates. Matplotlib loads on first use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from robovlms.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from robovlms.evaluation.results import Results, Row
+
+Curve = tuple[list[int], list[float]]  # steps and values
+BLUE, ORANGE, GRAY, RED = "#2563a8", "#d9822b", "#6b7280", "#b83a3a"
+LOSS_TERMS = ("loss", "arm", "gripper")  # drawn first, and also without validation
+WIDTH = 9.2  # inches, of every figure
+MAX_ROWS, MAX_POINTS = 300, 5000  # windows of a time series, dots of a scatter plot
+
+
+def plot_training(metrics: Path, out_dir: Path) -> list[Path]:
+    """Draw `loss.png` (the terms that validation reports, training beside them) and `lr.png` from `metrics.jsonl`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it holds neither `train/loss` nor `val/loss`.
+    """
+    curves = _read_curves(metrics)
+    if not {"train/loss", "val/loss"} & curves.keys():
+        raise UserError(
+            f"{metrics} holds no train/loss or val/loss to draw, only {sorted(curves)}: let the run log a step."
+        )
+    reported = {key.removeprefix("val/") for key in curves if key.startswith("val/") and key.count("/") == 1}
+    known = [term for term in LOSS_TERMS if term in reported or f"train/{term}" in curves]
+    terms = known + sorted(reported - set(known))
+    rows = (len(terms) + 1) // 2
+    figure, panels = _figure(rows, 2, height=2.9 * rows)
+    for axes, term in zip_longest(chain(*panels), terms):
+        if term is None:
+            axes.set_visible(False)
+        else:
+            _draw_term(axes, term, curves)
+    written = [_save(figure, out_dir / "loss.png")]
+    if "train/lr" in curves:
+        figure, panels = _figure(1, 1, height=2.6)
+        panels[0][0].plot(*curves["train/lr"], color=BLUE)
+        panels[0][0].set(title="learning rate", xlabel="optimizer step", ylim=(0, None))
+        panels[0][0].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        written.append(_save(figure, out_dir / "lr.png"))
+    return written
+
+
+def plot_actions(
+    predicted: Float32[np.ndarray, "r k a"],
+    target: Float32[np.ndarray, "r k a"],
+    mask: Bool[np.ndarray, "r k"],
+    names: Sequence[str],
+    path: Path,
+) -> Path:
+    """Draw one row per action entry: the first action of each chunk along the windows, and all against the taught ones.
+
+    The last entry is the gripper (closed below 0, open above): counts of agreement instead of dots.
+
+    Args:
+        predicted: in the units of `target`; r windows in their order in the data.
+        target: the demonstrated chunks.
+        mask: False where a taught action is padding.
+        names: one per action entry.
+        path: the PNG to write.
+    """
+    figure, panels = _figure(len(names), 2, height=1.45 * len(names) + 0.4, width_ratios=[3.0, 1.0])
+    rows = np.flatnonzero(mask[:, 0])[:MAX_ROWS]
+    for i, (name, (series, scatter)) in enumerate(zip(names, panels, strict=True)):
+        series.plot(target[rows, 0, i], color=GRAY, label="target", linewidth=1.6)
+        series.plot(predicted[rows, 0, i], color=ORANGE, label="predicted", linewidth=1.1)
+        series.set(ylabel=name, xlim=(0, max(len(rows) - 1, 1)))
+        true, guess = target[mask][:, i], predicted[mask][:, i]
+        if i == len(names) - 1:
+            _draw_agreement(scatter, true > 0, guess > 0)
+        else:
+            _draw_scatter(scatter, true, guess)
+    panels[0][0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    panels[0][0].set_title("first action of every chunk", loc="left")
+    panels[0][1].set_title("all actions")
+    panels[-1][0].set_xlabel("window" if len(rows) < MAX_ROWS else f"window (first {MAX_ROWS})")
+    return _save(figure, path)
+
+
+def plot_success(results: Results, path: Path) -> Path:
+    """Draw success rates with 95 % intervals as bars, per task and overall, for own and opposite instructions."""
+    own, opposite = results["own"], results["opposite"]
+    names = [*own["tasks"], "overall"]
+    figure, panels = _figure(1, 1, height=1.2 + (0.62 if opposite else 0.42) * len(names))
+    axes = panels[0][0]
+    thickness = 0.38 if opposite else 0.6
+    shift = thickness / 2 if opposite else 0.0
+    _draw_bars(axes, names, {**own["tasks"], "overall": own["overall"]}, -shift, thickness, BLUE, "told the task")
+    if opposite:
+        rows = {**opposite["tasks"], "overall": opposite["overall"]}
+        _draw_bars(axes, names, rows, shift, thickness, RED, "told the opposite (lower is better)")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    axes.set(
+        yticks=range(len(names)), yticklabels=names, xlim=(0, 1), xlabel="reached the task's goal, with 95 % interval"
+    )
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.axhline(len(names) - 1.5, color=GRAY, linewidth=0.8)
+    axes.grid(axis="y", visible=False)
+    axes.invert_yaxis()
+    return _save(figure, path)
+
+
+def plot_comparison(
+    success: Mapping[str, tuple[int, int, float, float]], act_ms: Mapping[str, float], path: Path
+) -> Path:
+    """Draw runs side by side: success with its 95 % interval, and milliseconds of a control step.
+
+    Args:
+        success: of every run that was evaluated, best first: successes, trials, interval.
+        act_ms: of every run.
+        path: of the picture.
+    """
+    names = [*success, *(name for name in act_ms if name not in success)]
+    figure, ((left, right),) = _figure(1, 2, height=1.2 + 0.32 * len(names), width_ratios=[3.0, 2.0])
+    rows = {
+        name: {"successes": done, "trials": n, "mean": done / n, "low": low, "high": high}
+        for name, (done, n, low, high) in success.items()
+    }
+    _draw_bars(left, names, rows, 0.0, 0.6, BLUE, "success")  # type: ignore[arg-type]
+    left.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1), title="success, with 95 % interval")
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    right.barh(range(len(names)), [act_ms[name] for name in names], 0.6, color=ORANGE, alpha=0.85)
+    right.set(yticks=[], title="milliseconds of a control step", xscale="log")
+    for axes in (left, right):
+        axes.grid(axis="y", visible=False)
+        axes.invert_yaxis()
+    return _save(figure, path)
+
+
+def _read_curves(metrics: Path) -> dict[str, Curve]:
+    if not metrics.is_file():
+        raise FileNotFoundError(f"{metrics} does not exist: give the metrics.jsonl in the output_dir of a run.")
+    curves: dict[str, Curve] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        entry: dict[str, Any] = json.loads(line)
+        for key, value in entry.items():
+            if key != "step" and isinstance(value, int | float):
+                steps, values = curves.setdefault(key, ([], []))
+                steps.append(entry["step"])
+                values.append(float(value))
+    return curves
+
+
+def _draw_term(axes: Axes, term: str, curves: Mapping[str, Curve]) -> None:
+    train, validation = curves.get(f"train/{term}"), curves.get(f"val/{term}")
+    if train:
+        smooth = _running_mean(train[1])
+        axes.plot(*train, color=BLUE, alpha=0.3 if smooth else 1, linewidth=1, label=None if smooth else "training")
+        if smooth:
+            axes.plot(train[0], smooth, color=BLUE, label="training (running mean)")
+    if validation:
+        axes.plot(*validation, color=ORANGE, marker="o", markersize=4, label="validation")
+    values = [value for curve in (train, validation) if curve for value in curve[1]]
+    if min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+    axes.set(title=term.replace("_", " "), xlabel="optimizer step")
+    axes.legend(frameon=False)
+
+
+def _running_mean(values: Sequence[float]) -> list[float] | None:
+    """Average each value with 1/40 of the curve on either side; None for a curve too short to need it."""
+    span = len(values) // 40
+    if span == 0:
+        return None
+    return [float(np.mean(values[max(i - span, 0) : i + span + 1])) for i in range(len(values))]
+
+
+def _draw_scatter(axes: Axes, target: Float32[np.ndarray, "n"], predicted: Float32[np.ndarray, "n"]) -> None:
+    thin = slice(None, None, len(target) // MAX_POINTS + 1)
+    low, high = min(target.min(), predicted.min()), max(target.max(), predicted.max())
+    axes.plot([low, high], [low, high], color=GRAY, linewidth=1)
+    axes.scatter(target[thin], predicted[thin], s=5, alpha=0.3, color=ORANGE, linewidths=0)
+    axes.set(ylabel="predicted")
+    error = f"mean abs. error {np.abs(target - predicted).mean():.3g}"
+    axes.text(0.03, 0.97, error, transform=axes.transAxes, va="top", fontsize=8, color=GRAY)
+
+
+def _draw_agreement(axes: Axes, target: Bool[np.ndarray, "n"], predicted: Bool[np.ndarray, "n"]) -> None:
+    counts = np.array([[np.sum((predicted == p) & (target == t)) for t in (False, True)] for p in (False, True)])
+    axes.imshow(counts, cmap="Oranges", origin="lower", aspect="auto", vmin=0, vmax=2 * counts.max())
+    for p, t in np.ndindex(2, 2):
+        axes.text(t, p, f"{counts[p, t]}", ha="center", va="center")
+    axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["closed", "open"], yticklabels=["closed", "open"])
+    axes.set(xlabel=f"taught ({np.mean(target == predicted):.1%} agree)", ylabel="predicted")
+    axes.grid(visible=False)
+
+
+def _draw_bars(
+    axes: Axes, names: Sequence[str], rows: Mapping[str, Row], shift: float, thickness: float, color: str, label: str
+) -> None:
+    known = [(i + shift, rows[name]) for i, name in enumerate(names) if name in rows]
+    places, means = [place for place, _ in known], [row["mean"] for _, row in known]
+    errors = [[row["mean"] - row["low"] for _, row in known], [row["high"] - row["mean"] for _, row in known]]
+    axes.barh(places, means, thickness, xerr=errors, color=color, alpha=0.85, label=label, ecolor="#1f2937", capsize=3)
+    for place, row in known:
+        axes.text(1.01, place, f"{row['successes']}/{row['trials']}", va="center", color=color, fontsize=9)
+
+
+def _figure(
+    rows: int, columns: int, *, height: float, width_ratios: Sequence[float] | None = None
+) -> tuple[Figure, list[list[Axes]]]:
+    """Make a grid of panels; without pyplot, so that no window system and no global state is involved."""
+    from matplotlib.figure import Figure  # here: its import takes a second
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=130)
+    panels = figure.subplots(rows, columns, squeeze=False, width_ratios=width_ratios)
+    for axes in panels.flat:
+        axes.grid(color="#e5e7eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.title.set_fontsize(10)
+    return figure, [list(line) for line in panels]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path

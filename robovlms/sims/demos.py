@@ -1,0 +1,131 @@
+"""One demonstration by a scripted expert."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from robovlms.config.closed_loop import CollectConfig
+from robovlms.errors import UserError
+from robovlms.sims.base import Simulator, Task
+from robovlms.types import Observation
+
+HOLD_STEPS = 5  # recorded after success, so that a policy learns to stay there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """One successful episode; action i is the expert's answer to frame i."""
+
+    frames: dict[str, UInt8[np.ndarray, "t _h _x c"]]
+    actions: Float32[np.ndarray, "t a"]
+    proprio: Float32[np.ndarray, "t p"]
+
+
+class Goal(NamedTuple):
+    """What the expert of `told` is to do in the scene of `task`; the same but in contrast demonstrations."""
+
+    task: Task
+    told: Task
+
+    @property
+    def name(self) -> str:
+        """Return the task's name, and what is told where it differs."""
+        return self.task.name if self.told == self.task else f"{self.task.name}_told_{self.told.name}"
+
+
+class Attempt(NamedTuple):
+    """Attempt `number` at a goal; its seed, and so its outcome, depends on nothing but the request."""
+
+    goal: Goal
+    number: int
+
+    def path(self, work: Path) -> Path:
+        """Return the file that holds the finished attempt, successful or not."""
+        return work / self.goal.name / f"{self.number:05d}.npz"
+
+    def seed(self, base: int) -> int:
+        """Derive the seed of start state and noise from `collect.seed`."""
+        goal = zlib.crc32(self.goal.name.encode())  # like `hash`, but the same in every process
+        return int(np.random.SeedSequence([base, goal, self.number]).generate_state(1)[0])
+
+
+def record_demo(simulator: Simulator, goal: Goal, seed: int, config: CollectConfig, contrast_steps: int) -> Demo | None:
+    """Let the expert play one episode; None if it fails.
+
+    The hand first moves up to `config.max_start_steps` steps in a random direction, unrecorded. If it always started
+    at the same place, its own position would later tell where the expert is heading, and a policy could read the target
+    off the hand instead of the picture: in rollout that merely confirms whatever it did first.
+
+    An episode ends `HOLD_STEPS` after success. A contrast is `contrast_steps` long and fails if the scene's own task
+    gets solved: there is no measure for what was told. Gaussian noise of standard deviation `config.noise`, in action
+    units, is executed on the arm but not recorded.
+    """
+    contrast = goal.told != goal.task
+    generator = np.random.default_rng(seed)
+    observation = simulator.reset(goal.task, seed, goal.told.instruction)
+    solved, done = False, False
+    start = simulator.expert(goal.told)
+    start[:-1] = generator.uniform(-1, 1, len(start) - 1)
+    for _ in range(generator.integers(config.max_start_steps + 1)):
+        observation, success, done = simulator.step(start)
+        solved = solved or success
+    seen, actions = [], []
+    steps_left: int | None = contrast_steps if contrast else None
+    while not done and steps_left != 0:
+        action = simulator.expert(goal.told)
+        seen.append(observation)
+        actions.append(action)
+        disturbed = action.copy()
+        disturbed[:-1] = np.clip(action[:-1] + config.noise * generator.standard_normal(len(action) - 1), -1, 1)
+        observation, success, done = simulator.step(disturbed)
+        solved = solved or success
+        if steps_left is not None:
+            steps_left -= 1
+        elif success:
+            steps_left = HOLD_STEPS
+    if solved == contrast:
+        return None
+    return Demo(
+        frames={view: np.stack([each.frames[view] for each in seen]) for view in seen[0].frames},
+        actions=np.stack(actions).astype(np.float32),
+        proprio=np.stack([_proprio(each) for each in seen]),
+    )
+
+
+def _proprio(observation: Observation) -> Float32[np.ndarray, "p"]:
+    if observation.proprio is None:
+        raise UserError("demonstrations need proprio, which this simulator does not give: choose another sim.")
+    return observation.proprio
+
+
+def save_demo(path: Path, demo: Demo | None) -> None:
+    """Write an attempt so that the file is complete or absent; a failure is an empty archive."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {}
+    if demo is not None:
+        arrays = {f"frames.{view}": frames for view, frames in demo.frames.items()}
+        arrays |= {"actions": demo.actions, "proprio": demo.proprio}
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    unfinished.replace(path)
+
+
+def load_demo(path: Path) -> Demo:
+    """Read a successful attempt that `save_demo` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        views = [key.removeprefix("frames.") for key in file.files if key.startswith("frames.")]
+        frames = {view: file[f"frames.{view}"] for view in views}
+        return Demo(frames=frames, actions=file["actions"], proprio=file["proprio"])
+
+
+def succeeded(path: Path) -> bool:
+    """Tell whether a finished attempt is a success, without reading its frames."""
+    with np.load(path, allow_pickle=False) as file:
+        return bool(file.files)

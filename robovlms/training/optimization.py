@@ -1,0 +1,65 @@
+"""Optimizer and learning rate: both pure functions of the config, so that nothing but the step needs to be restored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from robovlms.config.choices import Duration, ScheduleName
+from robovlms.config.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+from robovlms.errors import UserError
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Return fused AdamW over the trainable parameters.
+
+    Weight decay goes to matrices and kernels only: biases, norms, embeddings, learned positions and queries are spared.
+
+    Raises:
+        UserError: nothing is trainable, or the optimizer is unknown.
+    """
+    if config.name != "adamw":
+        raise UserError(f"optimizer.name={config.name!r} does not exist: choose optimizer=adamw.")
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                is_matrix = parameter.ndim >= 2 and name.startswith("weight") and not isinstance(module, nn.Embedding)
+                (decayed if is_matrix else spared).append(parameter)
+    if not decayed and not spared:
+        raise UserError("no parameter is trainable: set one of backbone.freeze_* to false.")
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The run's durations in optimizer steps, known once the data set's size is."""
+
+    warmup: int
+    total: int
+    log_every: int
+    validate_every: int
+    save_every: int
+
+    @classmethod
+    def resolve(cls, schedule: ScheduleConfig, trainer: TrainerConfig, steps_per_epoch: int) -> Steps:
+        """Turn epochs into steps; everything but the warm-up is at least one."""
+        texts = vars(schedule) | vars(trainer)
+        steps = {field.name: Duration.parse(texts[field.name]).steps(steps_per_epoch) for field in fields(cls)}
+        return cls(**{name: max(count, int(name != "warmup")) for name, count in steps.items()})
+
+
+def learning_rate(step: int, config: ScheduleConfig, peak: float, steps: Steps) -> float:
+    """Return the learning rate of optimizer step `step`, counted from 0: linear warm-up, then constant or cosine."""
+    if step < steps.warmup:
+        return peak * (step + 1) / steps.warmup
+    if config.name is ScheduleName.constant:
+        return peak
+    progress = min(1.0, (step - steps.warmup) / max(1, steps.total - steps.warmup))
+    return peak * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)

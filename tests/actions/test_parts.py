@@ -1,0 +1,86 @@
+"""A mixture's outputs: whose entry stands where, and what is said of parts that are not there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from robovlms.actions.plan import check_roots, sources_of
+from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Rotation
+from robovlms.config.data import ActionContract, DataConfig, MixtureDataConfig, NormalizationConfig
+
+SEVEN = ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
+NORMALIZATION = NormalizationConfig(mode=NormalizationMode.identity)
+
+
+def contract(names: list[str], rotation: Rotation = Rotation.euler, **changes) -> ActionContract:
+    options = {
+        "representation": Representation.delta,
+        "frame": ReferenceFrame.base,
+        "position_unit": 1.0,
+        "control_hz": 5.0,
+    }
+    return ActionContract(names=names, rotation=rotation, **{**options, **changes})
+
+
+def source(names: list[str], root: str = "", **changes) -> DataConfig:
+    meaning = contract(names, **changes)
+    return DataConfig(name="made_up", root=root, views={}, contract=meaning, normalization=NORMALIZATION)
+
+
+def mixture(sources: dict[str, DataConfig], names: list[str] = SEVEN, **changes) -> MixtureDataConfig:
+    options = {"contract": contract(names), "normalization": NORMALIZATION, "agree": False, **changes}
+    return MixtureDataConfig(name="mixture", sources=sources, **options)
+
+
+POSES = source(["x", "y", "z", "roll", "pitch", "yaw", "gripper"], representation=Representation.absolute)
+TURNS = source(["dx", "dy", "dz", "drx", "dry", "drz", "gripper"], rotation=Rotation.axis_angle)
+PLANAR = source(["dx", "dy"], rotation=Rotation.none)
+
+
+def test_parts_that_keep_their_own_meaning_share_the_entries_of_an_axis():
+    sources = sources_of(mixture({"poses": POSES, "turns": TURNS, "planar": PLANAR}))
+    assert [each.action_dims for each in sources] == [list(range(7)), list(range(7)), [0, 1, 6]]
+    assert sources[0].contract.representation is Representation.absolute
+    assert sources[1].contract.names == ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
+
+
+def test_an_entry_that_the_mixture_names_itself_is_that_one():
+    names = [*SEVEN[:-1], "x", "y", "z", "gripper"]
+    (poses,) = sources_of(mixture({"poses": POSES}, names))
+    assert poses.action_dims == [6, 7, 8, 3, 4, 5, 9]
+
+
+def test_two_entries_of_a_part_never_share_one():
+    with pytest.raises(ValueError, match=r"data.sources.odd.contract.names has 'x', which data.contract.names"):
+        sources_of(mixture({"odd": source(["dx", "x", "gripper"], rotation=Rotation.none)}))
+
+
+def test_parts_that_must_agree_do_not_share_by_axis():
+    with pytest.raises(ValueError, match=r"data.sources.turns.contract.names has 'drx', which data.contract.names"):
+        sources_of(mixture({"turns": TURNS}, agree=True))
+
+
+def test_parts_that_are_not_there_are_named_all_at_once(tmp_path):
+    for folder in ("kuka", "bridge_dataset"):
+        (tmp_path / folder).mkdir()
+    names = {"kuka": "kuka", "bridge": "bridge_orig", "toto": "toto"}
+    sources = {name: source(SEVEN, root=str(tmp_path / folder)) for name, folder in names.items()}
+    with pytest.raises(FileNotFoundError) as error:
+        check_roots(mixture(sources, root=str(tmp_path)))
+    assert str(error.value).splitlines() == [
+        f"2 of 3 data sets are not there (data.root={tmp_path}):",
+        f"  bridge: {tmp_path}/bridge_orig Did you mean 'bridge_dataset'?",
+        f"  toto: {tmp_path}/toto",
+        "Say where they are, with data.root=<the folder that holds them> or data.sources.<name>.root=..., or omit: "
+        "'~data.sources.bridge' '~data.sources.toto'",
+    ]
+    del sources["toto"], sources["bridge"]
+    check_roots(mixture(sources, root=str(tmp_path)))
+
+
+def test_a_single_data_set_is_its_readers_to_miss():
+    check_roots(source(SEVEN, root="/nowhere"))
+    with pytest.raises(FileNotFoundError, match=re.escape("1 of 1 data sets are not there (data.root=)")):
+        check_roots(mixture({"bridge": source(SEVEN, root="/bridge_orig")}))

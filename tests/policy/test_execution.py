@@ -1,0 +1,143 @@
+"""Chunks become actions: by hand-made numbers, and against a clock that the test turns."""
+
+import numpy as np
+import pytest
+from test_parity import NORMALIZER, SOURCE, W, make_policy, observe, whole_window
+
+from robovlms.config.choices import Execution, Structure
+from robovlms.policy.execution import Chunk, ChunkExecutor, continuity
+from robovlms.policy.runner import PolicyRunner
+
+
+def chunk(made, *values):
+    return Chunk(made, np.array([[value, 1.0] for value in values], np.float32))
+
+
+def executed(executor, chunks, steps):
+    arms = []
+    for step in range(steps):
+        if executor.wants(step):
+            executor.add(chunks[step])
+        arms.append(float(executor.action(step)[0]))
+    return arms
+
+
+CHUNKS = [chunk(made, *(10 * made + i for i in range(3))) for made in range(6)]  # action i of chunk m is 10 m + i
+
+
+def test_first_and_chunk_execute_what_they_say():
+    assert executed(ChunkExecutor(Execution.first), CHUNKS, 4) == [0, 10, 20, 30]
+    assert executed(ChunkExecutor(Execution.chunk, 2), CHUNKS, 5) == [0, 1, 20, 21, 40]
+    assert executed(ChunkExecutor(Execution.chunk, 3), CHUNKS, 5) == [0, 1, 2, 30, 31]
+
+
+def test_an_ensemble_averages_all_predictions_of_a_step_the_oldest_most():
+    weights = np.exp(-0.01 * np.arange(3))
+    expected = [
+        0,
+        (1 * weights[0] + 10 * weights[1]) / weights[:2].sum(),
+        (np.array([2, 11, 20]) @ weights) / weights.sum(),
+    ]
+    found = executed(ChunkExecutor(Execution.ensemble), CHUNKS, 4)
+    np.testing.assert_allclose(found[:3], expected, rtol=1e-6)
+    np.testing.assert_allclose(found[3], (np.array([12, 21, 30]) @ weights) / weights.sum(), rtol=1e-6)
+
+
+def test_the_gripper_of_an_ensemble_is_decided_by_the_weighted_majority():
+    executor = ChunkExecutor(Execution.ensemble)
+    for made, gripper in enumerate((1.0, -1.0, -1.0)):
+        executor.add(Chunk(made, np.array([[0.0, gripper]] * 3, np.float32)))
+    assert executor.action(2)[1] == -1
+    assert executor.action(2).dtype == np.float32
+
+
+def test_a_step_beyond_every_chunk_says_that_the_policy_is_too_slow():
+    executor = ChunkExecutor(Execution.chunk, 3)
+    executor.add(CHUNKS[0])
+    with pytest.raises(TimeoutError, match=r"made at step 0 and has 3 actions, but step 3 is due: .*chunk_size"):
+        executor.action(3)
+
+
+def test_modes_that_ask_at_every_step_refuse_more_steps():
+    with pytest.raises(ValueError, match=r"execution=ensemble .*execute_steps=2 must be 1"):
+        ChunkExecutor(Execution.ensemble, 2)
+
+
+def test_a_chunk_keeps_what_is_executed_before_it_arrives_and_then_less_and_less():
+    weights = continuity(6, passed=2, delay=1)
+    assert weights[0] == 1
+    assert weights[:5] == sorted(weights[:5], reverse=True)
+    assert 0 < weights[3] < weights[2] < weights[1] < 1
+    assert weights[4:] == [0, 0]
+    assert continuity(4, passed=3, delay=0)[1:] == [0, 0, 0]
+    assert continuity(4, passed=1, delay=9)[:3] == [1, 1, 1]
+
+
+class Clock:
+    """Seconds that only the test moves on."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def test_an_action_that_took_two_steps_to_find_is_the_third_of_its_chunk():
+    clock = Clock()
+    policy = make_policy("nano", Structure.policy_head, "lstm")
+    runner = PolicyRunner(policy, NORMALIZER, SOURCE, window_size=W, execute_steps=3, clock=clock)
+    runner.reset()
+    expected = NORMALIZER.denormalize(policy_chunk(runner, observe(0)))[0].numpy()
+    runner.reset()
+    policy.head.lstm.register_forward_hook(lambda *_: setattr(clock, "seconds", clock.seconds + 0.2))  # at 10 Hz
+    np.testing.assert_allclose(runner.step(observe(0)), expected[2], atol=1e-5)
+    assert runner.delay == 2
+    clock.seconds += 0.1
+    slow = runner.step(observe(1))  # step 3: the policy is asked, and takes until step 5
+    assert runner.executor.chunks[-1].made == 3
+    np.testing.assert_allclose(slow, runner.executor.chunks[-1].actions[2], atol=1e-6)
+
+
+def policy_chunk(runner, observation):
+    runner.memory.observe(runner._batch(observation))
+    return runner.memory.act()
+
+
+@pytest.mark.parametrize("head", ["flow", "diffusion"])
+def test_real_time_chunks_go_on_where_the_last_one_was(head):
+    def jumps(execution):
+        runner = PolicyRunner(
+            make_policy("nano", Structure.policy_head, head), NORMALIZER, SOURCE,
+            window_size=W, execution=execution, execute_steps=2,
+        )  # fmt: skip
+        found = []
+        for step in range(8):
+            before = runner.executor.chunks[-1] if runner.executor.chunks else None
+            action = runner.step(observe(step))
+            if before is not None and runner.executor.chunks[-1].made == step:
+                found.append(np.abs(before.actions[step - before.made] - action)[:-1].mean())
+        return np.mean(found)
+
+    assert jumps(Execution.real_time) < 0.5 * jumps(Execution.chunk)
+
+
+def test_a_head_that_cannot_go_on_refuses_real_time():
+    with pytest.raises(ValueError, match=r"real_time needs a head that goes on from a chunk: flow, diffusion"):
+        PolicyRunner(
+            make_policy("nano", Structure.policy_head, "mlp"), NORMALIZER, SOURCE,
+            window_size=W, execution=Execution.real_time,
+        )  # fmt: skip
+
+
+def test_first_gives_what_the_batch_forward_gives():
+    runner = PolicyRunner(
+        make_policy("nano", Structure.policy_head, "lstm"),
+        NORMALIZER,
+        SOURCE,
+        window_size=W,
+        execution=Execution.first,
+    )
+    for step in range(W + 1):
+        expected = whole_window(runner.policy, range(max(0, step - W + 1), step + 1))
+        np.testing.assert_allclose(runner.step(observe(step)), expected, atol=1e-5)

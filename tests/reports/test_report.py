@@ -1,0 +1,41 @@
+import re
+
+import line_world
+import numpy as np
+from PIL import Image
+
+from robovlms.config.closed_loop import EvaluationConfig
+from robovlms.evaluation.episodes import plan_episodes
+from robovlms.evaluation.results import summarize
+from robovlms.evaluation.rollouts import run_episodes
+from robovlms.reports.evaluation_page import write_report
+
+CONFIG = {"backbone": {"name": "<nano>"}, "batch_size": 8}
+
+
+def evaluate(folder):
+    config = EvaluationConfig(episodes_per_task=2, opposite_episodes_per_task=1)
+    plan = plan_episodes([line_world.LEFT, line_world.RIGHT], config)
+    episodes = run_episodes(line_world.start_stubborn, plan, folder=folder, conditions={})
+    return summarize(episodes, config=CONFIG, versions={"python": "3"})
+
+
+def test_the_report_is_one_file_with_everything_in_it(tmp_path):
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "loss.png")
+    results = evaluate(tmp_path)
+    page = write_report(tmp_path, results, name="a <b> run", figures={"Training": [tmp_path / "loss.png"]}).read_text()
+    assert "a &lt;b&gt; run" in page
+    assert "&lt;nano&gt;" in page
+    assert page.count("data:video/mp4;base64,") == 4
+    assert page.count("data:image/png;base64,") == 1
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert 'told the opposite, “go left”: <b class="wrong">did it anyway</b>' in page
+    assert "<td>2/4</td><td>50.0%</td>" in page
+
+
+def test_videos_beyond_the_limit_are_named_instead_of_shown(tmp_path):
+    results = evaluate(tmp_path)
+    first = (tmp_path / "videos" / "go-left_10000.mp4").stat().st_size
+    page = write_report(tmp_path, results, name="run", figures={}, max_video_bytes=first).read_text()
+    assert page.count("data:video/mp4;base64,") == 1
+    assert "go-right_10000.mp4" in page
