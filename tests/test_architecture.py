@@ -19,7 +19,8 @@ MAX_LINES, MAX_STATEMENTS = 350, 50
 # here. Schemas of options (`schema.py`, `schemas/`) belong to the room `config`, wherever they lie. Inside a room files
 # import each other freely, but for options, which never see one another (kosmos never sees llava).
 DOORS = {
-    "types errors files": "",
+    "types errors": "",
+    "files": "errors",
     "registry": "errors",
     "config": "registry errors",
     "cli": "config registry errors",

@@ -9,13 +9,12 @@ import torch
 
 from robovlms.actions.contract import check_contract
 from robovlms.actions.plan import find_source, policy_names
-from robovlms.actions.statistics import load_statistics
 from robovlms.commands.evaluate import evaluate
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
 from robovlms.data.opening import build_dataset, join_sources, open_sources
 from robovlms.data.statistics import compute_statistics, proprio_rows, sample_chunks
-from robovlms.policy.checkpoint import STATS, VOCABULARY_HEAD, load_weights, resolve_checkpoint
+from robovlms.policy.checkpoint import init_weights, load_stats, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
 from robovlms.training.figures import plot_run
@@ -39,10 +38,10 @@ def train(config: TrainConfig) -> Path:
         windows = open_sources(config, "train")
         train_set, validation_set = join_sources(config, windows, "train"), build_dataset(config, "validation")
         resumed = trainer.resume_from
-        stats = load_statistics(resumed / STATS) if resumed else compute_statistics(config, windows)
+        stats = load_stats(resumed) if resumed else compute_statistics(config, windows)
         policy = VLAPolicy.from_config(config)
         if config.trainer.init_from is not None and not resumed:
-            load_weights(policy, resolve_checkpoint(Path(config.trainer.init_from)), optional=VOCABULARY_HEAD)
+            init_weights(policy, config, resolve_checkpoint(Path(config.trainer.init_from)))
         elif not resumed:
             if policy.head.needs_chunks:
                 policy.head.calibrate(sample_chunks(train_set, config, stats))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from robovlms.config.checks import check_policy
 from robovlms.config.choices import MISSING, HeadKind
@@ -14,6 +14,7 @@ from robovlms.config.data import (
 from robovlms.config.policy import BackboneConfig, HeadConfig, StructureConfig, ViewConfig, WindowConfig
 from robovlms.config.training import (
     ClusterConfig,
+    DebugConfig,
     OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
@@ -46,6 +47,7 @@ class TrainConfig:
     cluster: ClusterConfig = MISSING
     tracking: TrackingConfig = MISSING
     trainer: TrainerConfig = MISSING
+    debug: DebugConfig = field(default_factory=DebugConfig)
     cotrain: CotrainConfig | None = None
     sim: SimConfig | None = None
     collect: CollectConfig = MISSING

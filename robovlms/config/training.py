@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from robovlms.config.choices import MISSING, Duration, Precision, ScheduleName, TrackerName, WandbMode
+from robovlms.errors import UserError
+from robovlms.registry import nearest
+
+OPTIMIZERS, PARALLEL = ("adamw",), ("ddp",)  # that there is code for
 
 
 @dataclass(kw_only=True)
@@ -17,6 +21,9 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _check_implemented("optimizer", self.name, OPTIMIZERS)
 
 
 @dataclass(kw_only=True)
@@ -48,6 +55,12 @@ class ParallelConfig:
     name: str = MISSING
     bucket_cap_mb: int = 25
     gradient_as_bucket_view: bool = True
+    timeout_s: int = 1800  # that a process waits for the others before it gives up
+
+    def __post_init__(self) -> None:
+        _check_implemented("parallel", self.name, PARALLEL)
+        if self.timeout_s < 1:
+            raise UserError(f"parallel.timeout_s={self.timeout_s} must be at least 1 (seconds).")
 
 
 @dataclass(kw_only=True)
@@ -86,3 +99,25 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for key in ("log_every", "validate_every", "save_every"):
             Duration.parse(getattr(self, key), f"trainer.{key}")
+        if self.overwrite and self.resume != "never":
+            raise UserError(
+                f"trainer.overwrite=true with trainer.resume={self.resume} would delete what is to be resumed: give "
+                "one of them."
+            )
+
+
+@dataclass(kw_only=True)
+class DebugConfig:
+    """Short runs that show whether a policy learns at all, or where the time goes."""
+
+    overfit: bool = False  # every step takes the first batch: the loss must fall to almost nothing
+    profile_steps: int = 0  # optimizer steps whose torch profiler trace is written to `profile/` of the run folder
+
+    def __post_init__(self) -> None:
+        if self.profile_steps < 0:
+            raise UserError(f"debug.profile_steps={self.profile_steps} must be at least 0 (no profile).")
+
+
+def _check_implemented(group: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise UserError(f"{group}.name={name} does not exist.{nearest(name, list(known))} Choose {group}={known[0]}.")
