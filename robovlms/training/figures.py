@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from robovlms.images.processor import Processor
 from robovlms.reports.plots import plot_actions, plot_training
+from robovlms.training.tracking import METRICS
 from robovlms.training.validation import VALIDATION_ACTIONS
 from robovlms.types import Batch
 
@@ -18,15 +19,25 @@ GAP, LINE = 4, 14  # px
 
 
 def plot_run(run_folder: Path, action_names: list[str]) -> dict[str, list[Path]]:
-    """Draw a run's curves and its predicted against its target actions into `plots/`; give titles and files."""
-    folder = run_folder / "plots"
+    """Draw a run's curves and its predicted against its target actions into `plots/`; give titles and files.
+
+    What is drawn already and no older than its numbers is not drawn again.
+    """
+    folder, metrics, actions = run_folder / "plots", run_folder / METRICS, run_folder / VALIDATION_ACTIONS
     folder.mkdir(exist_ok=True)
-    figures = {"Training": plot_training(run_folder / "metrics.jsonl", folder)}
-    if (run_folder / VALIDATION_ACTIONS).is_file():
-        with np.load(run_folder / VALIDATION_ACTIONS, allow_pickle=False) as file:
-            path = plot_actions(file["predicted"], file["target"], file["mask"], action_names, folder / "actions.png")
-        figures["Predicted and target actions, validation"] = [path]
-    return figures
+    drawn = [path for path in (folder / "loss.png", folder / "lr.png") if _is_current(path, metrics)]
+    figures = {"Training": drawn or plot_training(metrics, folder)}
+    if not actions.is_file():
+        return figures
+    path = folder / "actions.png"
+    if not _is_current(path, actions):
+        with np.load(actions, allow_pickle=False) as file:
+            plot_actions(file["predicted"], file["target"], file["mask"], action_names, path)
+    return figures | {"Predicted and target actions, validation": [path]}
+
+
+def _is_current(picture: Path, numbers: Path) -> bool:
+    return picture.is_file() and picture.stat().st_mtime >= numbers.stat().st_mtime
 
 
 @torch.no_grad()

@@ -76,6 +76,6 @@ def check_finite(model: nn.Module, step: int) -> None:
     lost = [named[i][0] for i in (~norms.isfinite()).nonzero().flatten().tolist()]
     if lost:
         raise UserError(
-            f"{len(lost)} of {len(named)} tensors are no longer finite at step {step}, e.g. {lost[0]}: nothing is saved. "
+            f"{len(lost)} of {len(named)} tensors are no longer finite at step {step}, e.g. {lost[0]}: nothing saved. "
             "Lower optimizer.lr, and go on from the newest checkpoint, which is from before, or start again."
         )
