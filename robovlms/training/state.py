@@ -183,19 +183,21 @@ def _newest_whole(run_folder: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, all of them damaged.
     """
-    found, faults = checkpoints(run_folder), []
-    for folder in reversed(found):
+    whole, faults = None, []
+    for folder in reversed(checkpoints(run_folder)):
         try:
-            check_checkpoint(folder)
-            load_config(folder / CONFIG)
+            check_checkpoint(folder, hashes=whole is None)  # of older ones only sizes, which cost nothing
+            if whole is None:
+                load_config(folder / CONFIG)
+                whole = folder
         except DamagedCheckpointError as error:
             faults.append(f"{folder}: {error.what}")
-            continue
+    if whole is not None:
         for fault in faults:
-            log.warning("trainer.resume=auto skips a damaged checkpoint, %s", fault)
-        if faults:
-            log.warning("trainer.resume=auto goes back to %s, the newest whole one", folder)
-        return folder
+            log.warning("checkpoint error: %s", fault)
+        if whole != checkpoints(run_folder)[-1]:
+            log.warning("trainer.resume=auto: going back to %s, the newest whole checkpoint", whole)
+        return whole
     if faults:
         raise UserError(
             "trainer.resume=auto finds no whole checkpoint:\n  " + "\n  ".join(faults) + "\nCopy one of them again, or "
