@@ -84,8 +84,10 @@ def proprio_rows(config: TrainConfig, windows: list[WindowDataset]) -> Float32[n
 
 def sample_chunks(
     dataset: RobotDataset, config: TrainConfig, stats: dict[str, Statistics]
-) -> Float64[np.ndarray, "n k a"]:
-    """Return normalised first chunks of up to MAX_CHUNKS windows, evenly spread; padding repeats the last action."""
+) -> list[Float64[np.ndarray, "k _a"]]:
+    """Return the normalised first chunks of up to MAX_CHUNKS windows, evenly spread, each of the entries that its data
+    records; padding repeats the last action.
+    """
     normalizers, k = make_normalizers(config.data, stats), config.window.chunk_size
     count = min(MAX_CHUNKS, len(dataset))
     chunks = []
@@ -93,8 +95,9 @@ def sample_chunks(
         sample = dataset[i * len(dataset) // count]
         last = max(int(sample.action_mask[:k].sum()) - 1, 0)
         chunk = torch.from_numpy(sample.actions[np.minimum(np.arange(k), last)])
-        chunks.append(normalizers[sample.source].normalize(chunk))
-    return torch.stack(chunks).double().numpy()
+        normalized = normalizers[sample.source].normalize(chunk).double().numpy()
+        chunks.append(normalized if sample.action_dims is None else normalized[:, sample.action_dims])
+    return chunks
 
 
 VERSION = 1  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes
