@@ -147,7 +147,7 @@ def test_the_noise_at_what_a_sample_does_not_record_reaches_no_weight(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("entries", [None, LACKING], ids=["all", "lacking"])
+@pytest.mark.parametrize("action_dims", [None, LACKING], ids=["all", "lacking"])
 def test_a_batch_is_the_mean_of_its_rows_by_their_real_steps(name, action_dims):
     head, targets = make_head(name), make_targets(action_dims=action_dims)
     targets.mask[0, 0, 1:] = False
