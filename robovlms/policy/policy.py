@@ -150,7 +150,8 @@ class VLAPolicy(nn.Module):
     def forward(self, batch: Batch, conversations: Conversations | None = None) -> Losses:
         """Return the loss terms of a batch with actions, and those of conversations (`converse`) beside them."""
         targets = Targets.of(batch)
-        features = self.read(batch, self.head.queries(*targets.mask.shape[:2], targets))
+        b, w = targets.mask.shape[:2]
+        features = self.read(batch, self.head.queries(b, w, targets))
         losses = self.head.loss(features.float(), targets)
         return losses if conversations is None else {**losses, **self.converse(conversations)}
 

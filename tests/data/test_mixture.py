@@ -107,6 +107,7 @@ def test_every_row_of_a_mixtures_batch_is_normalised_by_its_own_source(calvin_fo
     for row, window in enumerate(windows):
         alone = collate([(dataset[window], Draw(window, window))])
         assert torch.equal(together.actions[row], alone.actions[0])
+        assert together.text_ids[row][together.text_mask[row]].tolist() == alone.text_ids[0].tolist()
         assert torch.equal(together.seeds[row], alone.seeds[0])
         raw = torch.from_numpy(dataset[window].actions[0])
         source = dataset[window].source
