@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from calvin_folder import assert_same_state, losses
-from composing import completed, composed
+from composing import completed, composed, open_windows
 from mixed_data import make_arm_folder, mixture
 
 from robovlms.commands.train import train
 from robovlms.data.loading.sampler import BLOCK, StepSampler, block_shares
-from robovlms.data.opening import build_dataset
 from robovlms.policy.checkpoint import checkpoints, load_config
 from robovlms.policy.runner import PolicyRunner
 from robovlms.registry import BACKBONES
@@ -28,7 +27,7 @@ def config(*options: str):
 
 
 def test_a_part_without_a_view_rotation_and_gripper_fills_the_mixtures_sample(calvin_folder, arm_folder, tmp_path):
-    dataset = build_dataset(config(*mixture(calvin_folder, arm_folder, tmp_path)), "train")
+    dataset = open_windows(config(*mixture(calvin_folder, arm_folder, tmp_path)), "train")
     play, arm = dataset[0], dataset[dataset.sizes[0]]
     assert (play.source, arm.source) == (0, 1)
     assert play.action_dims.all()
