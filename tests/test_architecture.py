@@ -49,7 +49,6 @@ LIBRARIES = {
     "metaworld": "sims",
     "mujoco": "sims",
     "peft": "backbones.lora",
-    "diffusers": "heads",
     "gymnasium": "sims",
     "h5py": "data.libero",
 }

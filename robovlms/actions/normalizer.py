@@ -60,6 +60,7 @@ class ActionNormalizer:
             )
         if unknown := sorted(set(config.modes) - set(names[:-1])):
             raise UserError(f"data.normalization.modes has {unknown}, not among the arm's {', '.join(names[:-1])}.")
+        self.action_dim = len(names)
         modes = [config.modes.get(name, config.mode) for name in names[:-1]]
         pairs = [self._bounds(mode, config, stats, i) for i, mode in enumerate(modes)]
         low, high = torch.tensor(pairs, dtype=torch.float32).reshape(-1, 2).unbind(1)

@@ -82,9 +82,9 @@ def proprio_rows(plan: DataPlan, windows: list[WindowDataset]) -> Float32[np.nda
 
 def sample_chunks(
     dataset: RobotDataset, plan: DataPlan, k: int, stats: dict[str, Statistics]
-) -> Float64[np.ndarray, "n k a"]:
-    """Return normalised first chunks, k actions each, of up to MAX_CHUNKS windows, evenly spread; padding repeats the
-    last action.
+) -> list[Float64[np.ndarray, "k _a"]]:
+    """Return normalised first chunks, k actions each, of up to MAX_CHUNKS windows, evenly spread, of the entries that
+    their data records; padding repeats the last action.
     """
     normalizers = plan.normalizers(stats)
     count = min(MAX_CHUNKS, len(dataset))
@@ -93,8 +93,9 @@ def sample_chunks(
         sample = dataset[i * len(dataset) // count]
         last = max(int(sample.action_mask[:k].sum()) - 1, 0)
         chunk = torch.from_numpy(sample.actions[np.minimum(np.arange(k), last)])
-        chunks.append(normalizers[sample.source].normalize(chunk))
-    return torch.stack(chunks).double().numpy()
+        normalized = normalizers[sample.source].normalize(chunk).double().numpy()
+        chunks.append(normalized if sample.action_dims is None else normalized[:, sample.action_dims])
+    return chunks
 
 
 VERSION = 1  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes

@@ -16,7 +16,7 @@ from robovlms.backbones.layout import KVCache
 from robovlms.config.choices import HeadKind, Structure
 from robovlms.config.run import TrainConfig
 from robovlms.errors import NotAllowedError
-from robovlms.heads.base import ActionHead, HeadSizes
+from robovlms.heads.base import ActionHead, HeadSizes, Targets
 from robovlms.images.processor import Processor
 from robovlms.registry import BACKBONES, HEADS
 from robovlms.types import Batch, Conversations, Losses
@@ -151,11 +151,10 @@ class VLAPolicy(nn.Module):
 
     def forward(self, batch: Batch, conversations: Conversations | None = None) -> Losses:
         """Return the loss terms of a batch with actions, and those of conversations (`converse`) beside them."""
-        assert batch.actions is not None
-        assert batch.action_mask is not None
-        b, w = batch.actions.shape[:2]
-        features = self.read(batch, self.head.queries(b, w, batch.actions, batch.action_mask))
-        losses = self.head.loss(features.float(), batch.actions, batch.action_mask, batch.action_dims)
+        targets = Targets.of(batch)
+        b, w = targets.mask.shape[:2]
+        features = self.read(batch, self.head.queries(b, w, targets))
+        losses = self.head.loss(features.float(), targets)
         return losses if conversations is None else {**losses, **self.converse(conversations)}
 
     def converse(self, conversations: Conversations) -> Losses:
@@ -172,7 +171,9 @@ class VLAPolicy(nn.Module):
     def predict(self, batch: Batch) -> Float[Tensor, "b k a"]:
         """Return the normalised chunk of each window's newest frame, from the whole window at once."""
         w = next(iter(batch.frames.values())).shape[1]
-        return self.head.act(FeatureReader(self, self.encode(batch), batch), len(batch), w)
+        return self.head.act(
+            FeatureReader(self, self.encode(batch), batch), len(batch), w, action_dims=batch.action_dims
+        )
 
 
 class FeatureReader:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from robovlms.actions.contract import check_contract
@@ -168,9 +168,18 @@ class PolicyRunner:
             frames={view: torch.from_numpy(frame)[None] for view, frame in frames.items()},
             text_ids=text_ids,
             text_mask=text_mask,
+            action_dims=self._recorded(),
             proprio=self._proprio(observation),
         )
         return batch.to(self._device)
+
+    def _recorded(self) -> Bool[Tensor, "1 a"] | None:
+        """Return which of the policy's action entries were in training for this source; None: all."""
+        recorded = torch.zeros(1, self.normalizer.action_dim, dtype=torch.bool)
+        recorded[:, self.source.action_dims] = True
+        if not self.source.has_gripper:
+            recorded[:, -1] = False
+        return None if recorded.all() else recorded
 
     def _proprio(self, observation: Observation) -> Float32[Tensor, "1 1 p"] | None:
         if self.policy.proprio is None:

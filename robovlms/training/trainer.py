@@ -151,7 +151,7 @@ class Trainer:
         loading = {"num_workers": data.num_workers, "pin_memory": self.device.type == "cuda"}
         processor = self.policy.processor
         augmentation = Augmentation(data, processor, config.window.window_size, config.seed)
-        collator = Collator(processor, self.normalizers, config.window, augmentation)
+        collator = Collator(processor, self.normalizers, config.window, augmentation, config.seed)
         self.train_loader = training_loader(train_set, collator, self.sampler, **loading)  # type: ignore[arg-type]
         self.validation_loader = validation_loader(
             validation_set,

@@ -78,7 +78,7 @@ def make_policy(backbone_name, structure, head_name, proprio=False):
         HeadSizes(feature_dim=backbone.hidden_dim, action_dim=A, window_size=W, chunk_size=K),
     )
     if head.needs_chunks:
-        head.calibrate(np.random.default_rng(0).uniform(-1, 1, (50, K, A)))
+        head.calibrate(list(np.random.default_rng(0).uniform(-1, 1, (50, K, A))))
     if hasattr(head, "query"):
         torch.nn.init.normal_(head.query, std=0.5)
     if HEAD_CONFIGS[head_name].kind is HeadKind.slots:

@@ -21,7 +21,6 @@ def made(request):
     try:
         kind = SIMULATORS.get(request.param)
     except ImportError as error:
-        assert "pip install" in str(error)
         pytest.skip(str(error))
     tasks = kind(config).tasks()
     simulator = kind(replace(config, tasks=[tasks[0].name]))

@@ -61,7 +61,7 @@ def test_a_run_opens_each_split_once(calvin_folder, tmp_path, monkeypatch):
     assert opened == ["train", "validation"]
 
 
-@pytest.mark.parametrize("head", ["flow", "gpt"])
+@pytest.mark.parametrize("head", ["flow", "diffusion", "gpt"])
 def test_a_head_with_attention_resumes_bit_for_bit_noise_included(calvin_folder, tmp_path, head):
     choice = [f"head={head}", "head.num_heads=2"]
     whole, source = run(calvin_folder, tmp_path / "whole", *choice), tmp_path / "part"
@@ -70,10 +70,13 @@ def test_a_head_with_attention_resumes_bit_for_bit_noise_included(calvin_folder,
     assert_same_state(whole, source)
 
 
-def test_accumulation_does_not_change_the_numbers(calvin_folder, tmp_path):
-    one = run(calvin_folder, tmp_path / "one", "device_batch_size=8")
-    four = run(calvin_folder, tmp_path / "four", "device_batch_size=2")
+@pytest.mark.parametrize("head", [[], ["head=flow", "head.num_heads=2"], ["head=diffusion", "head.num_heads=2"]])
+def test_accumulation_does_not_change_the_numbers(calvin_folder, tmp_path, head):
+    whole = [*head, "trainer.max_validation_batches=null"]
+    one = run(calvin_folder, tmp_path / "one", "device_batch_size=8", *whole)
+    four = run(calvin_folder, tmp_path / "four", "device_batch_size=2", *whole)
     assert losses(one) == pytest.approx(losses(four), abs=1e-5)
+    assert losses(one, "val/loss") == pytest.approx(losses(four, "val/loss"), abs=1e-5)
 
 
 def test_bf16_stays_near_fp32(calvin_folder, tmp_path):
