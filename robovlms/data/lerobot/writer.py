@@ -24,19 +24,21 @@ from robovlms.data.lerobot.format import (
     CHUNKS_SIZE,
     DATA_PATH,
     EPISODES_PATH,
-    IMAGE_TYPE,
     INFO_PATH,
-    SCALARS,
     STATS_PATH,
     TASKS_PATH,
     VERSION,
     VIDEO_PATH,
+)
+from robovlms.data.lerobot.stats import PixelCounts, Stats, number_stats
+from robovlms.data.lerobot_features import (
+    IMAGE_TYPE,
+    SCALARS,
     arrow_schema,
     feature_key,
     make_features,
     make_tasks_table,
 )
-from robovlms.data.lerobot.stats import PixelCounts, Stats, number_stats
 from robovlms.errors import UserError
 
 _DATA_FILE_MB = 100  # a new parquet file is started beyond this size
