@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 
 from robovlms.backbones.base import Backbone
 from robovlms.errors import UserError
-from robovlms.pointers import refuse_pointer
+from robovlms.files import refuse_pointer
 
 logger = logging.getLogger(__name__)
 Weights = dict[str, Tensor]

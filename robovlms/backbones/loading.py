@@ -23,7 +23,7 @@ from robovlms.backbones.conversion import Convertible
 from robovlms.config.choices import WeightType
 from robovlms.config.policy import BackboneConfig
 from robovlms.errors import UserError
-from robovlms.pointers import refuse_pointer
+from robovlms.files import refuse_pointer
 from robovlms.registry import BACKBONES, nearest
 
 logger = logging.getLogger(__name__)

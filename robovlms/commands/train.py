@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float32
 
 from robovlms.actions.contract import check_contract
 from robovlms.actions.plan import DataPlan
@@ -17,9 +14,7 @@ from robovlms.commands.evaluate import evaluate
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
 from robovlms.data.opening import build_dataset, join_sources, open_sources
-from robovlms.data.splits import evenly_spaced
 from robovlms.data.statistics import compute_statistics, proprio_rows, sample_chunks
-from robovlms.data.windows import WindowDataset
 from robovlms.policy.checkpoint import STATS, VOCABULARY_HEAD, load_weights, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
@@ -27,16 +22,6 @@ from robovlms.training.figures import plot_run
 from robovlms.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-MAX_EPISODES, MAX_STEPS = 20, 500  # whose course is looked at
-
-
-def _first_rows(dataset: WindowDataset) -> Iterator[Float32[np.ndarray, "_n a"]]:
-    """Return the recorded actions of the first steps of some episodes."""
-    lengths = [episode.length for episode in dataset.reader.episodes]
-    chosen = evenly_spaced(len(lengths), min(len(lengths), MAX_EPISODES)).tolist()
-    for episode in chosen:
-        if lengths[episode]:
-            yield dataset.reader.numbers(episode, np.arange(min(lengths[episode], MAX_STEPS))).actions
 
 
 def train(config: TrainConfig) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from robovlms.files import digest
 
 log = logging.getLogger(__name__)
 MAX_CHUNKS = 2000  # that a head's tokenizer is fitted to
+MAX_EPISODES, MAX_STEPS = 20, 500  # whose course is looked at
 MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data sets are sampled evenly
 
 
@@ -80,6 +82,15 @@ def check_numbers(source: Source, dataset: WindowDataset, rows: Float32[np.ndarr
             f"the actions of {source.name} are not what data.contract says:\n  " + "\n  ".join(wrong) + "\n"
             "Look at them with scripts/inspect_data.py."
         )
+
+
+def _first_rows(dataset: WindowDataset) -> Iterator[Float32[np.ndarray, "_n a"]]:
+    """Return the recorded actions of the first steps of some episodes."""
+    lengths = [episode.length for episode in dataset.reader.episodes]
+    chosen = evenly_spaced(len(lengths), min(len(lengths), MAX_EPISODES)).tolist()
+    for episode in chosen:
+        if lengths[episode]:
+            yield dataset.reader.numbers(episode, np.arange(min(lengths[episode], MAX_STEPS))).actions
 
 
 def proprio_rows(plan: DataPlan, windows: list[WindowDataset]) -> Float32[np.ndarray, "r p"]:

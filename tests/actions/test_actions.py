@@ -97,9 +97,12 @@ def test_statistics_survive_the_file(tmp_path):
 
 def test_units_of_positions_do_not_separate_contracts_of_joints():
     joints = ActionContract(
-        names=["j1", "j2", "gripper"], representation=Representation.absolute, frame=ReferenceFrame.joint, control_hz=10.0,
+        names=["j1", "j2", "gripper"],
+        representation=Representation.absolute,
+        frame=ReferenceFrame.joint,
+        control_hz=10.0,
         position_unit=None,
-    )  # fmt: skip
+    )
     check_contract(joints, replace(joints, position_unit=1.0), "the robot")
     with pytest.raises(ValueError, match="position_unit: policy None, the robot 1"):
         check_contract(

@@ -26,7 +26,7 @@ from robovlms.backbones.schemas.nano import NanoBackboneConfig
 from robovlms.config.choices import ModelSize
 from robovlms.config.policy import BackboneConfig
 from robovlms.errors import UserError
-from robovlms.pointers import refuse_pointer
+from robovlms.files import refuse_pointer
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
 

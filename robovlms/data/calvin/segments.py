@@ -22,7 +22,7 @@ from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.files.npz import read_npy, read_pickled_npy
 from robovlms.data.splits import check_split, evenly_spaced
 from robovlms.errors import UserError
-from robovlms.pointers import refuse_pointer
+from robovlms.files import refuse_pointer
 from robovlms.registry import nearest
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robovlms.errors import UserError
-from robovlms.pointers import refuse_pointer
+from robovlms.files import refuse_pointer
 
 _MAX_BYTES = 2**28  # that a compressed array of an npz inflates to: far more than a frame has
 _MAGIC = b"\x93NUMPY\x01\x00"  # format 1.0: the others are for huge headers and non-Latin names

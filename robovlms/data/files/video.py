@@ -12,7 +12,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
 from robovlms.errors import UserError
-from robovlms.pointers import refuse_pointer
+from robovlms.files import refuse_pointer
 
 _H264 = {"preset": "veryfast", "crf": "18", "g": "2", "bf": "0", "threads": "1"}
 """Every second frame is a key frame, so a random window decodes at most one frame too many; none is reordered."""
@@ -65,7 +65,7 @@ def index_video(path: Path) -> VideoIndex:
             stream = video.streams.video[0]
             ticks = _ticks(video, stream)
             unit, pixel_format = float(stream.time_base), str(stream.codec_context.pix_fmt)
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError, UnicodeError) as error:  # av decodes the container's texts
         raise UserError(f"{path} cannot be read as a video ({error})") from error
     if not len(ticks):
         raise UserError(f"{path} has no frame")

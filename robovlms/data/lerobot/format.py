@@ -33,7 +33,7 @@ from robovlms.data.lerobot.tables import (
     read_rows,
     read_table,
 )
-from robovlms.data.lerobot_timing import VideoPlace
+from robovlms.data.lerobot.timing import VideoPlace
 from robovlms.errors import UserError
 from robovlms.registry import nearest
 
@@ -278,7 +278,7 @@ def _first_rows(info: DatasetInfo) -> dict[Path, tuple[int, int]]:
         if count_rows(path):
             try:
                 numbers = column_numbers(path, "index", read_table(path, ["index"])["index"].combine_chunks())
-            except ValueError:  # without such a column the index in meta/episodes counts, and is held against the rows
+            except UserError:  # without such a column the index in meta/episodes counts, and is held against the rows
                 continue
             held[path] = (int(numbers[0]), int(numbers[-1]) + 1)
     return held

@@ -20,11 +20,11 @@ from robovlms.data.files.opened import OpenFiles
 from robovlms.data.files.vectors import VectorSpec
 from robovlms.data.files.video import open_video, read_frames
 from robovlms.data.lerobot.format import EpisodeFiles, read_episodes, read_info, read_numbers, read_tasks
+from robovlms.data.lerobot.images import ParquetImages, decode_cell
+from robovlms.data.lerobot.names import order_problem, recorded_names
+from robovlms.data.lerobot.recording import Problems, image_problems, place_videos
 from robovlms.data.lerobot.schema import LeRobotDataConfig
-from robovlms.data.lerobot_images import ParquetImages, decode_cell
-from robovlms.data.lerobot_names import order_problem, recorded_names
-from robovlms.data.lerobot_recording import Problems, image_problems, place_videos
-from robovlms.data.lerobot_timing import SHARE, ClockError
+from robovlms.data.lerobot.timing import SHARE, ClockError
 from robovlms.data.splits import choose_episodes
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS, nearest
@@ -149,7 +149,7 @@ class LeRobotReader(Reader):
                 columns[file] = {name: spec.take(read, file) for name, spec in specs.items()}
                 columns[file] |= {name: read[name].reshape(-1) for name in ("timestamp", *order)}
                 columns[file]["task"] = self._read_tasks(read, file)
-            except (ValueError, FileNotFoundError) as error:
+            except (UserError, FileNotFoundError) as error:
                 faults[file] = error
         return columns, faults
 
@@ -169,7 +169,7 @@ class LeRobotReader(Reader):
         """Return the episodes that can be read, with the places of their frames in the videos.
 
         Raises:
-            FileNotFoundError, ValueError: one cannot, and `data.skip_bad` is false; or none can.
+            FileNotFoundError, UserError: one cannot, and `data.skip_bad` is false; or none can.
         """
         found = {episode.index: self._problem(episode, faults) for episode in episodes}
         bad: Problems = {number: problem for number, problem in found.items() if problem is not None}
@@ -209,7 +209,7 @@ class LeRobotReader(Reader):
             return
         if len(bad) < total:
             told.append("Correct the folder, or set data.skip_bad=true to drop such episodes.")
-        raise (FileNotFoundError if isinstance(first, FileNotFoundError) else ValueError)(" ".join(told))
+        raise (FileNotFoundError if isinstance(first, FileNotFoundError) else UserError)(" ".join(told))
 
     def _problem(self, episode: EpisodeFiles, faults: dict[Path, Exception]) -> Exception | None:
         """Return what the files' presence and numbers show to be wrong."""
@@ -225,9 +225,9 @@ class LeRobotReader(Reader):
             finite = np.isfinite(columns[name][rows]).all(axis=1)
             if not finite.all():
                 frame = int(np.argmin(finite))
-                return ValueError(f"{episode.file}: '{key}' of episode {episode.index}, frame {frame} is not finite")
+                return UserError(f"{episode.file}: '{key}' of episode {episode.index}, frame {frame} is not finite")
         if "frame_index" in columns and (np.diff(columns["frame_index"][rows]) <= 0).any():
-            return ValueError(f"{episode.file}: the rows of episode {episode.index} are not in order of frame_index")
+            return UserError(f"{episode.file}: the rows of episode {episode.index} are not in order of frame_index")
         return None
 
     def _stamps(self, episode: EpisodeFiles) -> Float64[np.ndarray, "_t"]:
@@ -258,11 +258,14 @@ class LeRobotReader(Reader):
             if place is None:
                 rows = episode.start + steps
                 cells = self._images[path].read(key, int(rows[0]), int(rows[-1] - rows[0]) + 1)
-                return np.stack([decode_cell(cells[row - rows[0]], self._root) for row in rows.tolist()])
+                images = [decode_cell(cells[row - rows[0]], self._root) for row in rows.tolist()]
+                if len(sizes := {image.shape[:2] for image in images}) > 1:
+                    raise UserError(f"the pictures have different sizes, {sorted(sizes)}")
+                return np.stack(images)
             stamps = self._columns[episode.file]["timestamp"][episode.row : episode.start + episode.length]
             times = place.times(stamps.astype(np.float64), episode.first + steps, self._info.fps)
             return read_frames(self._videos[path], times, SHARE / self._info.fps)
-        except (ValueError, OSError, pa.ArrowException, av.FFmpegError) as error:
+        except (UserError, OSError, UnicodeError, pa.ArrowException, av.FFmpegError) as error:
             raise UserError(
                 f"{path}: cannot read '{key}' of episode {episode.index}, frames {steps[0]}-{steps[-1]}: {error}. "
                 "Repair the file or remove the episode."

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robovlms.errors import UserError
-from robovlms.pointers import refuse_pointer
+from robovlms.files import refuse_pointer
 
 REPAIR = "download or record it again, or point data.root at another LeRobotDataset folder"
 

@@ -20,6 +20,14 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from robovlms.data.files.video import write_video
+from robovlms.data.lerobot.features import (
+    IMAGE_TYPE,
+    SCALARS,
+    arrow_schema,
+    feature_key,
+    make_features,
+    make_tasks_table,
+)
 from robovlms.data.lerobot.format import (
     CHUNKS_SIZE,
     DATA_PATH,
@@ -31,14 +39,6 @@ from robovlms.data.lerobot.format import (
     VIDEO_PATH,
 )
 from robovlms.data.lerobot.stats import PixelCounts, Stats, number_stats
-from robovlms.data.lerobot_features import (
-    IMAGE_TYPE,
-    SCALARS,
-    arrow_schema,
-    feature_key,
-    make_features,
-    make_tasks_table,
-)
 from robovlms.errors import UserError
 
 _DATA_FILE_MB = 100  # a new parquet file is started beyond this size

@@ -22,10 +22,10 @@ from robovlms.backbones.base import Backbone
 from robovlms.config.cotrain import CotrainConfig
 from robovlms.data.loading.loader import make_loader
 from robovlms.data.loading.sampler import Draw, StepSampler
-from robovlms.decoding import decode_picture
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
+from robovlms.images.decoding import decode_picture
 from robovlms.images.processor import Processor, pad
-from robovlms.pointers import refuse_pointer
 from robovlms.types import Conversations
 
 log = logging.getLogger(__name__)

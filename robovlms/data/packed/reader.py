@@ -27,8 +27,8 @@ from robovlms.data.packed.index import (
     open_episodes,
     shard_name,
 )
-from robovlms.decoding import decode_own_jpeg
 from robovlms.errors import UserError
+from robovlms.images.decoding import decode_own_jpeg
 
 MAX_OPEN = 256  # mapped shards of one process
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robovlms.errors import UserError
-from robovlms.pointers import refuse_pointer
+from robovlms.files import refuse_pointer
 from robovlms.registry import nearest
 
 INFO, FEATURES = "dataset_info.json", "features.json"

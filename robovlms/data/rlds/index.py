@@ -24,7 +24,7 @@ from robovlms.data.rlds.features import Shard, StepFeature
 from robovlms.data.rlds.steps import read_numbers, read_text
 from robovlms.data.rlds.tfrecord import Feature, parse_example, scan_records
 from robovlms.errors import UserError
-from robovlms.pointers import pointer_problem
+from robovlms.files import pointer_problem
 
 logger = logging.getLogger(__name__)
 

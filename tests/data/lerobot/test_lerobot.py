@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation
 from robovlms.config.data import ActionContract, NormalizationConfig
 from robovlms.data.files.video import open_video, read_frames, write_video
+from robovlms.data.lerobot.features import arrow_schema, make_features
 from robovlms.data.lerobot.format import read_episodes, read_info, read_numbers
 from robovlms.data.lerobot.reader import LeRobotReader
 from robovlms.data.lerobot.schema import LeRobotDataConfig
 from robovlms.data.lerobot.stats import PixelCounts, number_stats
 from robovlms.data.lerobot.writer import LeRobotWriter
-from robovlms.data.lerobot_features import arrow_schema, make_features
 from robovlms.data.opening import open_reader
 from robovlms.data.windows import WindowDataset
 from robovlms.registry import DATASETS

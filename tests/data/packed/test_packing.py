@@ -27,7 +27,7 @@ from robovlms.data.packed.reader import PackedReader
 from robovlms.data.packed.shards import encode_jpeg, lay_out
 from robovlms.data.packed.writer import pack, verify
 from robovlms.data.windows import WindowDataset
-from robovlms.decoding import decode_own_jpeg
+from robovlms.images.decoding import decode_own_jpeg
 
 SEGMENTS = [(10, 16), (13, 20), (30, 35)]  # 6, 7 and 5 frames; the first two overlap in 13, 14 and 15
 VIEWS = {"side": "rgb_static", "wrist": "rgb_gripper"}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robovlms import decoding
-from robovlms.decoding import decode_picture, read_header, to_rgb
+from robovlms.images import decoding
+from robovlms.images.decoding import decode_picture, read_header, to_rgb
 
 RED = np.zeros((4, 6, 3), np.uint8) + np.array([200, 20, 0], np.uint8)
 

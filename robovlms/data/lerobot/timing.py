@@ -22,7 +22,7 @@ SHARE = 0.25  # of a frame's period: how far a picture may be from its time, wel
 _DEEP = ("gray9", "gray10", "gray12", "gray14", "gray16", "grayf", "ya16", "depth")  # pixel formats of depth maps
 
 
-class ClockError(ValueError):
+class ClockError(UserError):
     """Timestamps that are not frame_index / fps, by `off` seconds at most."""
 
     def __init__(self, message: str, off: float) -> None:
@@ -145,6 +145,6 @@ def shared_frames(spans: Iterable[tuple[int, str, VideoPlace, float]]) -> dict[i
                 f"{place.path}: episodes {before} and {after} show the same frames of '{key}', from {other.start:.4g} "
                 "s on: their from_timestamp in meta/episodes is wrong"
             )
-            found.setdefault(before, ValueError(what))
-            found.setdefault(after, ValueError(what))
+            found.setdefault(before, UserError(what))
+            found.setdefault(after, UserError(what))
     return found

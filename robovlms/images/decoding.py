@@ -30,7 +30,7 @@ _MAGIC = {  # what else is found where a picture should be
 }
 
 
-class NotAPhotographError(ValueError):
+class NotAPhotographError(UserError):
     """A picture, but none of a camera's colours: the key is wrong, not the file."""
 
 

@@ -14,9 +14,9 @@ from lerobot_folder import CAMERA, FPS, NAMES, encode, gray, shown, write_mp4, w
 
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation
 from robovlms.config.data import ActionContract, NormalizationConfig
-from robovlms.data import lerobot_recording
 from robovlms.data.base import Reader
 from robovlms.data.files.video import index_video
+from robovlms.data.lerobot import recording
 from robovlms.data.lerobot.reader import LeRobotReader
 from robovlms.data.lerobot.schema import LeRobotDataConfig
 from robovlms.data.windows import WindowDataset
@@ -215,9 +215,9 @@ def test_many_videos_are_indexed_once_and_kept(tmp_path, monkeypatch):
     root = write_v2(tmp_path / "a", lengths=[8, 8], stamps=[CLOCK, np.arange(8) / FPS], videos=[8, 8],
                     mp4={"times": CLOCK})  # fmt: skip
     (root / f"videos/chunk-000/{CAMERA}/episode_000001.mp4").write_bytes(b"damaged")
-    monkeypatch.setattr(lerobot_recording, "KEEP_FROM", 1)
+    monkeypatch.setattr(recording, "KEEP_FROM", 1)
     for _ in range(2):
-        lerobot_recording._index.cache_clear()
+        recording._index.cache_clear()
         reader = open_folder(root, skip_bad=True, cache_dir=str(tmp_path / "cache"))
         assert pictures(reader, 0) == list(range(8))
     assert len(list((tmp_path / "cache").glob("videos-*.npz"))) == 1

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
-from robovlms.decoding import decode_picture, read_header
 from robovlms.errors import UserError
+from robovlms.images.decoding import decode_picture, read_header
 
 FORMATS = ("PNG", "JPEG")  # what the datasets library writes
 _BATCH_ROWS = 256  # an episode's row group in one read, and no more of a foreign, huge one than needed

@@ -19,11 +19,11 @@ from jaxtyping import Float64
 from robovlms.data.files.cache_folder import cache_folder, keep
 from robovlms.data.files.video import VideoIndex, index_video
 from robovlms.data.lerobot.format import EpisodeFiles
-from robovlms.data.lerobot_images import ParquetImages, check_cell
-from robovlms.data.lerobot_timing import ClockError, VideoPlace, place_video, shared_frames
-from robovlms.decoding import NotAPhotographError
+from robovlms.data.lerobot.images import ParquetImages, check_cell
+from robovlms.data.lerobot.timing import ClockError, VideoPlace, place_video, shared_frames
 from robovlms.errors import UserError
 from robovlms.files import digest
+from robovlms.images.decoding import NotAPhotographError
 
 KEEP_FROM = 500  # videos whose indices are kept in the cache folder: reading them takes about a second
 THREADS = 8  # that wait for files; network file systems answer late
@@ -66,10 +66,10 @@ def place_videos(
                 if episode.length:
                     last = places[key].times(recorded, np.array([episode.length - 1]), fps)
                     spans.append((episode.index, key, places[key], float(last[0])))
-            except ValueError as error:
+            except UserError as error:
                 where = "" if str(place.path) in str(error) else f"{place.path}, episode {episode.index}: "
                 told = f"{where}{error}"
-                problem = ClockError(told, error.off) if isinstance(error, ClockError) else ValueError(told)
+                problem = ClockError(told, error.off) if isinstance(error, ClockError) else UserError(told)
                 problems.setdefault(episode.index, problem)
         if episode.index not in problems:
             placed.append(replace(episode, videos=places))
@@ -98,7 +98,7 @@ def _index_videos(paths: Sequence[Path], cache_dir: str | None) -> dict[Path, Vi
 def _index(path: Path, size: int, changed_ns: int) -> VideoIndex | str:
     try:
         return index_video(path)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
 
 
@@ -143,9 +143,9 @@ def image_problems(episodes: Sequence[EpisodeFiles], keys: Sequence[str], root: 
         for key in keys:
             try:
                 check_cell(images.read(key, first.row, 1)[0], root)
-            except (ValueError, OSError, pa.ArrowException) as error:
+            except (UserError, OSError, pa.ArrowException) as error:
                 wrong = members if isinstance(error, NotAPhotographError) else [first]
                 for episode in wrong:
                     told = f"{file}: the first picture of '{key}' in episode {episode.index} cannot be used: {error}"
-                    problems.setdefault(episode.index, ValueError(told))
+                    problems.setdefault(episode.index, UserError(told))
     return problems
