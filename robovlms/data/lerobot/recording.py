@@ -143,7 +143,7 @@ def image_problems(episodes: Sequence[EpisodeFiles], keys: Sequence[str], root: 
         for key in keys:
             try:
                 check_cell(images.read(key, first.row, 1)[0], root)
-            except (UserError, OSError, pa.ArrowException) as error:
+            except (UserError, OSError, UnicodeError, pa.ArrowException) as error:
                 wrong = members if isinstance(error, NotAPhotographError) else [first]
                 for episode in wrong:
                     told = f"{file}: the first picture of '{key}' in episode {episode.index} cannot be used: {error}"
