@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from robovlms.actions.checks import Severity, numeric_findings
+from robovlms.actions.checks import Severity, numeric_findings, representation_findings, sparse_findings
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.actions.statistics import Statistics, import_statistics
 from robovlms.config.data import DataConfig
@@ -26,6 +27,7 @@ from robovlms.files import digest
 
 log = logging.getLogger(__name__)
 MAX_CHUNKS = 2000  # that a head's tokenizer is fitted to
+MAX_EPISODES, MAX_STEPS = 20, 500  # whose course is looked at
 MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data sets are sampled evenly
 
 
@@ -36,12 +38,15 @@ def compute_statistics(plan: DataPlan, windows: list[WindowDataset]) -> dict[str
         normalization = source.config.normalization
         if normalization.statistics_file is not None:
             path = Path(normalization.statistics_file).expanduser()
-            found[source.name] = import_statistics(path, normalization.statistics_key, len(source.contract.names))
+            stats = import_statistics(path, normalization.statistics_key, len(source.contract.names))
         else:
             rows, origin = load_rows(dataset, MAX_STATS_ROWS)
-            check_numbers(source, rows.actions)
-            found[source.name] = stats = Statistics.compute(rows.actions)
+            check_numbers(source, dataset, rows.actions)
+            stats = Statistics.compute(rows.actions)
             log.info("%s: statistics of %s, %s", source.name, _share(stats, dataset.num_steps), origin)
+        for finding in sparse_findings(stats, normalization, source.contract.names[:-1]):
+            log.warning("%s: %s", source.name, finding)
+        found[source.name] = stats
     return found
 
 
@@ -52,14 +57,24 @@ def _share(stats: Statistics, num_steps: int) -> str:
     return f"{stats.num_rows} of {num_steps} steps, evenly spread ({error})"
 
 
-def check_numbers(source: Source, rows: Float32[np.ndarray, "r a"]) -> None:
+def check_numbers(source: Source, dataset: WindowDataset, rows: Float32[np.ndarray, "r a"]) -> None:
     """Hold a source's actions against its contract; what only looks wrong is a warning.
+
+    Poses are judged as they are converted, a gripper as it is recorded and declared.
 
     Raises:
         UserError: they cannot mean what the contract says.
     """
-    recorded = source.contract.names if source.has_gripper else source.contract.names[:-1]
-    findings = numeric_findings(rows[:, : len(recorded)], source.contract, recorded)
+    recorded = source.config.contract
+    closed, opened = recorded.gripper_closed, recorded.gripper_open
+    contract = replace(source.contract, gripper_closed=closed, gripper_open=opened)
+    if source.has_gripper:
+        rows = np.concatenate([rows[:, :-1], closed + (rows[:, -1:] + 1) / 2 * (opened - closed)], axis=1)
+        taught = contract.names
+    else:
+        rows, taught = rows[:, :-1], contract.names[:-1]
+    findings = numeric_findings(rows, contract, taught)
+    findings += representation_findings(_first_rows(dataset), recorded)
     for finding in findings:
         log.warning("%s: %s", source.name, finding)
     if wrong := [str(finding) for finding in findings if finding.severity is Severity.error]:
@@ -67,6 +82,15 @@ def check_numbers(source: Source, rows: Float32[np.ndarray, "r a"]) -> None:
             f"the actions of {source.name} are not what data.contract says:\n  " + "\n  ".join(wrong) + "\n"
             "Look at them with scripts/inspect_data.py."
         )
+
+
+def _first_rows(dataset: WindowDataset) -> Iterator[Float32[np.ndarray, "_n a"]]:
+    """Return the recorded actions of the first steps of some episodes."""
+    lengths = [episode.length for episode in dataset.reader.episodes]
+    chosen = evenly_spaced(len(lengths), min(len(lengths), MAX_EPISODES)).tolist()
+    for episode in chosen:
+        if lengths[episode]:
+            yield dataset.reader.numbers(episode, np.arange(min(lengths[episode], MAX_STEPS))).actions
 
 
 def proprio_rows(plan: DataPlan, windows: list[WindowDataset]) -> Float32[np.ndarray, "r p"]:
