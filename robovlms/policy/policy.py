@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robovlms.actions.plan import policy_names
+from robovlms.actions.plan import DataPlan
 from robovlms.backbones.base import Backbone
 from robovlms.backbones.layout import KVCache
 from robovlms.config.choices import HeadKind, Structure
@@ -67,8 +67,10 @@ class VLAPolicy(nn.Module):
         self.structure, self.processor = structure, processor
 
     @classmethod
-    def from_config(cls, config: TrainConfig) -> VLAPolicy:
-        """Build the policy of a run; pre-trained weights are loaded unless the config says random or tiny."""
+    def from_config(cls, config: TrainConfig, plan: DataPlan) -> VLAPolicy:
+        """Build the policy of a run on a plan's data; pre-trained weights are loaded unless the config says random or
+        tiny.
+        """
         backbone = BACKBONES.get(config.backbone.name).from_config(config.backbone)
         if config.structure.name is Structure.interleaved and not backbone.can_interleave:
             raise NotAllowedError(
@@ -83,7 +85,7 @@ class VLAPolicy(nn.Module):
             config.head,
             HeadSizes(
                 feature_dim=backbone.hidden_dim,
-                action_dim=len(policy_names(config.data)),
+                action_dim=len(plan.action_names),
                 window_size=config.window.window_size,
                 chunk_size=config.window.chunk_size,
                 embedding_rms=backbone.embedding_rms(),
@@ -97,8 +99,8 @@ class VLAPolicy(nn.Module):
             resize=config.data.resize,
             fit=config.data.fit,
         )
-        proprio_names = config.data.seen_names
-        proprio = ProprioEncoder(len(proprio_names), backbone.hidden_dim) if proprio_names else None
+        num_proprio = len(plan.proprio_names)
+        proprio = ProprioEncoder(num_proprio, backbone.hidden_dim) if num_proprio else None
         return cls(backbone, head, config.structure.name, processor, proprio)
 
     def read(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> Float[Tensor, "b w q d"]:

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from calvin_folder import assert_same_state, losses
-from composing import completed, composed
+from composing import completed, composed, open_windows, plan_of
 from mixed_data import make_arm_folder, mixture
 
-from robovlms.actions.plan import make_normalizers
 from robovlms.commands.train import train
 from robovlms.data.loading.loader import Collator
 from robovlms.data.loading.sampler import BLOCK, Draw, StepSampler, block_shares
-from robovlms.data.opening import build_dataset, open_sources
+from robovlms.data.opening import open_sources
 from robovlms.data.statistics import compute_statistics
 from robovlms.policy.checkpoint import checkpoints, load_config, load_policy
 from robovlms.policy.policy import VLAPolicy
@@ -32,7 +31,7 @@ def config(*options: str):
 
 
 def test_a_part_without_a_view_rotation_and_gripper_fills_the_mixtures_sample(calvin_folder, arm_folder, tmp_path):
-    dataset = build_dataset(config(*mixture(calvin_folder, arm_folder, tmp_path)), "train")
+    dataset = open_windows(config(*mixture(calvin_folder, arm_folder, tmp_path)), "train")
     play, arm = dataset[0], dataset[dataset.sizes[0]]
     assert (play.source, arm.source) == (0, 1)
     assert play.action_dims.all()
@@ -70,13 +69,13 @@ def test_a_robot_acts_as_in_training_without_the_entries_that_it_lacks(calvin_fo
     run = config(*fitting)
     train(run)
     checkpoint = checkpoints(tmp_path)[-1]
-    dataset = build_dataset(run, "validation")
-    _, policy, stats = load_policy(checkpoint)
-    collate = Collator(policy.processor, make_normalizers(run.data, stats), run.window)
+    dataset = open_windows(run, "validation")
+    _, policy, stats, plan = load_policy(checkpoint)
+    collate = Collator(policy.processor, plan.normalizers(stats), run.window)
     window = dataset.sizes[0] + 3
     policy.eval()
     batch = collate([(dataset[window], Draw(window, window))])
-    chunk = make_normalizers(run.data, stats)[1].denormalize(policy.predict(batch))[0]
+    chunk = plan.normalizers(stats)[1].denormalize(policy.predict(batch))[0]
 
     k = run.window.chunk_size
     runner = PolicyRunner.from_checkpoint(checkpoint, source="arm", execute_steps=k)
@@ -96,10 +95,10 @@ def test_every_row_of_a_mixtures_batch_is_normalised_by_its_own_source(calvin_fo
     run = config(*mixture(calvin_folder, arm_folder, tmp_path, *(
         f"data.sources.{source}.normalization.mode=quantile" for source in ("play", "arm")
     )))  # fmt: skip
-    dataset = build_dataset(run, "train")
-    stats = compute_statistics(run, open_sources(run, "train"))
-    normalizers = make_normalizers(run.data, stats)
-    policy = VLAPolicy.from_config(run)
+    dataset = open_windows(run, "train")
+    stats = compute_statistics(plan_of(run), open_sources(plan_of(run), run.window, "train"))
+    normalizers = plan_of(run).normalizers(stats)
+    policy = VLAPolicy.from_config(run, plan_of(run))
     collate = Collator(policy.processor, normalizers, run.window)
     size = dataset.sizes[0]
     windows = [0, size + 2, 5, size + 9, size]

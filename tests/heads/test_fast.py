@@ -108,5 +108,5 @@ def test_a_checkpoint_carries_the_tokenizer_that_was_fitted_to_its_training_set(
     with caplog.at_level(logging.INFO, "robovlms"):
         run = train(completed(composed(*arguments, *extra)))
     assert "tokens fitted to" in caplog.text
-    _, policy, _ = load_policy(resolve_checkpoint(run))
+    _, policy, *_ = load_policy(resolve_checkpoint(run))
     assert policy.head.tokenizer.encode([np.zeros((3, 7))])

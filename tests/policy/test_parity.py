@@ -50,7 +50,10 @@ CONTRACT = ActionContract(
 DATA = DataConfig(
     name="", root="", views={}, contract=CONTRACT, normalization=NormalizationConfig(mode=NormalizationMode.min_max)
 )
-SOURCE = Source(number=0, name="", data=DATA, contract=CONTRACT, action_dims=list(range(A)), proprio=list(range(P)))
+SOURCE = Source(
+    number=0, name="", config=DATA, views=["side"], contract=CONTRACT, action_dims=list(range(A)),
+    proprio_dims=list(range(P)), proprio_names=[f"p{i}" for i in range(P)],
+)  # fmt: skip
 
 
 def make_policy(backbone_name, structure, head_name, proprio=False):

@@ -43,7 +43,7 @@ def test_proprioception_is_trained_on_resumed_and_saved_with_its_statistics(calv
     run(calvin_folder, source, "schedule.total=2 step", *proprio)
     run(calvin_folder, source, "schedule.total=4 step", "trainer.resume=auto", *proprio)
     assert_same_state(whole, source)
-    _, policy, stats = load_policy(resolve_checkpoint(whole))
+    _, policy, stats, _ = load_policy(resolve_checkpoint(whole))
     assert policy.proprio.mean.tolist() == pytest.approx([mean + 1 for mean in stats["calvin"].mean[:2]], abs=1e-5)
     with pytest.raises(ValueError, match=r"data\.proprio_key"):
         run(calvin_folder, source, "schedule.total=6 step", "trainer.resume=auto")
@@ -112,7 +112,7 @@ def test_the_arm_error_falls_below_that_of_the_mean_action(calvin_folder, tmp_pa
 def test_a_run_folder_holds_what_a_user_looks_for(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "trainer.keep_last=1")
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    checkpoint = {"config.yaml", "contract.json", "action_stats.json", "model.safetensors", "backbone/config.json"}
+    checkpoint = {"config.yaml", "spec.json", "action_stats.json", "model.safetensors", "backbone/config.json"}
     checkpoint |= {f"training_state/{name}" for name in ("state.json", "optimizer.safetensors", "rng_0.safetensors")}
     assert {name for name in names if name.startswith("checkpoints/")} == {
         f"checkpoints/step_000004/{name}" for name in checkpoint
