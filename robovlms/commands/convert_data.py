@@ -27,6 +27,9 @@ def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
     for source in plan.sources:
         for split in config.pack.splits:
             reader: Reader = DATASETS.get(source.config.name)(source.config, split, views=source.views)
+            if not len(reader.episodes):
+                logger.info("%s has no episode, so nothing is packed", reader.summary())
+                continue
             folder = packed_folder(source.config, split, source.views, reader, config.pack.image_format)
             if config.pack.verify:
                 size = verify(folder)

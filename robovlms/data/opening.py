@@ -33,6 +33,29 @@ def build_dataset(plan: DataPlan, window: WindowConfig, split: str) -> RobotData
     return join_sources(plan, open_sources(plan, window, split), split)
 
 
+def open_validation(plan: DataPlan, window: WindowConfig, max_batches: int | None) -> list[WindowDataset] | None:
+    """Open the validation windows of every source, or return None and say why where nothing is to be validated on.
+
+    Args:
+        plan: a source of a mixture may have none.
+        window: size of windows and chunks.
+        max_batches: `trainer.max_validation_batches`; 0 asks for none.
+    """
+    if max_batches == 0:
+        log.info("validation: none, as trainer.max_validation_batches=0 says")
+        return None
+    windows = open_sources(plan, window, "validation")
+    without = [source.name for source, dataset in zip(plan.sources, windows, strict=True) if not len(dataset)]
+    if without:
+        log.warning(
+            "validation: %s keeps no episode for it, all are trained on (data.validation_fraction=0, or tasks of one "
+            "episode each)%s",
+            ", ".join(without),
+            "; no val/ metric is measured" if len(without) == len(windows) else "",
+        )
+    return None if len(without) == len(windows) else windows
+
+
 def open_sources(plan: DataPlan, window: WindowConfig, split: str) -> list[WindowDataset]:
     """Open the reader of every source, in the order of their numbers: what costs time when a run starts."""
     plan.check_roots()
@@ -95,7 +118,7 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     if wrong_rate := rate_findings(native, config.contract):
         raise UserError(f"{wrong_rate[0].where}: {wrong_rate[0].what}. {wrong_rate[0].to_do}")
     _check_episodes(native, config)
-    if config.cache is CacheMode.native:
+    if config.cache is CacheMode.native or not len(native.episodes):  # of a validation split without episodes
         return native
     fingerprint, stale = digest(native.fingerprint()), None
     for folder in _packed_folders(config, split, views):

@@ -106,9 +106,13 @@ class Trainer:
             yield
 
     def fit(
-        self, policy: VLAPolicy, train_set: RobotDataset, validation_set: RobotDataset, stats: dict[str, Statistics]
+        self,
+        policy: VLAPolicy,
+        train_set: RobotDataset,
+        validation_set: RobotDataset | None,
+        stats: dict[str, Statistics],
     ) -> Path:
-        """Train to the configured length and give the final checkpoint folder.
+        """Train to the configured length, validating where there is data for it; return the final checkpoint folder.
 
         Raises:
             FloatingPointError: the loss became non-finite; names step, terms and the samples.
@@ -130,7 +134,7 @@ class Trainer:
             self._loop()
         return self.folder / "checkpoints" / f"step_{self.step:06d}"
 
-    def _make_data(self, train_set: RobotDataset, validation_set: RobotDataset) -> None:
+    def _make_data(self, train_set: RobotDataset, validation_set: RobotDataset | None) -> None:
         config, data = self.config, self.config.data
         self.train_set = train_set
         self.normalizers = self.plan.normalizers(self.stats)
@@ -153,15 +157,16 @@ class Trainer:
         augmentation = Augmentation(data, processor, config.window.window_size, config.seed)
         collator = Collator(processor, self.normalizers, config.window, augmentation, config.seed)
         self.train_loader = training_loader(train_set, collator, self.sampler, **loading)  # type: ignore[arg-type]
-        self.validation_loader = validation_loader(
-            validation_set,
-            Collator(processor, self.normalizers, config.window),
-            batch_size=config.device_batch_size,
-            max_batches=config.trainer.max_validation_batches,
-            **rank,
-            **loading,  # type: ignore[arg-type]
-        )
-
+        self.validation_loader: Iterable[Batch] | None = None
+        if validation_set is not None:
+            self.validation_loader = validation_loader(
+                validation_set,
+                Collator(processor, self.normalizers, config.window),
+                batch_size=config.device_batch_size,
+                max_batches=config.trainer.max_validation_batches,
+                **rank,
+                **loading,  # type: ignore[arg-type]
+            )
         self.conversation_loader: Iterable[Conversations] = ()
         if config.cotrain is not None:
             said = (config.cotrain, self.policy.backbone, processor, self.sampler)
@@ -307,7 +312,9 @@ class Trainer:
         return bool(self._sum(flag).item())
 
     def validate(self) -> dict[str, float]:
-        """Measure the open-loop metrics of `robovlms.validation` and keep the examples for plots."""
+        """Measure the open-loop metrics of `training.validation` and keep the examples for plots; none without data."""
+        if self.validation_loader is None:
+            return {}
         sources = [source.name for source in self.plan.sources]
         with self.accelerator.autocast():
             metrics, examples = validate(self.policy, self.validation_loader, self.mean_actions, sources, self._sum)
