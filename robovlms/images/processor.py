@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from robovlms.backbones.base import Backbone
+from robovlms.backbones.base import Backbone, text_side
 from robovlms.config.choices import Fit, Resize
 from robovlms.errors import UserError
 from robovlms.images.augmentation import crop_images, jitter_colors, shift_images
@@ -27,7 +28,7 @@ REFERENCE_PX = 224  # image size at which random shifts are given
 
 
 class Processor:
-    """What stands between robot data and a backbone."""
+    """What stands between robot data and a backbone; it goes to loader processes, so it holds no weights."""
 
     def __init__(
         self,
@@ -44,7 +45,21 @@ class Processor:
         # Source: RoboVLMs base_backbone.py, which inserts the wrist image before the static one.
         self.views = views[::-1]
         self._prompt, self._max_text_tokens = backbone.prompt, max_text_tokens
-        self._tokens = lru_cache(maxsize=10_000)(lambda prompt: backbone.tokenize([prompt])[0])
+        self._text_side = text_side(backbone)
+        self._remember_tokens()
+
+    def _remember_tokens(self) -> None:
+        self._tokens = lru_cache(maxsize=10_000)(self._tokenize)
+
+    def _tokenize(self, prompt: str) -> list[int]:
+        return self._text_side.tokenize([prompt])[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_tokens"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._remember_tokens()
 
     def text(self, instructions: list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
         """Tokenise and right-pad to the longest of the batch.
