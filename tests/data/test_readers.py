@@ -13,6 +13,7 @@ import pytest
 from composing import completed, composed
 from miniatures import SIZE, TEXTS, make_miniature
 
+from robovlms.actions.plan import DataPlan
 from robovlms.config.data import DataConfig
 from robovlms.config.presets import options
 from robovlms.data.base import Reader
@@ -199,5 +200,6 @@ def test_an_instruction_of_the_episode_reads_as_one_of_the_steps(tmp_path):
 
 def test_a_mixture_reads_a_miniature_of_each_of_its_sources(tmp_path):
     config = completed(composed("data=oxe", "view=side", "window=w4_c10"))
-    dataset = build_dataset(replace(config, data=make_miniature(config.data, tmp_path / "made")), "train")
+    plan = DataPlan.of(make_miniature(config.data, tmp_path / "made"), config.view.views)
+    dataset = build_dataset(plan, config.window, "train")
     assert [size > 0 for size in dataset.sizes] == [True, True]

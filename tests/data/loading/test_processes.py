@@ -17,6 +17,7 @@ from miniatures import make_miniature
 from recordings import MemoryReader, make_dataset
 
 from robovlms.actions.normalizer import ActionNormalizer
+from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics
 from robovlms.backbones.families.nano import Nano
 from robovlms.data.loading.loader import Collator, make_loader, training_loader, validation_loader
@@ -45,7 +46,7 @@ def start_method(request):
 def test_batches_are_the_same_however_loader_processes_are_started(start_method, data, tmp_path):
     config = completed(composed(f"data={data}", "view=side_wrist", "window=w4_c10"))
     config = replace(config, data=make_miniature(config.data, tmp_path / "made", steps=16))
-    dataset = build_dataset(config, "train")
+    dataset = build_dataset(DataPlan.of(config.data, config.view.views), config.window, "train")
     collator = make_collator(config, dataset)
     sampler = StepSampler(dataset.sizes, batch_size=4, device_batch_size=4, seed=0)
 
