@@ -102,9 +102,9 @@ class Loader(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         before = signal.getsignal(signal.SIGCHLD)
         iterator = iter(self._loader)
-        if signal.getsignal(signal.SIGCHLD) is not before:
-            # torch's handler raises wherever the process happens to be; a dead worker is noticed below as well.
-            signal.signal(signal.SIGCHLD, before)
+        if _is_torchs(signal.getsignal(signal.SIGCHLD)):
+            # It raises wherever the process happens to be; a dead worker is noticed below as well.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if _is_torchs(before) else before)
         while True:
             try:
                 batch = next(iterator)
@@ -135,6 +135,10 @@ class Loader(Generic[T]):
             f"{len(dead)} of {number} loader processes died: process {dead[0].pid} {how}. Where memory is short, lower "
             f"{self._option}={number} or data.cache_mb; {self._option}=0 reads in the training process."
         )
+
+
+def _is_torchs(handler: Any) -> bool:
+    return str(getattr(handler, "__module__", "")).startswith("torch.utils.data")
 
 
 def _processes(iterator: Any) -> list[BaseProcess]:
