@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robovlms.data.rlds.crc32c import masked_crc32c
+from robovlms.data.rlds.tfrecord import masked_crc32c
 
 FLOAT7 = {"tensor": {"shape": {"dimensions": ["7"]}, "dtype": "float32", "encoding": "none"}}
 IMAGE = {"image": {"shape": {"dimensions": ["4", "6", "3"]}, "dtype": "uint8", "encodingFormat": "png"}}
