@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from robovlms.images.decoding import decode_picture, read_header
 from robovlms.errors import UserError
 from robovlms.files import refuse_pointer
+from robovlms.images.decoding import decode_picture, read_header
 
 MAX_ROWS = 10**6  # of a demonstration: half a day at 20 Hz; a file of a few bytes may claim any number
 MAX_ROW_BYTES = 2**26  # of one row, and 8 of them of a chunk: a picture of 4096 x 4096

@@ -27,7 +27,6 @@ from robovlms.data.packed.index import (
     open_episodes,
     shard_name,
 )
-from robovlms.images.decoding import decode_own_jpeg
 from robovlms.errors import UserError
 from robovlms.images.decoding import decode_own_jpeg
 

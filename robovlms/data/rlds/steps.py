@@ -16,7 +16,6 @@ from jaxtyping import Float32, Int64, UInt8
 from robovlms.config.choices import PictureFormat
 from robovlms.data.rlds.features import StepFeature
 from robovlms.data.rlds.tfrecord import Feature
-from robovlms.images.decoding import decode_picture, to_rgb
 from robovlms.errors import UserError
 from robovlms.images.decoding import decode_picture, to_rgb
 
