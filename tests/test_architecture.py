@@ -51,7 +51,7 @@ LIBRARIES = {
     "mujoco": "sims",
     "peft": "backbones.lora",
     "gymnasium": "sims",
-    "h5py": "data.libero",
+    "h5py": "data.files.hdf5",
 }
 
 

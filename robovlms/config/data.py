@@ -119,6 +119,15 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
+class Hdf5DataConfig(DataConfig):
+    """HDF5 files of demonstrations."""
+
+    action_key: str = MISSING
+    validation_fraction: float = 0.05
+    instruction: str | None = None  # of all demonstrations; null: the files' own
+
+
+@dataclass(kw_only=True)
 class MixtureDataConfig(DataConfig):
     """Several data sets in one run; `contract` and `proprio_names` are the policy's."""
 

@@ -18,6 +18,7 @@ from robovlms.config.data import (
 )
 from robovlms.config.policy import BackboneConfig, HeadConfig
 from robovlms.config.run import TrainConfig
+from robovlms.data.aloha.schema import AlohaDataConfig
 from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.lerobot.schema import LeRobotDataConfig
 from robovlms.data.libero.schema import LiberoDataConfig
@@ -54,6 +55,7 @@ SCHEMAS: dict[str, type] = {
     "data/base": DataConfig,
     "data/calvin": CalvinDataConfig,
     "data/lerobot": LeRobotDataConfig,
+    "data/aloha": AlohaDataConfig,
     "data/libero": LiberoDataConfig,
     "data/mixture": MixtureDataConfig,
     "data/rlds": RLDSDataConfig,
