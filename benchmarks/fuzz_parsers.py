@@ -27,7 +27,7 @@ from test_damaged_files import to_v2
 
 from robovlms.actions.statistics import import_statistics
 from robovlms.backbones.families.nano import Nano
-from robovlms.config.cotrain import CotrainConfig
+from robovlms.config.training import CotrainConfig
 from robovlms.data.base import Reader
 from robovlms.data.calvin.reader import CalvinReader
 from robovlms.data.lerobot.reader import LeRobotReader

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from robovlms.config.closed_loop import CollectConfig, SimConfig
+from robovlms.config.fields import DEMO, fields_that_keep
 from robovlms.data.lerobot.writer import LeRobotWriter
 from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS
@@ -34,10 +35,6 @@ from robovlms.sims.demos import Attempt, Goal, load_demo, record_demo, save_demo
 log = logging.getLogger(__name__)
 VERSION = 1  # raise it when the same request would give other demonstrations
 REQUEST_FILE = "robovlms_collect.json"
-SELECTION = {  # leaves a single episode as it is
-    "collect.demos_per_task", "collect.contrast_tasks", "collect.contrast_demos_per_task", "collect.video",
-    "sim.tasks", "instructions",
-}  # fmt: skip
 MIN_SUCCESS_RATE = 0.2
 MIN_ATTEMPTS = 20  # before the success rate is judged
 
@@ -79,7 +76,7 @@ def collect_demos(config: CollectConfig, sim: SimConfig, root: Path) -> Path:
         log.info("demonstrations are already in %s", root)
         return root
     work = root.with_name(f"{root.name}.partial")
-    episode = {key: value for key, value in request.items() if key not in SELECTION}
+    episode = describe_episode(request, config, sim)
     if work.is_dir():
         check_request(work, work / REQUEST_FILE, episode)
     work.mkdir(parents=True, exist_ok=True)
@@ -100,6 +97,13 @@ def describe_request(config: CollectConfig, sim: SimConfig, tasks: list[Task]) -
     request |= {f"sim.{key}": value for key, value in asdict(sim).items()}
     request["sim.tasks"] = [task.name for task in tasks]
     return request | {"instructions": [task.instruction for task in tasks], "version": VERSION}
+
+
+def describe_episode(request: dict[str, Any], config: CollectConfig, sim: SimConfig) -> dict[str, Any]:
+    """Return what of a request decides how a single episode comes out."""
+    selection = {"instructions", *(f"collect.{name}" for name in fields_that_keep(config, DEMO))}
+    selection |= {f"sim.{name}" for name in fields_that_keep(sim, DEMO)}
+    return {key: value for key, value in request.items() if key not in selection}
 
 
 def check_request(folder: Path, file: Path, request: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from robovlms.actions.checks import Finding, Severity
 from robovlms.actions.plan import Source, check_roots, naming, policy_names, sources_of
 from robovlms.config.choices import CacheMode, ImageFormat
 from robovlms.config.data import ActionContract, DataConfig, MixtureDataConfig
+from robovlms.config.fields import READING, fields_that_keep
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import Reader, RobotDataset, unlabelled
 from robovlms.data.cached import CachedDataset
@@ -81,13 +82,6 @@ logger = logging.getLogger(__name__)
 PACKED = "packed"  # folder of the copies, in the cache folder
 
 
-# What readers do not look at, or what their fingerprint tells; a setting that is not among these makes another copy.
-FREE = {
-    "root", "views", "contract", "convert", "normalization", "shift", "augmentation", "proprio_rotation",
-    "proprio_seen", "resize", "fit", "num_workers", "cache_mb", "cache", "cache_dir", "weight", "fraction",
-}  # fmt: skip
-
-
 def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     """Return the reader of a split, as `data.cache` says.
 
@@ -147,7 +141,8 @@ def packed_folder(config: DataConfig, split: str, views: list[str], reader: Read
 
 def _origin(config: DataConfig, split: str, views: list[str]) -> dict[str, Any]:
     """Return the settings that decide what is read; where it lies is the fingerprint's to say."""
-    settings = {key: value for key, value in asdict(config).items() if key not in FREE}
+    free = fields_that_keep(config, READING)
+    settings = {key: value for key, value in asdict(config).items() if key not in free}
     root = str(Path(config.root).expanduser().resolve())
     return settings | {"split": split, "root": root, "views": {view: config.views[view] for view in views}}
 

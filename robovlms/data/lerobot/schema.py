@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robovlms.config.data import DataConfig
+from robovlms.config.fields import number
 
 
 @dataclass(kw_only=True)
@@ -13,4 +14,5 @@ class LeRobotDataConfig(DataConfig):
 
     action_key: str = "action"  # or parts put together: action.position+action.rotation[0:3]+action.gripper
     language_key: str = "task_index"  # column of numbers of tasks
-    validation_fraction: float = 0.05  # share of the episodes of every task kept for validation, at least one
+    # share of the episodes of every task kept for validation, at least one
+    validation_fraction: float = number(0.05, at_least=0, below=1)

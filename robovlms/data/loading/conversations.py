@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from robovlms.backbones.base import Backbone
-from robovlms.config.cotrain import CotrainConfig
+from robovlms.config.training import CotrainConfig
 from robovlms.data.loading.loader import make_loader
 from robovlms.data.loading.sampler import Draw, StepSampler
 from robovlms.errors import UserError
