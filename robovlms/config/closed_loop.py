@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from robovlms.config.choices import MISSING, Execution
 from robovlms.config.fields import DEMO, MAX_PROCESSES, marked, number
+from robovlms.config.schemas import schema
 
 
+@schema("sim/base")
 @dataclass(kw_only=True)
 class SimConfig:
     """A simulator and the tasks of its suite."""

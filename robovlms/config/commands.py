@@ -19,6 +19,7 @@ from robovlms.config.data import (
 )
 from robovlms.config.fields import MAX_PROCESSES, Checked, ask, number
 from robovlms.config.policy import ViewConfig, WindowConfig
+from robovlms.config.schemas import schema
 from robovlms.errors import UserError
 
 
@@ -37,6 +38,7 @@ class PackConfig:
             raise UserError(f"{option}.splits={self.splits} must name train, validation or both.")
 
 
+@schema("evaluate")
 @dataclass(kw_only=True)
 class EvaluateConfig(Checked):
     """Closed-loop evaluation of a checkpoint folder (`scripts/evaluate.py`)."""
@@ -48,6 +50,7 @@ class EvaluateConfig(Checked):
     evaluation: EvaluationConfig = MISSING
 
 
+@schema("collect_demos")
 @dataclass(kw_only=True)
 class CollectDemosConfig(Checked):
     """Demonstrations without training (`scripts/collect_demos.py`)."""
@@ -57,6 +60,7 @@ class CollectDemosConfig(Checked):
     collect: CollectConfig = MISSING
 
 
+@schema("convert_backbone")
 @dataclass(kw_only=True)
 class ConvertBackboneConfig(Checked):
     """An original checkpoint to be made a folder of ours (`scripts/convert_backbone.py`)."""
@@ -66,6 +70,7 @@ class ConvertBackboneConfig(Checked):
     output_dir: str = ask("checkpoints/moondream")
 
 
+@schema("convert_data")
 @dataclass(kw_only=True)
 class ConvertDataConfig(Checked):
     """A data set to be packed (`scripts/convert_data.py`)."""
@@ -80,6 +85,7 @@ class ConvertDataConfig(Checked):
         check_data(self.data)
 
 
+@schema("merge_lora")
 @dataclass(kw_only=True)
 class MergeLoRAConfig(Checked):
     """A checkpoint whose adapters are to be merged (`scripts/merge_lora.py`)."""
@@ -88,6 +94,7 @@ class MergeLoRAConfig(Checked):
     output_dir: str = ask("runs/calvin_perform_merged")
 
 
+@schema("inspect_data")
 @dataclass(kw_only=True)
 class InspectConfig(Checked):
     """A data set to look at (`scripts/inspect_data.py`)."""
@@ -112,6 +119,7 @@ class InspectConfig(Checked):
         check_data(self.data)
 
 
+@schema("compare")
 @dataclass(kw_only=True)
 class CompareConfig(Checked):
     """Finished runs side by side (`scripts/compare.py`)."""

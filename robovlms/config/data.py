@@ -15,6 +15,7 @@ from robovlms.config.choices import (
     Rotation,
 )
 from robovlms.config.fields import MAX_PROCESSES, NUMBERS, READING, RUN, ask, marked, number
+from robovlms.config.schemas import schema
 from robovlms.errors import UserError
 
 WHERE = f"{READING} {NUMBERS} {RUN}"  # where and how fast data are read, not what
@@ -91,6 +92,7 @@ class AugmentationConfig:
     per_frame: bool = True  # every frame of a window is changed its own way; false: all alike, shifts too
 
 
+@schema("data/base")
 @dataclass(kw_only=True)
 class DataConfig:
     """A data set: where it lies, how its keys map to ours, what its actions mean."""
@@ -135,6 +137,7 @@ class DataConfig:
         return self.proprio_names if self.proprio_seen is None else self.proprio_seen
 
 
+@schema("data/mixture")
 @dataclass(kw_only=True)
 class MixtureDataConfig(DataConfig):
     """Several data sets in one run; `contract` and `proprio_names` are the policy's."""

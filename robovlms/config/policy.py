@@ -15,6 +15,7 @@ from robovlms.config.choices import (
     WeightType,
 )
 from robovlms.config.fields import number, template
+from robovlms.config.schemas import schema
 
 
 @dataclass(kw_only=True)
@@ -30,6 +31,7 @@ class LoRAConfig:
     )  # ends of the linear layers' names, e.g. [q_proj, v_proj]; empty: all
 
 
+@schema("backbone/base")
 @dataclass(kw_only=True)
 class BackboneConfig:
     """A vision-language model and what of it is trained."""
@@ -53,6 +55,7 @@ class BackboneConfig:
     resample: int | None = number(None, at_least=1)
 
 
+@schema("head/base")
 @dataclass(kw_only=True)
 class HeadConfig:
     """Action head: what it is and how its loss is weighed."""

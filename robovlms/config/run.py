@@ -12,6 +12,7 @@ from robovlms.config.data import (
 )
 from robovlms.config.fields import RUN, Checked, marked, number
 from robovlms.config.policy import BackboneConfig, HeadConfig, StructureConfig, ViewConfig, WindowConfig
+from robovlms.config.schemas import schema
 from robovlms.config.training import (
     ClusterConfig,
     CotrainConfig,
@@ -25,6 +26,7 @@ from robovlms.config.training import (
 from robovlms.errors import NotAllowedError, UserError
 
 
+@schema("train")
 @dataclass(kw_only=True)
 class TrainConfig(Checked):
     """One complete run."""

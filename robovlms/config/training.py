@@ -100,6 +100,14 @@ class TrainerConfig:
     keep_last: int = number(2, at_least=1, hint="to keep all, give a number larger than there will be")
     num_threads: int | None = number(None, at_least=1, at_most=4096)  # CPU threads of torch; unset leaves its default
 
+    def check(self, option: str) -> None:
+        """Refuse yes and no where a choice of three is asked for."""
+        if self.resume.lower() in ("true", "false", "yes", "no", "on", "off", "1", "0", ""):
+            raise UserError(
+                f"{option}.resume={self.resume.lower()}: write auto for the newest checkpoint of output_dir, never, or "
+                "the path of a checkpoint folder."
+            )
+
 
 @dataclass(kw_only=True)
 class CotrainConfig:

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 from composing import composed
 
-from robovlms.cli.app import entry, help_page, report, to_dataclass
+from robovlms.cli.app import entry
 from robovlms.cli.errors import explain
+from robovlms.cli.help import help_page
+from robovlms.cli.jobs import to_dataclass
+from robovlms.cli.output import report
 from robovlms.config.commands import CollectDemosConfig, EvaluateConfig
 from robovlms.config.presets import config_folder
 from robovlms.config.run import TrainConfig
+from robovlms.errors import UserError
 
 
 def start(arguments: list[str], main: Callable[[TrainConfig], None], monkeypatch: pytest.MonkeyPatch) -> object:
@@ -100,7 +104,7 @@ def test_values_only_the_user_knows_are_asked_for_with_examples() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "shown"),
     [
-        (ValueError("optimizer.lr=-1 must be positive."), 2, "error: optimizer.lr=-1 must be positive.\n"),
+        (UserError("optimizer.lr=-1 must be positive."), 2, "error: optimizer.lr=-1 must be positive.\n"),
         (FileNotFoundError("/data is not there."), 2, "error: /data is not there.\n"),
         (PermissionError("/runs is not yours."), 2, "error: /runs is not yours.\n"),
         (ImportError("no wandb", name="wandb"), 2, "pip install -e '.[<extra>]'"),
@@ -115,11 +119,11 @@ def test_a_users_error_is_one_block_and_the_programs_a_traceback(
         raise error
     except Exception as raised:
         caught = raised
-    assert report(caught, "train") == status
+    assert report(caught, TrainConfig)[0] == status
     assert shown in (stderr := capsys.readouterr().err)
     assert ("Traceback" in stderr or "RuntimeError" in stderr) == (status == 1)
     monkeypatch.setenv("ROBOVLMS_TRACEBACK", "1")
-    assert report(caught, "train") == status
+    assert report(caught, TrainConfig)[0] == status
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -141,12 +145,12 @@ def test_the_jobs_of_a_multirun_have_folders_of_their_own_and_survive_each_other
     def train(config: TrainConfig) -> None:
         configs.append(config)
         if config.optimizer.lr == 1e-4:
-            raise ValueError("the first job fails")
+            raise UserError("the first job fails")
 
     monkeypatch.chdir(tmp_path)
     arguments = ["--multirun", "data.root=/data", "output_dir=out", "optimizer.lr=1e-4,2e-5"]
     assert start(arguments, train, monkeypatch) == 2
-    assert [config.output_dir for config in configs] == ["out/0_lr=0.0001", "out/1_lr=2e-05"]
+    assert [config.output_dir for config in configs] == ["out/0_lr-0.0001", "out/1_lr-2e-05"]
     assert [config.optimizer.lr for config in configs] == [1e-4, 2e-5]
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["out", "out/multirun.yaml"]
 
@@ -196,5 +200,5 @@ def test_the_help_page_shows_groups_presets_examples_and_how_to_resume() -> None
 def test_an_installation_without_configs_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert config_folder().name == "configs"
     monkeypatch.setattr("robovlms.config.presets.__file__", str(tmp_path / "robovlms" / "config" / "presets.py"))
-    with pytest.raises(FileNotFoundError, match="Clone the repository"):
+    with pytest.raises(FileNotFoundError, match="lacks the presets"):
         config_folder()

@@ -14,7 +14,7 @@ from robovlms.config.choices import Duration
 from robovlms.config.commands import CollectDemosConfig, CompareConfig, EvaluateConfig, InspectConfig
 from robovlms.config.data import DataConfig
 from robovlms.config.fields import DEMO, NUMBERS, READING, RUN, change_keeps, fields_that_keep
-from robovlms.config.schemas import SCHEMAS
+from robovlms.config.schemas import schemas
 from robovlms.errors import UserError
 
 NUMBERS_IN = {int, float}
@@ -29,7 +29,7 @@ def classes(schema: type) -> Iterator[type]:
                 yield from classes(part)  # type: ignore[arg-type]
 
 
-ALL = sorted({cls for schema in SCHEMAS.values() for cls in classes(schema)}, key=lambda cls: cls.__name__)
+ALL = sorted({cls for schema in schemas().values() for cls in classes(schema)}, key=lambda cls: cls.__name__)
 
 
 def numeric(cls: type) -> list[Field[Any]]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from robovlms.config.fields import check_divides, number
 from robovlms.config.policy import BackboneConfig
+from robovlms.config.schemas import schema
 
 
+@schema("backbone/nano")
 @dataclass(kw_only=True)
 class NanoBackboneConfig(BackboneConfig):
     """Sizes of the embedded few-million-parameter VLM."""

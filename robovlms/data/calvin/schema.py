@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 from robovlms.config.data import WHERE, DataConfig
 from robovlms.config.fields import ask
+from robovlms.config.schemas import schema
 
 
+@schema("data/calvin")
 @dataclass(kw_only=True)
 class CalvinDataConfig(DataConfig):
     """CALVIN folder (github.com/mees/calvin, dataset/README.md)."""

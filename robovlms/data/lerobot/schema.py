@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from robovlms.config.data import DataConfig
 from robovlms.config.fields import number
+from robovlms.config.schemas import schema
 
 
+@schema("data/lerobot")
 @dataclass(kw_only=True)
 class LeRobotDataConfig(DataConfig):
     """LeRobotDataset folder, v2.0, v2.1 or v3.0."""

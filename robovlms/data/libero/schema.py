@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from robovlms.config.data import DataConfig
 from robovlms.config.fields import number
+from robovlms.config.schemas import schema
 
 
+@schema("data/libero")
 @dataclass(kw_only=True)
 class LiberoDataConfig(DataConfig):
     """LIBERO or robomimic: a HDF5 file of demonstrations, or a folder of such files."""

@@ -10,8 +10,10 @@ from robovlms.config.choices import (
 )
 from robovlms.config.data import DataConfig
 from robovlms.config.fields import number
+from robovlms.config.schemas import schema
 
 
+@schema("data/rlds")
 @dataclass(kw_only=True)
 class RLDSDataConfig(DataConfig):
     """TFDS folder of TFRecords, as Open X-Embodiment publishes them (arXiv:2310.08864)."""

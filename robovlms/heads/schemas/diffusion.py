@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robovlms.config.fields import number
+from robovlms.config.schemas import schema
 from robovlms.errors import UserError
 from robovlms.heads.schemas.denoising import DenoisingHeadConfig
 
 
+@schema("head/diffusion")
 @dataclass(kw_only=True)
 class DiffusionHeadConfig(DenoisingHeadConfig):
     """Diffusion over the chunk."""

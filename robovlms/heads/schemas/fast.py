@@ -9,8 +9,10 @@ from robovlms.config.choices import (
 )
 from robovlms.config.fields import number
 from robovlms.config.policy import HeadConfig
+from robovlms.config.schemas import schema
 
 
+@schema("head/fast")
 @dataclass(kw_only=True)
 class FastHeadConfig(HeadConfig):
     """Chunks as tokens of their compressed cosine transform."""

@@ -9,8 +9,10 @@ from robovlms.config.choices import (
 )
 from robovlms.config.fields import check_divides, number
 from robovlms.config.policy import HeadConfig
+from robovlms.config.schemas import schema
 
 
+@schema("head/gpt")
 @dataclass(kw_only=True)
 class GPTHeadConfig(HeadConfig):
     """Transformer policy head."""

@@ -9,8 +9,10 @@ from robovlms.config.choices import (
 )
 from robovlms.config.fields import number
 from robovlms.config.policy import HeadConfig
+from robovlms.config.schemas import schema
 
 
+@schema("head/lstm")
 @dataclass(kw_only=True)
 class LSTMHeadConfig(HeadConfig):
     """Recurrent policy head."""

@@ -9,8 +9,10 @@ from robovlms.config.choices import (
 )
 from robovlms.config.fields import number
 from robovlms.config.policy import HeadConfig
+from robovlms.config.schemas import schema
 
 
+@schema("head/tokens")
 @dataclass(kw_only=True)
 class TokensHeadConfig(HeadConfig):
     """Actions as words at the tail of the vocabulary."""
