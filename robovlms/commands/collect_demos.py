@@ -80,10 +80,10 @@ def collect_demos(config: CollectConfig, sim: SimConfig, root: Path) -> Path:
     if work.is_dir():
         check_request(work, work / REQUEST_FILE, episode)
     work.mkdir(parents=True, exist_ok=True)
-    (work / REQUEST_FILE).write_text(json.dumps(episode, indent=2))
+    (work / REQUEST_FILE).write_text(json.dumps(episode, indent=2), encoding="utf-8")
     kept = _collect(config, sim, goals, work)
     dataset = _assemble(kept, work, simulator, config, sim)
-    (dataset / "meta" / REQUEST_FILE).write_text(json.dumps(request, indent=2))
+    (dataset / "meta" / REQUEST_FILE).write_text(json.dumps(request, indent=2), encoding="utf-8")
     dataset.replace(root)
     shutil.rmtree(work)
     log.info("%d demonstrations of %d tasks are in %s", len(kept), len(simulator.tasks()), root)
@@ -115,7 +115,7 @@ def check_request(folder: Path, file: Path, request: dict[str, Any]) -> None:
     advice = f"Choose another data.root, or delete {folder}."
     if not file.is_file():
         raise UserError(f"{folder} exists and is not a collection of demonstrations ({file.name} is missing). {advice}")
-    made = json.loads(file.read_text())
+    made = json.loads(file.read_text(encoding="utf-8"))
     keys = [key for key in made | request if made.get(key) != request.get(key)]
     if keys:
         differences = "; ".join(f"{key} is {made.get(key)} there, {request.get(key)} here" for key in keys)

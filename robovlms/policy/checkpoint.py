@@ -58,7 +58,7 @@ def save_policy(folder: Path, config: TrainConfig, policy: VLAPolicy, stats: dic
     """Write what rollout needs: the policy can be rebuilt from `folder` without the original VLM's files."""
     save_config(config, folder / CONFIG)
     contracts = {source.name: asdict(source.contract) for source in sources_of(config.data)}
-    (folder / CONTRACT).write_text(json.dumps(contracts, indent=2) + "\n")
+    (folder / CONTRACT).write_text(json.dumps(contracts, indent=2) + "\n", encoding="utf-8")
     save_statistics(folder / STATS, stats)
     policy.backbone.save_pretrained(folder / BACKBONE, weights=False)
     save_model(policy, str(folder / WEIGHTS))

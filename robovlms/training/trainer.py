@@ -137,7 +137,7 @@ class Trainer:
         means = [self._normal_mean(number, source) for number, source in enumerate(sources_of(data))]
         self.mean_actions = torch.stack(means)[:, :-1].to(self.device)
         if self.resume_from:
-            self.step = json.loads((self.resume_from / STATE / "state.json").read_text())["step"]
+            self.step = json.loads((self.resume_from / STATE / "state.json").read_text(encoding="utf-8"))["step"]
         rank = {"rank": self.accelerator.process_index, "world_size": self.world_size}
         self.sampler = StepSampler(
             train_set.sizes,
@@ -182,7 +182,7 @@ class Trainer:
             save_statistics(self.folder / STATS, self.stats)
             resolved = {**asdict(self.steps), "windows": sum(self.sampler.sizes), "steps_per_epoch": per_epoch}
             resolved |= {"accumulation": self.sampler.accumulation, "num_processes": self.world_size}
-            (self.folder / "durations.json").write_text(json.dumps(resolved, indent=2) + "\n")
+            (self.folder / "durations.json").write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
             log.info("%d windows, %d steps an epoch: %s", sum(self.sampler.sizes), per_epoch, asdict(self.steps))
 
     def _describe(self) -> None:
