@@ -119,7 +119,9 @@ def requirements() -> list[str]:
         project = Path(__file__).parents[1] / "pyproject.toml"
         if not project.is_file():
             return []
-        return list(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"])
+        said = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+        extras = said["optional-dependencies"].items()
+        return said["dependencies"] + [f'{need}; extra == "{extra}"' for extra, needs in extras for need in needs]
 
 
 def check_version(library: str) -> None:

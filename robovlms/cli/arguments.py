@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 from robovlms.config.presets import groups, options
 from robovlms.config.renamed import RENAMED
 from robovlms.errors import UserError
-from robovlms.registry import nearest
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,9 @@ def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
         else:
             bare = argument.lstrip("-")
             told = bare if "=" in bare else f"{bare}=<value>"
-            close = nearest(name, {flag for flag in FLAGS | VALUED if flag.startswith("--")})
-            raise UserError(f"{name} is no flag.{close} Options are written without dashes: {told}.")
+            close = difflib.get_close_matches(name, FLAGS | VALUED, n=1, cutoff=0.8)
+            meant = f" Did you mean '{close[0]}'?" if close else ""
+            raise UserError(f"{name} is no flag.{meant} Options are written without dashes: {told}.")
     return flags, overrides
 
 

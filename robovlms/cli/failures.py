@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import re
 
+from robovlms.registry import requirements
+
 # Errors of the operating system that only a fault of ours can cause.
 OURS = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EDEADLK, errno.ECHILD, errno.ESRCH}
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -53,7 +55,16 @@ def _first_line(error: BaseException) -> str:
 
 
 def _missing_package(error: ImportError) -> str:
-    return f"{error}\nA missing package may belong to an extra of pyproject.toml: pip install -e '.[<extra>]'."
+    """Say what to install: the extra that the package belongs to, or the package's own requirements again."""
+    if "pip install" in str(error) or not error.name:
+        return str(error)
+    missing = re.compile(rf"{re.escape(error.name.partition('.')[0])}(?![\w-])", re.IGNORECASE)
+    needed = [text for text in requirements() if missing.match(text)]
+    if not needed:
+        return f"{error}."
+    extra = re.search(r"extra == ['\"](\w+)", needed[0])
+    what = f"'.[{extra[1]}]'" if extra else "."
+    return f"{error}: run `pip install -e {what}` in the repository."
 
 
 def _system(error: OSError) -> str | None:

@@ -18,6 +18,7 @@ from robovlms.errors import NotAllowedError, UserError
 
 log = logging.getLogger(__name__)
 MAX_NAME = 100  # characters of a job's folder, its number and what varies
+QUOTES = "[]{}'\""
 SAME_RUN = {"output_dir", "trainer.resume", "trainer.overwrite"}  # do not make another run
 
 
@@ -41,11 +42,10 @@ class Job:
     def __call__(self, config: Any) -> Outcome:
         """Run it; an error is reported, not raised."""
         set_up_output()
-        folder = str(config.get("output_dir", ""))
+        folder = ""
         try:
-            typed = to_dataclass(config, self.schema, self.swept)
-            folder = str(getattr(typed, "output_dir", ""))
-            self.main(typed)
+            folder = own_folder(config, self.swept)
+            self.main(to_dataclass(config, self.schema))
         except Exception as error:
             if isinstance(error, NotAllowedError) and is_multirun():
                 log.warning("skipped: %s", error)
@@ -71,23 +71,32 @@ def is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
-def to_dataclass(config: Any, schema: type, swept: frozenset[str] = frozenset()) -> Any:
-    """Turn a composed config into its dataclass; a job of a sweep gets a folder of its own inside `output_dir`.
+def own_folder(config: Any, swept: frozenset[str]) -> str:
+    """Return the folder of a job; one of a sweep gets one of its own inside `output_dir`."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    if "output_dir" not in config or OmegaConf.is_missing(config, "output_dir") or config.output_dir is None:
+        return f"job {HydraConfig.get().job.num}" if is_multirun() else ""
+    if is_multirun():
+        hydra = HydraConfig.get()
+        name = job_name(int(hydra.job.num), list(hydra.overrides.task), swept | set(hydra.sweeper.params or {}))
+        OmegaConf.update(config, "output_dir", f"{config.output_dir}/{name}")
+    return str(config.output_dir)
+
+
+def to_dataclass(config: Any, schema: type) -> Any:
+    """Turn a composed config into its dataclass.
 
     Raises:
         UserError: values that are still `???`, all of them, each with an example; or a failed check of the schema.
     """
-    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     _check_keys(config, schema)
     if missing := sorted(OmegaConf.missing_keys(config)):
         examples = [f"{key}={_example(config, key)}" for key in missing]
         raise UserError(f"{', '.join(missing)}: not set. Say on the command line, e.g. {' '.join(examples)}")
-    if is_multirun() and config.get("output_dir") is not None:
-        hydra = HydraConfig.get()
-        name = job_name(int(hydra.job.num), list(hydra.overrides.task), swept | set(hydra.sweeper.params or {}))
-        OmegaConf.update(config, "output_dir", f"{config.output_dir}/{name}")
     result = OmegaConf.to_object(config)
     assert isinstance(result, schema)
     return result
@@ -148,7 +157,7 @@ def job_name(number: int, overrides: list[str], swept: set[str] | frozenset[str]
     """
     items = [override.lstrip("+~").partition("=") for override in overrides]
     shown = [item for item in items if item[0] in swept] or [item for item in items if item[0] not in SAME_RUN]
-    text = "_".join(f"{key.rpartition('.')[2]}-{value}" for key, _, value in shown)
+    text = "_".join(f"{key.rpartition('.')[2]}-{value.strip(QUOTES)}" for key, _, value in shown)
     name = re.sub(r"[^\w.+-]+", "-", f"{number}_{text}").rstrip("_-")
     if len(name) <= MAX_NAME:
         return name

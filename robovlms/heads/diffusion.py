@@ -29,7 +29,7 @@ class DiffusionHead(DenoisingHead):
         try:
             import diffusers  # takes seconds, so only who uses it waits
         except ImportError as error:
-            raise ImportError('head=diffusion needs diffusers: pip install "robovlms[diffusion]".') from error
+            raise ImportError('head=diffusion needs diffusers: pip install -e ".[diffusion]".') from error
         if not 1 <= config.num_steps <= config.num_train_steps:
             raise UserError(
                 f"head.num_steps={config.num_steps} must lie in 1..{config.num_train_steps}, head.num_train_steps."

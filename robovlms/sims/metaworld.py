@@ -30,7 +30,12 @@ try:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     from metaworld.policies import ENV_POLICY_MAP
 except ModuleNotFoundError as error:
-    raise ImportError(f'sim=metaworld: {error}. Install it with pip install "robovlms[metaworld]".') from error
+    raise ImportError(f'sim=metaworld: {error}. Install it with pip install -e ".[metaworld]".') from error
+except (AttributeError, ImportError) as error:  # what PyOpenGL says of a library that it did not find
+    raise UserError(
+        f"sim=metaworld renders with MUJOCO_GL={os.environ['MUJOCO_GL']}, whose libraries are not there ({error}). Run "
+        "apt-get install libegl1 libegl-mesa0 libgl1, as the README does before anything else."
+    ) from error
 
 INSTRUCTIONS = {
     "assembly": "put the ring on the peg",
@@ -272,7 +277,13 @@ def _make_renderer(model: Any, image_size: int) -> Any:
     model.vis.global_.offwidth = model.vis.global_.offheight = image_size
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 0
-    renderer = mujoco.Renderer(model, image_size, image_size)
+    try:
+        renderer = mujoco.Renderer(model, image_size, image_size)
+    except (mujoco.FatalError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"sim=metaworld cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}): install libegl1 "
+            "libegl-mesa0 libgl1 (README), or set MUJOCO_GL=osmesa and install libosmesa6."
+        ) from error
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.scene.flags[flag] = 0
     return renderer

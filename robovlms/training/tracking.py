@@ -81,7 +81,7 @@ class Tracker:
             if TrackerName.wandb in config.trackers:
                 self._sinks.append(_WandB(config, folder, run_config))
         except ImportError as error:
-            raise ImportError(f'{error}: pip install "robovlms[{error.name}]", or choose tracking=console.') from error
+            raise ImportError(f'{error}: pip install -e ".[{error.name}]", or choose tracking=console.') from error
         self._bar = self._progress_bar(start_step, total_steps) if config.progress and sys.stderr.isatty() else None
         self._total_steps = total_steps
 

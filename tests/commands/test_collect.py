@@ -18,7 +18,7 @@ from robovlms.config.data import ActionContract
 from robovlms.sims.base import Simulator, Step, Task
 from robovlms.types import Observation
 
-pytest.importorskip("metaworld", reason='pip install "robovlms[metaworld]"')
+pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
 
 from robovlms.commands.collect_demos import (
     REQUEST_FILE,

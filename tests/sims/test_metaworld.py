@@ -8,7 +8,7 @@ import pytest
 
 from robovlms.config.closed_loop import SimConfig
 
-pytest.importorskip("metaworld", reason='pip install "robovlms[metaworld]"')
+pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
 
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
@@ -77,7 +77,27 @@ def test_without_meta_world_the_extra_to_install_is_named():
     code = "import sys; sys.modules['metaworld'] = None; import robovlms.sims.metaworld"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
     assert ran.returncode == 1
-    assert 'pip install "robovlms[metaworld]"' in ran.stderr
+    assert 'pip install -e ".[metaworld]"' in ran.stderr
+
+
+HIDE_EGL = """
+import ctypes, ctypes.util
+find, load = ctypes.util.find_library, ctypes.CDLL.__init__
+ctypes.util.find_library = lambda name: None if "EGL" in name else find(name)
+def init(self, name, *args, **kwargs):
+    if "EGL" in str(name):
+        raise OSError(f"{name}: cannot open shared object file")
+    load(self, name, *args, **kwargs)
+ctypes.CDLL.__init__ = init
+import robovlms.sims.metaworld
+"""
+
+
+def test_without_libegl_the_packages_to_install_are_named():
+    environment = os.environ | {"MUJOCO_GL": "egl"}
+    ran = subprocess.run([sys.executable, "-c", HIDE_EGL], capture_output=True, text=True, env=environment, check=False)
+    assert "UserError: sim=metaworld renders with MUJOCO_GL=egl" in ran.stderr
+    assert "apt-get install libegl1" in ran.stderr
 
 
 def test_both_views_show_the_scene_the_right_way_up(sim):
