@@ -187,6 +187,12 @@ class Precision(StrEnum):
     bf16 = auto()
 
 
+class Parallel(StrEnum):
+    """How a step is spread over processes."""
+
+    ddp = auto()  # every process has all weights, gradients are averaged
+
+
 class TrackerName(StrEnum):
     """Where metrics may go besides the console and `metrics.jsonl`."""
 

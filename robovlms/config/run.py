@@ -12,7 +12,7 @@ from robovlms.config.data import (
 )
 from robovlms.config.fields import RUN, Checked, marked, number
 from robovlms.config.policy import BackboneConfig, HeadConfig, StructureConfig, ViewConfig, WindowConfig
-from robovlms.config.schemas import schema
+from robovlms.config.schemas import schema, schema_of
 from robovlms.config.training import (
     ClusterConfig,
     CotrainConfig,
@@ -55,7 +55,11 @@ class TrainConfig(Checked):
     evaluation: EvaluationConfig = marked(keeps=RUN)
 
     def check(self, _: str) -> None:
-        """Refuse groups that do not go together."""
+        """Refuse groups that do not go together, and names of options whose fields are not there."""
+        for group in ("backbone", "head", "data", "sim"):
+            part = getattr(self, group)
+            if part is not None and schema_of(group, part.name) is not type(part):
+                raise UserError(f"{group}.name={part.name}: choose {group}={part.name}, which brings its options.")
         check_policy(self.structure, self.head, self.window, self.view, self.data)
         if self.cotrain is not None and self.head.kind is HeadKind.slots:
             raise NotAllowedError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.config.choices import MISSING, Duration, Precision, ScheduleName, TrackerName, WandbMode
+from robovlms.config.choices import MISSING, Duration, Parallel, Precision, ScheduleName, TrackerName, WandbMode
 from robovlms.config.fields import MAX_PROCESSES, ask, number, template
 from robovlms.errors import UserError
 
@@ -59,7 +59,7 @@ class PrecisionConfig:
 class ParallelConfig:
     """How a step is spread over processes."""
 
-    name: str = MISSING
+    name: Parallel = MISSING
     bucket_cap_mb: int = number(25, at_least=1)
     gradient_as_bucket_view: bool = True
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from robovlms.actions.plan import Source, make_normalizers, policy_names, sources_of
 from robovlms.actions.statistics import Statistics, save_statistics
-from robovlms.config.choices import Precision
+from robovlms.config.choices import Parallel, Precision
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.data.loading.conversations import conversation_loader
@@ -64,14 +64,15 @@ class Trainer:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision.tf32
         if config.trainer.num_threads:
             torch.set_num_threads(config.trainer.num_threads)
-        ddp = DistributedDataParallelKwargs(
+        wrappers = {Parallel.ddp: DistributedDataParallelKwargs}
+        spread = wrappers[config.parallel.name](
             bucket_cap_mb=config.parallel.bucket_cap_mb, gradient_as_bucket_view=config.parallel.gradient_as_bucket_view
         )
         mixed = {Precision.fp32: "no", Precision.bf16: "bf16"}[config.precision.name]
         self.accelerator = Accelerator(
             mixed_precision=mixed,
             cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[ddp],
+            kwargs_handlers=[spread],
             step_scheduler_with_optimizer=False,
         )
         self.world_size, self.device = self.accelerator.num_processes, self.accelerator.device
