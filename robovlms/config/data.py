@@ -35,7 +35,7 @@ class ActionContract:
     frame: ReferenceFrame = ask("tcp")
     rotation: Rotation = Rotation.none
     # metres that a position entry of 1.0 stands for; null: not known
-    position_unit: float | None = number(above=0, example="1.0")
+    position_unit: float | None = number(above=0, example="1.0", unless=("frame", "joint"))
     rotation_unit: float | None = number(1.0, above=0)  # radians that an angle of 1.0 stands for; null: not known
     gripper_closed: float = number(-1.0)  # what a closed gripper is recorded as; policies always speak -1 and +1
     gripper_open: float = number(1.0)

@@ -62,20 +62,27 @@ def ask(example: str, *, keeps: str = "") -> Any:
     return marked(MISSING, keeps=keeps, example=example)
 
 
-def number(default: Any = MISSING, *, hint: str = "", example: str = "", keeps: str = "", **bounds: float | int) -> Any:
+def number(
+    default: Any = MISSING,
+    *,
+    hint: str = "",
+    example: str = "",
+    unless: tuple[str, str] | None = None,
+    keeps: str = "",
+    **bounds: float | int,
+) -> Any:
     """Declare a number, a list or dict of numbers, or a duration, with its range; null, where allowed, is outside it.
 
     Args:
         default: a value, or what makes one.
         hint: added to the error, for what a value outside probably meant.
         example: shown where the value must be given.
+        unless: (field beside it, value): where that has this value, nobody is asked, and it is null.
         keeps: see `marked`.
         bounds: of `Range`.
     """
-    told = {"example": example} if example else {}
-    return marked(
-        default, keeps=keeps, range=Range(**{name: float(bound) for name, bound in bounds.items()}), hint=hint, **told
-    )
+    allowed = Range(**{name: float(bound) for name, bound in bounds.items()})
+    return marked(default, keeps=keeps, range=allowed, hint=hint, example=example, unless=unless)
 
 
 def template(default: str, placeholder: str) -> Any:

@@ -8,7 +8,6 @@ RENAMED = {"data.parts": "data.sources", "evaluation.part": "evaluation.source"}
 # What was allowed and is not any more, by option: it meant the same, or meant nothing once a run is over.
 REPLACED: dict[str, dict[Any, Any]] = {
     "trainer.keep_last": {0: 1_000_000},  # meant all
-    "trainer.max_validation_batches": {0: 1},
     "optimizer.max_grad_norm": {0: None},
 }
 

@@ -91,10 +91,10 @@ class TrainerConfig:
     init_from: str | None = None  # run or checkpoint whose weights are started from: pre-train, then fine-tune
     overwrite: bool = False  # delete an existing output_dir first
     log_every: str = number("10 step", above=0, at_most=MANY)
-    validate_every: str = number("1 epoch", above=0, at_most=MANY)
+    validate_every: str | None = number("1 epoch", above=0, at_most=MANY, hint="null trains without validation")
     save_every: str = number("1 epoch", above=0, at_most=MANY)
     max_validation_batches: int | None = number(
-        100, at_least=1, hint="null reads them all; data.validation_fraction=0 trains without validation"
+        100, at_least=1, hint="null reads them all, trainer.validate_every=null trains without validation"
     )
     # newest checkpoints kept; the last one of a run always is
     keep_last: int = number(2, at_least=1, hint="to keep all, give a number larger than there will be")

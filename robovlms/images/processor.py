@@ -23,6 +23,7 @@ from robovlms.images.augmentation import crop_images, jitter_colors, shift_image
 from robovlms.images.resizing import resize_frames, resize_picture
 from robovlms.types import Batch
 
+TOKENIZED = 1000  # instructions at once, when all are looked at
 REFERENCE_PX = 224  # image size at which random shifts are given
 
 
@@ -44,6 +45,7 @@ class Processor:
         # Source: RoboVLMs base_backbone.py, which inserts the wrist image before the static one.
         self.views = views[::-1]
         self._prompt, self._max_text_tokens = backbone.prompt, max_text_tokens
+        self._tokenize = backbone.tokenize
         self._tokens = lru_cache(maxsize=10_000)(lambda prompt: backbone.tokenize([prompt])[0])
 
     def text(self, instructions: list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
@@ -52,14 +54,33 @@ class Processor:
         Raises:
             UserError: an instruction longer than backbone.max_text_tokens.
         """
-        rows = [self._tokens(self._prompt.format(instruction=instruction.strip())) for instruction in instructions]
-        longest = max(len(row) for row in rows)
+        rows = [self._tokens(self._written(instruction)) for instruction in instructions]
+        self._check_lengths(instructions, rows)
+        return pad(rows)
+
+    def check_instructions(self, instructions: Sequence[str]) -> None:
+        """Refuse instructions that `text` would refuse, before any of them is met in a batch.
+
+        Raises:
+            UserError: names the longest, and the option with a value that is enough for all.
+        """
+        lengths: list[int] = []
+        for first in range(0, len(instructions), TOKENIZED):
+            texts = [self._written(instruction) for instruction in instructions[first : first + TOKENIZED]]
+            lengths += [len(row) for row in self._tokenize(texts)]
+        self._check_lengths(instructions, [range(length) for length in lengths])
+
+    def _written(self, instruction: str) -> str:
+        return self._prompt.format(instruction=instruction.strip())
+
+    def _check_lengths(self, instructions: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+        longest = max(map(len, rows), default=0)
         if longest > self._max_text_tokens:
             text = instructions[[len(row) for row in rows].index(longest)]
             raise UserError(
-                f"instruction of {longest} tokens exceeds backbone.max_text_tokens={self._max_text_tokens}: {text!r}"
+                f"an instruction has {longest} tokens, more than backbone.max_text_tokens={self._max_text_tokens}: "
+                f"{text!r}. Set backbone.max_text_tokens={longest} or more, or shorten it in the data."
             )
-        return pad(rows)
 
     def host_frames(self, frames: UInt8[np.ndarray, "w _h _x c"]) -> UInt8[np.ndarray, "w h x c"]:
         """Resize with PIL, as the checkpoint's own image processor does, when `resize` is host; otherwise give the

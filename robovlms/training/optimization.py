@@ -55,6 +55,7 @@ class Steps:
             UserError: the warm-up outlasts the run.
         """
         texts = vars(schedule) | vars(trainer)
+        texts["validate_every"] = trainer.validate_every or schedule.total
         steps = {field.name: Duration.parse(texts[field.name]).steps(steps_per_epoch) for field in fields(cls)}
         found = cls(**{name: max(count, int(name != "warmup")) for name, count in steps.items()})
         if found.warmup > found.total:

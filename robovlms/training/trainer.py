@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
-from robovlms.actions.plan import Source, make_normalizers, policy_names, sources_of
+from robovlms.actions.plan import DataPlan, Source
 from robovlms.actions.statistics import Statistics, save_statistics
 from robovlms.config.choices import Parallel, Precision
 from robovlms.config.run import TrainConfig
@@ -35,7 +35,7 @@ from robovlms.data.loading.sampler import StepSampler
 from robovlms.errors import UserError
 from robovlms.files import atomic_folder
 from robovlms.images.draws import Augmentation
-from robovlms.policy.checkpoint import CONFIG, STATE, STATS, load_weights, save_config, save_policy
+from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
 from robovlms.policy.policy import VLAPolicy
 from robovlms.training.interval import Interval
 from robovlms.training.optimization import Steps, learning_rate, make_optimizer
@@ -54,8 +54,8 @@ class Trainer:
     Entering checks and prepares the run folder; `resume_from` is the checkpoint to continue from, if any.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config, self.folder = config, Path(config.output_dir)
+    def __init__(self, config: TrainConfig, plan: DataPlan) -> None:
+        self.config, self.plan, self.folder = config, plan, Path(config.output_dir)
         self.step = 0
         self.stop_requested = False
 
@@ -107,9 +107,13 @@ class Trainer:
             yield
 
     def fit(
-        self, policy: VLAPolicy, train_set: RobotDataset, validation_set: RobotDataset, stats: dict[str, Statistics]
+        self,
+        policy: VLAPolicy,
+        train_set: RobotDataset,
+        validation_set: RobotDataset | None,
+        stats: dict[str, Statistics],
     ) -> Path:
-        """Train to the configured length and give the final checkpoint folder.
+        """Train to the configured length, validating where there is data for it; return the final checkpoint folder.
 
         Raises:
             FloatingPointError: the loss became non-finite; names step, terms and the samples.
@@ -131,11 +135,11 @@ class Trainer:
             self._loop()
         return self.folder / "checkpoints" / f"step_{self.step:06d}"
 
-    def _make_data(self, train_set: RobotDataset, validation_set: RobotDataset) -> None:
+    def _make_data(self, train_set: RobotDataset, validation_set: RobotDataset | None) -> None:
         config, data = self.config, self.config.data
         self.train_set = train_set
-        self.normalizers = make_normalizers(data, self.stats)
-        means = [self._normal_mean(number, source) for number, source in enumerate(sources_of(data))]
+        self.normalizers = self.plan.normalizers(self.stats)
+        means = [self._normal_mean(source) for source in self.plan.sources]
         self.mean_actions = torch.stack(means)[:, :-1].to(self.device)
         if self.resume_from:
             self.step = json.loads((self.resume_from / STATE / "state.json").read_text(encoding="utf-8"))["step"]
@@ -152,27 +156,26 @@ class Trainer:
         loading = {"num_workers": data.num_workers, "pin_memory": self.device.type == "cuda"}
         processor = self.policy.processor
         augmentation = Augmentation(data, processor, config.window.window_size, config.seed)
-        collator = Collator(processor, self.normalizers, config.window, augmentation)
+        collator = Collator(processor, self.normalizers, config.window, augmentation, config.seed)
         self.train_loader = training_loader(train_set, collator, self.sampler, **loading)  # type: ignore[arg-type]
-        self.validation_loader = validation_loader(
-            validation_set,
-            Collator(processor, self.normalizers, config.window),
-            batch_size=config.device_batch_size,
-            max_batches=config.trainer.max_validation_batches,
-            **rank,
-            **loading,  # type: ignore[arg-type]
-        )
-
+        self.validation_loader: Iterable[Batch] | None = None
+        if validation_set is not None:
+            self.validation_loader = validation_loader(
+                validation_set,
+                Collator(processor, self.normalizers, config.window),
+                batch_size=config.device_batch_size,
+                max_batches=config.trainer.max_validation_batches,
+                **rank,
+                **loading,  # type: ignore[arg-type]
+            )
         self.conversation_loader: Iterable[Conversations] = ()
         if config.cotrain is not None:
             said = (config.cotrain, self.policy.backbone, processor, self.sampler)
             self.conversation_loader = conversation_loader(*said, pin_memory=bool(loading["pin_memory"]))
 
-    def _normal_mean(self, number: int, source: Source) -> Tensor:
-        mean = torch.tensor(
-            self.stats[source.name].scatter(source.action_dims, len(policy_names(self.config.data))).mean
-        )
-        return self.normalizers[number].normalize(mean[None])[0]
+    def _normal_mean(self, source: Source) -> Tensor:
+        statistics = self.stats[source.name].scatter(source.action_dims, len(self.plan.action_names))
+        return self.normalizers[source.number].normalize(torch.tensor(statistics.mean)[None])[0]
 
     def _resolve_durations(self) -> None:
         """Turn epochs into steps, now that the size of the data set is known, and keep the result beside the config."""
@@ -310,8 +313,10 @@ class Trainer:
         return bool(self._sum(flag).item())
 
     def validate(self) -> dict[str, float]:
-        """Measure the open-loop metrics of `robovlms.validation` and keep the examples for plots."""
-        sources = [source.name for source in sources_of(self.config.data)]
+        """Measure the open-loop metrics of `training.validation` and keep the examples for plots; none without data."""
+        if self.validation_loader is None:
+            return {}
+        sources = [source.name for source in self.plan.sources]
         with self.accelerator.autocast():
             metrics, examples = validate(self.policy, self.validation_loader, self.mean_actions, sources, self._sum)
         if self.tracker:
@@ -327,7 +332,7 @@ class Trainer:
             started = time.perf_counter()
             target = self.folder / "checkpoints" / f"step_{self.step:06d}"
             with atomic_folder(target) as partial:
-                save_policy(partial, self.config, self.policy, self.stats)
+                save_policy(partial, Trained(self.config, self.policy, self.stats, self.plan))
                 state.save(partial / STATE)
             keep_newest(self.folder, self.config.trainer.keep_last)
             log.info("saved %s in %s", target, duration(time.perf_counter() - started))

@@ -188,7 +188,7 @@ class RldsReader(Reader):
         else:
             everything = list(range(len(good)))
             chosen = thin(everything, config.fraction) if self._split == "train" else everything
-        self._rows = good[chosen]
+        self._rows = good[np.array(chosen, np.int64)]
         self._starts = (np.cumsum(self._index.steps) - self._index.steps)[self._rows]
         record = np.repeat(np.arange(len(self._index.steps)), self._index.steps)
         kept &= np.isin(record, self._rows)

@@ -19,7 +19,7 @@ class GPTHeadConfig(HeadConfig):
 
     num_layers: int = number(8, at_least=1)
     num_heads: int = number(8, at_least=1)
-    dropout: float = number(0.0, at_least=0, below=1)
+    dropout: float = number(0.1, at_least=0, below=1)
 
     @property
     def kind(self) -> HeadKind:
