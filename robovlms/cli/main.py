@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from robovlms.config.commands import (
     MergeLoRAConfig,
 )
 from robovlms.config.run import TrainConfig
+
+MPI = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "I_MPI_INFO_NP"}
 
 
 def train() -> None:
@@ -59,6 +62,8 @@ def merge_lora() -> None:
 
 
 def _train(config: TrainConfig) -> None:
+    if not MPI & set(os.environ):  # those processes are counted by accelerate
+        config.cluster.check_launch(int(os.environ.get("WORLD_SIZE", "1")))
     from robovlms.commands.train import train as run
 
     run(config)

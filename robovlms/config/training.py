@@ -72,6 +72,18 @@ class ClusterConfig:
     num_processes: int = number(0, at_least=0)
     device_batch_size: int = number(at_least=1)  # windows per process and micro-step; accumulation is derived
 
+    def check_launch(self, num_processes: int) -> None:
+        """Refuse a launch of another size.
+
+        Raises:
+            UserError: names both counts.
+        """
+        if self.num_processes not in (0, num_processes):
+            raise UserError(
+                f"cluster={self.name} means {self.num_processes} processes, but {num_processes} were launched: launch "
+                "with torchrun --nnodes ... --nproc-per-node ..., or choose cluster=local."
+            )
+
 
 @dataclass(kw_only=True)
 class TrackingConfig:

@@ -32,7 +32,6 @@ from robovlms.data.base import RobotDataset
 from robovlms.data.loading.conversations import conversation_loader
 from robovlms.data.loading.loader import Collator, training_loader, validation_loader
 from robovlms.data.loading.sampler import StepSampler
-from robovlms.errors import UserError
 from robovlms.files import atomic_folder
 from robovlms.images.draws import Augmentation
 from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
@@ -77,12 +76,7 @@ class Trainer:
         )
         self.world_size, self.device = self.accelerator.num_processes, self.accelerator.device
         self.is_main = self.accelerator.is_main_process
-        expected = config.cluster.num_processes
-        if expected and expected != self.world_size:
-            raise UserError(
-                f"cluster={config.cluster.name} means {expected} processes, but {self.world_size} were launched: "
-                "launch with torchrun --nnodes ... --nproc-per-node ..., or choose cluster=local."
-            )
+        config.cluster.check_launch(self.world_size)
         if self.is_main:
             prepare_run_folder(config)
         self.accelerator.wait_for_everyone()
