@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -88,8 +89,20 @@ def below(cls: type, key: str) -> Iterator[tuple[type, str]]:
                 yield from below(part, item.name)  # type: ignore[arg-type]
 
 
+def own_methods(cls: type) -> list[Callable[..., object]]:
+    """Return what a schema computes of its fields; `check` only looks whether they go together."""
+    found = [value.fget if isinstance(value, property) else value for value in vars(cls).values()]
+    return [
+        value
+        for value in found
+        if inspect.isfunction(value) and value.__name__ != "check" and not value.__name__.startswith("__")
+    ]
+
+
 def is_read(cls: type, key: str, name: str) -> bool:
     if f"${{{key}.{name}}}" in (config_folder() / "train.yaml").read_text(encoding="utf-8"):
+        return True
+    if any(f"self.{name}" in inspect.getsource(method) for method in own_methods(cls)):
         return True
     family = {base.__name__ for base in (*cls.__mro__, *cls.__subclasses__())} - {"object", "Checked"}
     for module in modules():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from robovlms.config.fields import check_divides, number
 from robovlms.config.policy import BackboneConfig
 from robovlms.config.schemas import schema
+from robovlms.errors import UserError
 
 
 @schema("backbone/nano")
