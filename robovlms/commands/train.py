@@ -40,7 +40,7 @@ def train(config: TrainConfig) -> Path:
                 collect_demos(config.collect, config.sim, Path(config.data.root))
         windows = open_sources(plan, config.window, "train")
         train_set = join_sources(plan, windows, "train")
-        kept_out = open_validation(plan, config.window, config.trainer.max_validation_batches)
+        kept_out = open_validation(plan, config.window, config.trainer.validate_every)
         validation_set = None if kept_out is None else join_sources(plan, kept_out, "validation")
         resumed = trainer.resume_from
         stats = load_statistics(resumed / STATS) if resumed else compute_statistics(plan, windows)

@@ -13,6 +13,7 @@ from robovlms.actions.checks import Finding, Severity
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.choices import CacheMode, ImageFormat
 from robovlms.config.data import ActionContract, DataConfig
+from robovlms.config.fields import READING, fields_that_keep
 from robovlms.config.policy import WindowConfig
 from robovlms.data.base import Reader, RobotDataset, unlabelled
 from robovlms.data.cached import CachedDataset
@@ -34,16 +35,16 @@ def build_dataset(plan: DataPlan, window: WindowConfig, split: str) -> RobotData
     return join_sources(plan, open_sources(plan, window, split), split)
 
 
-def open_validation(plan: DataPlan, window: WindowConfig, max_batches: int | None) -> list[WindowDataset] | None:
+def open_validation(plan: DataPlan, window: WindowConfig, every: str | None) -> list[WindowDataset] | None:
     """Open the validation windows of every source, or return None and say why where nothing is to be validated on.
 
     Args:
         plan: a source of a mixture may have none.
         window: size of windows and chunks.
-        max_batches: `trainer.max_validation_batches`; 0 asks for none.
+        every: `trainer.validate_every`; None asks for none.
     """
-    if max_batches == 0:
-        log.info("validation: none, as trainer.max_validation_batches=0 says")
+    if every is None:
+        log.info("validation: none, as trainer.validate_every=null says")
         return None
     windows = open_sources(plan, window, "validation")
     without = [source.name for source, dataset in zip(plan.sources, windows, strict=True) if not len(dataset)]
@@ -94,13 +95,6 @@ def rate_findings(reader: Reader, contract: ActionContract) -> list[Finding]:
 
 logger = logging.getLogger(__name__)
 PACKED = "packed"  # folder of the copies, in the cache folder
-
-
-# What readers do not look at, or what their fingerprint tells; a setting that is not among these makes another copy.
-FREE = {
-    "root", "views", "contract", "convert", "normalization", "shift", "augmentation", "proprio_rotation",
-    "proprio_seen", "resize", "fit", "num_workers", "cache_mb", "cache", "cache_dir", "weight", "fraction",
-}  # fmt: skip
 
 
 def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
@@ -177,7 +171,8 @@ def packed_folder(config: DataConfig, split: str, views: list[str], reader: Read
 
 def _origin(config: DataConfig, split: str, views: list[str]) -> dict[str, Any]:
     """Return the settings that decide what is read; where it lies is the fingerprint's to say."""
-    settings = {key: value for key, value in asdict(config).items() if key not in FREE}
+    free = fields_that_keep(config, READING)
+    settings = {key: value for key, value in asdict(config).items() if key not in free}
     root = str(Path(config.root).expanduser().resolve())
     return settings | {"split": split, "root": root, "views": {view: config.views[view] for view in views}}
 

@@ -37,7 +37,7 @@ def metrics(output_dir):
     [
         (1, [], "lerobot keeps no episode for it"),
         (3, ["data.validation_fraction=0"], "lerobot keeps no episode for it"),
-        (3, ["trainer.max_validation_batches=0"], "trainer.max_validation_batches=0 says"),
+        (3, ["trainer.validate_every=null"], "trainer.validate_every=null says"),
     ],
 )
 def test_a_run_without_validation_trains_says_so_once_and_draws_what_there_is(

@@ -144,7 +144,7 @@ def read_rate(folder: Path) -> float | None:
     if not path.is_file():
         return None
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return float(content["recorder"]["record_fps"])
     except (KeyError, TypeError):
         return None
@@ -281,7 +281,7 @@ def read_few_shot(path: Path) -> set[tuple[int, int]]:
             f"data.few_shot_file={path} does not exist: give a JSON file {{task: [[start, end], ...]}}."
         )
     try:
-        tasks: dict[str, list[Any]] = json.loads(path.read_text())
+        tasks: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
         return {(int(start), int(end)) for ranges in tasks.values() for start, end in ranges}
     except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         refuse_pointer(path)

@@ -48,7 +48,7 @@ def open_hdf5(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError('HDF5 files are read with h5py: run pip install "robovlms[libero]".') from error
+        raise ImportError('HDF5 files are read with h5py: run pip install -e ".[libero]".') from error
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     with naming(path):

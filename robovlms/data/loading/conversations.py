@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from robovlms.backbones.base import Backbone, text_side
-from robovlms.config.cotrain import CotrainConfig
+from robovlms.config.training import CotrainConfig
 from robovlms.data.loading.loader import make_loader
 from robovlms.data.loading.processes import Loader
 from robovlms.data.loading.sampler import Draw, StepSampler
