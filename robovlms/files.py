@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -23,6 +24,9 @@ from robovlms.errors import UserError
 
 PARTIAL, REMOVED = ".partial", ".removed"  # ends of names of what is being written, and of what is being deleted
 MARKER, LOCK, REPLACED = ".robovlms.json", ".lock", ".replaced"  # inside a folder of ours
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_OLD_POINTER = b"version https://hawser.github.com/spec/"
+_MAX_POINTER_BYTES = 1024
 HEARTBEAT_S, STALE_S = 20.0, 120.0  # a lock is refreshed, and of another machine counts as left behind, after so long
 
 
@@ -134,7 +138,7 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
         BlockingIOError: another process has it, and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
+    with path.open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
@@ -293,3 +297,31 @@ class Replacement:
     def _delete(paths: Sequence[Path]) -> None:
         for path in paths:
             remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def pointer_problem(path: Path) -> str | None:
+    """Return what to say of a file that is a Git LFS pointer, None of any other; a large file is not read.
+
+    Source: github.com/git-lfs/git-lfs, docs/spec.md: a few lines of text, the first of them the version, below 1024
+    bytes.
+    """
+    try:
+        if path.stat().st_size > _MAX_POINTER_BYTES:
+            return None
+        text = path.read_bytes()
+    except OSError:
+        return None
+    if not text.startswith((_POINTER, _OLD_POINTER)):
+        return None
+    size = re.search(rb"^size (\d{1,18})$", text, re.MULTILINE)
+    missing = f", and its {int(size[1])} bytes are missing" if size else ""
+    return (
+        f"it is a Git LFS pointer{missing}: the folder was cloned without Git LFS. Run `git lfs install` and "
+        "`git lfs pull` in the clone, or download the files again"
+    )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise UserError for a Git LFS pointer; to be called where a file turns out to be unreadable."""
+    if (problem := pointer_problem(path)) is not None:
+        raise UserError(f"{path} cannot be read: {problem}.")

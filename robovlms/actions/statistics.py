@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
@@ -59,12 +60,12 @@ class Statistics:
 def save_statistics(path: Path, statistics: dict[str, Statistics]) -> None:
     """Write {data set: {"action": statistics}}, the layout of OpenVLA's dataset_statistics.json."""
     content = {name: {"action": asdict(stats)} for name, stats in statistics.items()}
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_statistics(path: Path) -> dict[str, Statistics]:
     """Read what `save_statistics` wrote."""
-    return {name: Statistics(**entry["action"]) for name, entry in json.loads(path.read_text()).items()}
+    return {name: Statistics(**entry["action"]) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
@@ -87,7 +88,7 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
     if not path.is_file():
         raise FileNotFoundError(f"{option} does not exist.")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("norm_stats", content)
         found = content.get("actions") or content.get("action")
         if found is None:
@@ -102,6 +103,7 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
             found = sets[key]
         return _from_columns(found, dim, option)
     except (AttributeError, KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+        refuse_pointer(path)
         raise UserError(f"{option} is not statistics of RoboVLMs, OpenVLA or openpi: {error!r}") from error
 
 

@@ -23,6 +23,7 @@ from robovlms.backbones.conversion import Convertible
 from robovlms.config.choices import WeightType
 from robovlms.config.policy import BackboneConfig
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 from robovlms.registry import BACKBONES, nearest
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,9 @@ def _find_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Ten
     with _explained(config, "the vocabulary head"):
         index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
         files = (
-            {"model.safetensors"} if index is None else set(json.loads(Path(index).read_text())["weight_map"].values())
+            {"model.safetensors"}
+            if index is None
+            else set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
         )
         for name in sorted(files):
             path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
@@ -143,6 +146,8 @@ def _source(config: BackboneConfig, original: str | None = None) -> str:
             raise FileNotFoundError(
                 f"{path / 'config.json'} does not exist: backbone.checkpoint must be a folder in Hugging Face format."
             )
+        for file in sorted(path.iterdir()):
+            refuse_pointer(file)
         return str(path)
     if path.is_absolute() or config.checkpoint.startswith((".", "~")) or config.checkpoint.count("/") > 1:
         raise FileNotFoundError(

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from robovlms.actions.plan import sources_of
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.files import read_json_lines
@@ -76,15 +75,18 @@ def compare(folders: list[str], latency_steps: int) -> tuple[str, Path]:
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     picture = roots[0] / "comparison.png"
     plot_comparison({run.name: run.own for run in runs if run.own}, {run.name: run.act_ms for run in runs}, picture)
-    (roots[0] / "comparison.md").write_text(table + "\n")
+    (roots[0] / "comparison.md").write_text(table + "\n", encoding="utf-8")
     return table, picture
 
 
 def read_run(folder: Path, latency_steps: int) -> RunSummary:
     """Read one run's results and metrics, and time its policy."""
     checkpoint = resolve_checkpoint(folder)
-    config, policy, _ = load_policy(checkpoint)
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("evaluation/*/results.json"))]
+    trained = load_policy(checkpoint)
+    config, policy = trained.config, trained.policy
+    results = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("evaluation/*/results.json"))
+    ]
     own, opposite = (results[-1]["own"], results[-1]["opposite"]) if results else (None, None)
     rate = own and own["overall"]
     count = sum(p.numel() for p in policy.head.parameters())
@@ -97,7 +99,7 @@ def read_run(folder: Path, latency_steps: int) -> RunSummary:
         head_millions=count / 1e6,
         millions=sum(p.numel() for p in policy.parameters()) / 1e6,
         train_ms=speed and 1000 * config.batch_size / speed,
-        act_ms=1000 * time_control_step(checkpoint, sources_of(config.data)[0].name, latency_steps),
+        act_ms=1000 * time_control_step(checkpoint, trained.plan.sources[0].name, latency_steps),
     )
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from robovlms.actions.plan import check_roots, sources_of
+from robovlms.actions.plan import DataPlan
 from robovlms.config.commands import ConvertDataConfig
-from robovlms.data.base import Reader
-from robovlms.data.opening import _origin, packed_folder
+from robovlms.data.opening import _origin, native_reader, packed_folder
 from robovlms.data.packed.writer import PackSummary, pack, verify
-from robovlms.registry import DATASETS
 
 logger = logging.getLogger(__name__)
 
@@ -21,18 +19,21 @@ def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
         FileNotFoundError: there is nothing to verify, or parts of a mixture are not there.
         UserError: see `packing.pack` and `packing.verify`.
     """
-    check_roots(config.data)
+    plan = DataPlan.of(config.data, config.view.views)
+    plan.check_roots()
     summaries = []
-    for source in sources_of(config.data):
-        views = [view for view in config.view.views if view in source.data.views]
+    for source in plan.sources:
         for split in config.pack.splits:
-            reader: Reader = DATASETS.get(source.data.name)(source.data, split, views=views)
-            folder = packed_folder(source.data, split, views, reader, config.pack.image_format)
+            reader = native_reader(source.config, split, source.views)
+            if not len(reader.episodes):
+                logger.info("%s has no episode, so nothing is packed", reader.summary())
+                continue
+            folder = packed_folder(source.config, split, source.views, reader, config.pack.image_format)
             if config.pack.verify:
                 size = verify(folder)
                 logger.info("%s: %d bytes are as they were written", folder, size)
             else:
-                origin = _origin(source.data, split, views)
+                origin = _origin(source.config, split, source.views)
                 summaries.append(
                     pack(
                         reader,

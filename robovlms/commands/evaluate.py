@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from robovlms.actions.contract import check_contract
-from robovlms.actions.plan import find_source, policy_names
+from robovlms.actions.plan import DataPlan
 from robovlms.config.closed_loop import EvaluationConfig, SimConfig
 from robovlms.config.commands import EvaluateConfig
 from robovlms.errors import UserError
@@ -45,7 +45,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     default = run_folder / "evaluation" / f"{sim.name}_{checkpoint.name}"
     folder = Path(config.output_dir) if config.output_dir else default
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    source = find_source(trained.data, config.evaluation.source)
+    plan = DataPlan.of(trained.data, trained.view.views)
+    source = plan.find(config.evaluation.source)
     check_contract(source.contract, simulator.contract, f"sim={sim.name}")
     episodes = plan_episodes(simulator.tasks(), config.evaluation)
     simulator.close()
@@ -64,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     log.info("%d episodes\n%s", len(played), format_table(results))
     figures = {"Success": [plot_success(results, folder / SUCCESS)]}
     if (run_folder / "metrics.jsonl").is_file():
-        figures |= plot_run(run_folder, policy_names(trained.data))
+        figures |= plot_run(run_folder, plan.action_names)
     report = write_report(folder, results, name=f"{trained.name}, {sim.name}", figures=figures)
     log.info("report: %s", report)
     return report

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from robovlms.actions.checks import Finding, Severity
-from robovlms.actions.plan import Source, check_roots, naming, policy_names, sources_of
+from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.choices import CacheMode, ImageFormat
-from robovlms.config.data import ActionContract, DataConfig, MixtureDataConfig
-from robovlms.config.run import TrainConfig
+from robovlms.config.data import ActionContract, DataConfig
+from robovlms.config.fields import READING, fields_that_keep
+from robovlms.config.policy import WindowConfig
 from robovlms.data.base import Reader, RobotDataset, unlabelled
 from robovlms.data.cached import CachedDataset
 from robovlms.data.files.cache_folder import cache_folder
+from robovlms.data.formats import foreign
 from robovlms.data.mixture import MixtureDataset
 from robovlms.data.packed.index import INDEX, load_index
 from robovlms.data.packed.reader import PackedReader
@@ -28,42 +30,56 @@ from robovlms.registry import DATASETS
 log = logging.getLogger(__name__)
 
 
-def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
-    """Return the `train` or `validation` windows of the configured data set, or of all parts of a mixture."""
-    return join_sources(config, open_sources(config, split), split)
+def build_dataset(plan: DataPlan, window: WindowConfig, split: str) -> RobotDataset:
+    """Return the `train` or `validation` windows of the only data set, or of all sources of a mixture."""
+    return join_sources(plan, open_sources(plan, window, split), split)
 
 
-def open_sources(config: TrainConfig, split: str) -> list[WindowDataset]:
-    """Open the reader of every part, in the order of their numbers: what costs time when a run starts."""
-    check_roots(config.data)
-    return [_open_source(source, config, split) for source in sources_of(config.data)]
+def open_validation(plan: DataPlan, window: WindowConfig, every: str | None) -> list[WindowDataset] | None:
+    """Open the validation windows of every source, or return None and say why where nothing is to be validated on.
 
-
-def _open_source(source: Source, config: TrainConfig, split: str) -> WindowDataset:
-    views = [view for view in config.view.views if view in source.data.views]
-    if not views:
-        raise UserError(f"{source.name} has none of view.views={config.view.views}: map one in its views.")
-    with naming(source, config.data):
-        reader, window = open_reader(source.data, split, views), config.window
-        return WindowDataset(reader, source.data, window_size=window.window_size, chunk_size=window.chunk_size)
-
-
-def join_sources(config: TrainConfig, windows: list[WindowDataset], split: str) -> RobotDataset:
-    """Make one data set of the parts' windows."""
-    sources = sources_of(config.data)
-    datasets: list[RobotDataset] = [
-        CachedDataset(dataset, source.data.cache_mb) if source.data.cache_mb else dataset
-        for source, dataset in zip(sources, windows, strict=True)
-    ]
-    dataset = datasets[0]
-    if isinstance(config.data, MixtureDataConfig):
-        dataset = MixtureDataset(
-            sources,
-            datasets,
-            action_dim=len(policy_names(config.data)),
-            proprio_dim=len(config.data.seen_names),
-            by_size=config.data.weigh_by_size,
+    Args:
+        plan: a source of a mixture may have none.
+        window: size of windows and chunks.
+        every: `trainer.validate_every`; None asks for none.
+    """
+    if every is None:
+        log.info("validation: none, as trainer.validate_every=null says")
+        return None
+    windows = open_sources(plan, window, "validation")
+    without = [source.name for source, dataset in zip(plan.sources, windows, strict=True) if not len(dataset)]
+    if without:
+        log.warning(
+            "validation: %s keeps no episode for it, all are trained on (data.validation_fraction=0, or tasks of one "
+            "episode each)%s",
+            ", ".join(without),
+            "; no val/ metric is measured" if len(without) == len(windows) else "",
         )
+    return None if len(without) == len(windows) else windows
+
+
+def open_sources(plan: DataPlan, window: WindowConfig, split: str) -> list[WindowDataset]:
+    """Open the reader of every source, in the order of their numbers: what costs time when a run starts."""
+    plan.check_roots()
+    datasets = []
+    for source in plan.sources:
+        with plan.naming(source):
+            datasets.append(_open_source(source, window, split))
+    return datasets
+
+
+def _open_source(source: Source, window: WindowConfig, split: str) -> WindowDataset:
+    reader = open_reader(source.config, split, source.views)
+    return WindowDataset(reader, source.config, window_size=window.window_size, chunk_size=window.chunk_size)
+
+
+def join_sources(plan: DataPlan, windows: list[WindowDataset], split: str) -> RobotDataset:
+    """Make one data set of the sources' windows."""
+    datasets: list[RobotDataset] = [
+        CachedDataset(dataset, source.config.cache_mb) if source.config.cache_mb else dataset
+        for source, dataset in zip(plan.sources, windows, strict=True)
+    ]
+    dataset = MixtureDataset(plan, datasets) if plan.is_mixture else datasets[0]
     log.info("%s: %s", split, dataset.summary())
     return dataset
 
@@ -81,13 +97,6 @@ logger = logging.getLogger(__name__)
 PACKED = "packed"  # folder of the copies, in the cache folder
 
 
-# What readers do not look at, or what their fingerprint tells; a setting that is not among these makes another copy.
-FREE = {
-    "root", "views", "contract", "convert", "normalization", "shift", "augmentation", "proprio_rotation",
-    "proprio_seen", "resize", "fit", "num_workers", "cache_mb", "cache", "cache_dir", "weight", "fraction",
-}  # fmt: skip
-
-
 def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     """Return the reader of a split, as `data.cache` says.
 
@@ -100,11 +109,11 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
             are not recorded at `data.contract.control_hz`. An episode has no frame or no instruction, and
             `data.skip_bad` is false.
     """
-    native: Reader = DATASETS.get(config.name)(config, split, views=views)
+    native = native_reader(config, split, views)
     if wrong_rate := rate_findings(native, config.contract):
         raise UserError(f"{wrong_rate[0].where}: {wrong_rate[0].what}. {wrong_rate[0].to_do}")
     _check_episodes(native, config)
-    if config.cache is CacheMode.native:
+    if config.cache is CacheMode.native or not len(native.episodes):  # of a validation split without episodes
         return native
     fingerprint, stale = digest(native.fingerprint()), None
     for folder in _packed_folders(config, split, views):
@@ -120,6 +129,21 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     elif config.cache is CacheMode.packed:
         raise FileNotFoundError(f"data.cache=packed, but {native.summary()} is not packed. Pack it: {command}")
     return native
+
+
+def native_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
+    """Return the format's own reader of a split.
+
+    Raises:
+        FileNotFoundError: the folder or a file of it is missing, or it holds another format, which is named.
+        UserError: the folder contradicts itself or the config.
+    """
+    try:
+        return DATASETS.get(config.name)(config, split, views=views)
+    except (FileNotFoundError, ValueError) as error:
+        if (said := foreign(Path(config.root).expanduser(), config.name)) is not None:
+            raise FileNotFoundError(said) from error
+        raise
 
 
 def _check_episodes(reader: Reader, config: DataConfig) -> None:
@@ -147,7 +171,8 @@ def packed_folder(config: DataConfig, split: str, views: list[str], reader: Read
 
 def _origin(config: DataConfig, split: str, views: list[str]) -> dict[str, Any]:
     """Return the settings that decide what is read; where it lies is the fingerprint's to say."""
-    settings = {key: value for key, value in asdict(config).items() if key not in FREE}
+    free = fields_that_keep(config, READING)
+    settings = {key: value for key, value in asdict(config).items() if key not in free}
     root = str(Path(config.root).expanduser().resolve())
     return settings | {"split": split, "root": root, "views": {view: config.views[view] for view in views}}
 

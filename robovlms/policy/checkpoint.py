@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
@@ -18,16 +18,18 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file, save_model
 from torch import Tensor
 
+from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, load_statistics, save_statistics
 from robovlms.backbones.lora import merge_adapters
 from robovlms.config.choices import ModelSize
 from robovlms.config.policy import LoRAConfig
-from robovlms.config.renamed import RENAMED
+from robovlms.config.renamed import rename
 from robovlms.config.run import TrainConfig
-from robovlms.config.schemas import SCHEMAS
+from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
 from robovlms.policy.manifest import HEADER, MANIFEST, check_checkpoint, reading
 from robovlms.policy.policy import VLAPolicy
+from robovlms.policy.spec import SPEC, PolicySpec
 
 CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
 VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
@@ -53,13 +55,11 @@ def load_config(path: Path) -> TrainConfig:
     with reading(path.parent, path.name):
         _check_yaml(path)
         node: Any = OmegaConf.load(path)
-        for old, new in RENAMED.items():
-            group, _, key = old.partition(".")
-            if group in node and key in node[group]:
-                node[group][new.partition(".")[2]] = node[group].pop(key)
+        rename(node)
         schema = OmegaConf.structured(TrainConfig)
-        for group in ("backbone", "head", "data"):
-            schema[group] = _typed(group, node[group].name)
+        for group in ("backbone", "head", "data", "sim"):
+            if node[group] is not None:
+                schema[group] = _typed(group, node[group].name)
         for name, source in (node.data.get("sources") or {}).items():
             schema.data.sources[name] = _typed("data", source.name)
         try:
@@ -96,18 +96,36 @@ def _check_yaml(path: Path) -> None:
 
 
 def _typed(group: str, name: str) -> Any:
-    return OmegaConf.structured(SCHEMAS.get(f"{group}/{name}", SCHEMAS[f"{group}/base"]))
+    return OmegaConf.structured(schema_of(group, name))
 
 
-def save_policy(folder: Path, config: TrainConfig, policy: VLAPolicy, stats: dict[str, Statistics]) -> None:
+class Trained(NamedTuple):
+    """A policy with what it needs to act."""
+
+    config: TrainConfig
+    policy: VLAPolicy
+    statistics: dict[str, Statistics]  # of every source's actions, by name
+    plan: DataPlan
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy sees, says and how often."""
+        size = self.policy.processor.image_spec.size
+        views = dict.fromkeys(self.config.view.views, size)
+        return PolicySpec.of(self.plan, self.config.window, views, self.statistics, self.config.name)
+
+
+def save_policy(folder: Path, trained: Trained) -> None:
     """Write what rollout needs into a `new_checkpoint`: the policy can be rebuilt without the original VLM's files."""
-    save_config(config, folder / CONFIG)
-    save_statistics(folder / STATS, stats)
+    save_config(trained.config, folder / CONFIG)
+    trained.spec.save(folder / SPEC)
+    save_statistics(folder / STATS, trained.statistics)
+    policy = trained.policy
     policy.backbone.save_pretrained(folder / BACKBONE, weights=False)
     save_model(policy, str(folder / WEIGHTS), metadata=dict(HEADER))
 
 
-def load_policy(folder: Path, **changes: Any) -> tuple[TrainConfig, VLAPolicy, dict[str, Statistics]]:
+def load_policy(folder: Path, **changes: Any) -> Trained:
     """Rebuild the policy of a checkpoint folder, strictly.
 
     Args:
@@ -127,10 +145,25 @@ def load_policy(folder: Path, **changes: Any) -> tuple[TrainConfig, VLAPolicy, d
     config = load_config(folder / CONFIG)
     config = replace(config, backbone=replace(config.backbone, **changes))
     backbone = replace(config.backbone, checkpoint=str(folder / BACKBONE), random_init=True, size=ModelSize.full)
+    plan = DataPlan.of(config.data, config.view.views)
     with reading(folder, BACKBONE):
-        policy = VLAPolicy.from_config(replace(config, backbone=backbone))
+        policy = VLAPolicy.from_config(replace(config, backbone=backbone), plan)
     load_weights(policy, folder)
-    return config, policy, load_stats(folder)
+    trained = Trained(config, policy, load_stats(folder), plan)
+    _check_spec(trained, folder)
+    return trained
+
+
+def _check_spec(trained: Trained, folder: Path) -> None:
+    """Hold what a checkpoint says of itself against its files; checkpoints of before have no such file."""
+    if not (folder / SPEC).is_file():
+        return
+    with reading(folder, SPEC):
+        found = PolicySpec.load(folder / SPEC)
+    if found != trained.spec:
+        raise UserError(
+            f"{folder / SPEC} is not of this checkpoint's {CONFIG} and {STATS}: one of the files was changed."
+        )
 
 
 def load_stats(folder: Path) -> dict[str, Statistics]:

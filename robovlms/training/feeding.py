@@ -1,4 +1,4 @@
-"""What a run is fed with: the order of samples, the loaders of windows and conversations, and a record of the data."""
+"""What a run is fed with: the order of samples, the loaders of windows and conversations, and records of the data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from robovlms.actions.normalizer import ActionNormalizer
+from robovlms.actions.plan import DataPlan
+from robovlms.actions.statistics import Statistics
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.data.loading.conversations import conversation_loader
@@ -29,8 +33,8 @@ class Feed:
     """The share of one process in the batches, and in the validation windows."""
 
     sampler: StepSampler
-    validation: DataLoader[Batch]
-    windows: DataLoader[Batch]
+    validation: Iterable[Batch] | None  # where there is data for it
+    windows: Iterable[Batch]
     conversations: Iterable[Conversations]
     repeats: bool  # the first step's batches at every step
 
@@ -50,7 +54,7 @@ def make_feed(
     policy: VLAPolicy,
     normalizers: Sequence[ActionNormalizer],
     train_set: RobotDataset,
-    validation_set: RobotDataset,
+    validation_set: RobotDataset | None,
     *,
     start_step: int,
     rank: tuple[int, int],
@@ -73,16 +77,18 @@ def make_feed(
         **place,
     )
     augmentation = Augmentation(data, processor, config.window.window_size, config.seed)
-    collator = Collator(processor, normalizers, config.window, augmentation)
-    validation = validation_loader(
-        validation_set,
-        Collator(processor, normalizers, config.window),
-        batch_size=config.device_batch_size,
-        max_batches=config.trainer.max_validation_batches,
-        num_workers=data.num_workers,
-        pin_memory=pin_memory,
-        **place,
-    )
+    collator = Collator(processor, normalizers, config.window, augmentation, config.seed)
+    validation: Iterable[Batch] | None = None
+    if validation_set is not None:
+        validation = validation_loader(
+            validation_set,
+            Collator(processor, normalizers, config.window),
+            batch_size=config.device_batch_size,
+            max_batches=config.trainer.max_validation_batches,
+            num_workers=data.num_workers,
+            pin_memory=pin_memory,
+            **place,
+        )
     conversations: Iterable[Conversations] = ()
     if config.cotrain is not None:
         conversations = conversation_loader(config.cotrain, policy.backbone, processor, sampler, pin_memory=pin_memory)
@@ -106,3 +112,13 @@ def record_data(data: RobotDataset, names: Sequence[str]) -> dict[str, Any]:
         sample = data[index]
         found.update(sample.actions.tobytes() + sample.instruction.encode())
     return {"windows": dict(zip(names, data.sizes, strict=True)), "sample": found.hexdigest()}
+
+
+def mean_actions(
+    plan: DataPlan, normalizers: Sequence[ActionNormalizer], stats: dict[str, Statistics]
+) -> Float[Tensor, "n e"]:
+    """Return each source's mean arm action in the training set, normalised: what validation compares a policy with."""
+    size = len(plan.action_names)
+    means = [torch.tensor(stats[source.name].scatter(source.action_dims, size).mean) for source in plan.sources]
+    normal = [normalizer.normalize(mean[None])[0] for normalizer, mean in zip(normalizers, means, strict=True)]
+    return torch.stack(normal)[:, :-1]

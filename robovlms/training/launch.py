@@ -20,9 +20,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list
 
-from robovlms.config.choices import Precision
+from robovlms.config.choices import Parallel, Precision
 from robovlms.config.run import TrainConfig
-from robovlms.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def launched(config: TrainConfig) -> Iterator[Accelerator]:
         mixed_precision={Precision.fp32: "no", Precision.bf16: "bf16"}[config.precision.name],
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(
+            {Parallel.ddp: DistributedDataParallelKwargs}[parallel.name](
                 bucket_cap_mb=parallel.bucket_cap_mb, gradient_as_bucket_view=parallel.gradient_as_bucket_view
             ),
             InitProcessGroupKwargs(timeout=timedelta(seconds=parallel.timeout_s)),
@@ -55,7 +54,7 @@ def launched(config: TrainConfig) -> Iterator[Accelerator]:
         step_scheduler_with_optimizer=False,
     )
     try:
-        _check_number(config, accelerator.num_processes)
+        config.cluster.check_launch(accelerator.num_processes)
         yield accelerator
         accelerator.wait_for_everyone()
     finally:
@@ -63,15 +62,6 @@ def launched(config: TrainConfig) -> Iterator[Accelerator]:
             torch.distributed.destroy_process_group()
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
-
-
-def _check_number(config: TrainConfig, launched_processes: int) -> None:
-    expected = config.cluster.num_processes
-    if expected and expected != launched_processes:
-        raise UserError(
-            f"cluster={config.cluster.name} means {expected} processes, but {launched_processes} were launched: "
-            "launch with torchrun --nnodes ... --nproc-per-node ..., or choose cluster=local."
-        )
 
 
 def _end_with_launcher() -> None:

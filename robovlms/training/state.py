@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from robovlms.config.fields import RUN, change_keeps
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import CONFIG, STATE, checkpoints, load_config, run_folder_of, step_of
@@ -21,20 +22,7 @@ from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, r
 
 log = logging.getLogger(__name__)
 
-# What a resumed run must share with its checkpoint: anything else would make other weights or another order of samples.
-FIXED: tuple[str, ...] = (
-    "backbone",
-    "head",
-    "structure",
-    "window",
-    "view",
-    "seed",
-    "batch_size",
-    "data",
-    "debug.overfit",
-)
 OPTIMIZER, REST = "optimizer.safetensors", "state.json"
-FREE = ("root", "num_workers", "cache_mb", "cache", "cache_dir")  # of `data` and its parts: where and how it is read
 
 
 @dataclass(kw_only=True)
@@ -210,7 +198,7 @@ def check_same_run(config: TrainConfig, saved: TrainConfig, folder: Path) -> Non
     """Refuse to resume with a config that would make another model or see other samples."""
     now, then = flatten(asdict(config)), flatten(asdict(saved))
     different = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
-    fatal = [key for key in different if _is_fixed(key)]
+    fatal = [key for key in different if not change_keeps(config, key, RUN)]
     if fatal:
         lines = "\n".join(f"  {key}: checkpoint {then.get(key)}, now {now.get(key)}" for key in fatal)
         raise UserError(
@@ -219,13 +207,6 @@ def check_same_run(config: TrainConfig, saved: TrainConfig, folder: Path) -> Non
         )
     for key in different:
         log.info("resuming with %s=%s (the checkpoint had %s)", key, now.get(key), then.get(key))
-
-
-def _is_fixed(key: str) -> bool:
-    group, _, rest = key.partition(".")
-    if key in FIXED:
-        return True
-    return group in FIXED and not (group == "data" and rest.split(".")[-1] in FREE)
 
 
 def flatten(tree: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -32,8 +32,8 @@ def check_trackers(config: TrackingConfig) -> None:
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker.value) is None:
             raise UserError(
-                f"tracking={tracker.value} needs a package that is not installed: pip install {tracker.value}, or "
-                "choose tracking=console."
+                f"tracking={tracker.value} needs a package that is not installed: pip install -e "
+                f"'.[{tracker.value}]', or choose tracking=console."
             )
     if TrackerName.wandb in config.trackers and wandb_mode(config) == "online" and not _is_logged_in():
         raise UserError(

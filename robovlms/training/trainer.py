@@ -20,14 +20,14 @@ import torch
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
-from robovlms.actions.plan import make_normalizers, policy_names, sources_of
+from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, save_statistics
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
-from robovlms.policy.checkpoint import CONFIG, STATE, STATS, load_weights, save_config, save_policy
+from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
 from robovlms.policy.manifest import new_checkpoint
 from robovlms.policy.policy import VLAPolicy
-from robovlms.training.feeding import make_feed, record_data
+from robovlms.training.feeding import make_feed, mean_actions, record_data
 from robovlms.training.figures import draw_first_batch
 from robovlms.training.interval import Interval, profiled
 from robovlms.training.launch import StopSignals, end, launched, on_main
@@ -48,8 +48,8 @@ class Trainer:
     folder changes before `fit` has checked everything else.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config, self.folder = config, Path(config.output_dir)
+    def __init__(self, config: TrainConfig, plan: DataPlan) -> None:
+        self.config, self.plan, self.folder = config, plan, Path(config.output_dir)
         self.run = RunFolder(config)
         self.step = self.saved_step = 0
 
@@ -82,9 +82,13 @@ class Trainer:
             yield
 
     def fit(
-        self, policy: VLAPolicy, train_set: RobotDataset, validation_set: RobotDataset, stats: dict[str, Statistics]
+        self,
+        policy: VLAPolicy,
+        train_set: RobotDataset,
+        validation_set: RobotDataset | None,
+        stats: dict[str, Statistics],
     ) -> Path:
-        """Train to the configured length and give the final checkpoint folder.
+        """Train to the configured length, validating where there is data for it; return the final checkpoint folder.
 
         Raises:
             UserError: the loss became non-finite (names step, terms and samples); the data are not those that the
@@ -93,7 +97,7 @@ class Trainer:
         self.policy, self.stats, self.train_set = policy, stats, train_set
         state = TrainingState.load(self.resume_from / STATE) if self.resume_from else None
         self.step = self.saved_step = state.step if state else 0
-        names = [source.name for source in sources_of(self.config.data)]
+        names = [source.name for source in self.plan.sources]
         self.data = on_main(self.accelerator, lambda: record_data(train_set, names))
         if state:
             state.check_data(self.data)
@@ -113,13 +117,10 @@ class Trainer:
             self._loop()
         return self._checkpoint(self.step)
 
-    def _feed(self, validation_set: RobotDataset) -> None:
+    def _feed(self, validation_set: RobotDataset | None) -> None:
         """Make the loaders, and turn epochs into steps now that the size of the data set is known."""
-        config, sources = self.config, sources_of(self.config.data)
-        normalizers, size = make_normalizers(config.data, self.stats), len(policy_names(config.data))
-        means = [torch.tensor(self.stats[source.name].scatter(source.action_dims, size).mean) for source in sources]
-        normal = [normalizer.normalize(mean[None])[0] for normalizer, mean in zip(normalizers, means, strict=True)]
-        self.mean_actions = torch.stack(normal)[:, :-1].to(self.device)
+        config, normalizers = self.config, self.plan.normalizers(self.stats)
+        self.mean_actions = mean_actions(self.plan, normalizers, self.stats).to(self.device)
         self.feed = make_feed(
             config,
             self.policy,
@@ -202,7 +203,7 @@ class Trainer:
         """Show what the model is given, changes of augmentation included."""
         assert batch.index is not None
         instructions = [self.train_set[index].instruction for index in batch.index.tolist()]
-        names = policy_names(self.config.data)
+        names = self.plan.action_names
         try:
             on_device = batch.to(self.device)
             draw_first_batch(self.policy.processor, on_device, instructions, names, self.folder / FIRST_BATCH)
@@ -255,7 +256,9 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Measure the open-loop metrics of `validation` and keep the examples for plots; a failure loses no step."""
-        sources, rng = [source.name for source in sources_of(self.config.data)], rng_state()
+        if self.feed.validation is None:
+            return {}
+        sources, rng = [source.name for source in self.plan.sources], rng_state()
         try:
             with self.accelerator.autocast():
                 loader = self.feed.validation
@@ -285,7 +288,7 @@ class Trainer:
         state = TrainingState(step=self.step, optimizer=optimizer, rng=rng, data=self.data)
         started, target = time.perf_counter(), self._checkpoint(self.step)
         with new_checkpoint(target) as partial:
-            save_policy(partial, self.config, self.policy, self.stats)
+            save_policy(partial, Trained(self.config, self.policy, self.stats, self.plan))
             state.save(partial / STATE)
         self.run.kept(self.step)
         log.info("saved %s in %s", target, duration(time.perf_counter() - started))

@@ -27,6 +27,7 @@ FILES = (
     "action_stats.json",
     "model.safetensors",
     "manifest.json",
+    "spec.json",
     "backbone/config.json",
     "training_state/state.json",
     "training_state/optimizer.safetensors",

@@ -190,6 +190,15 @@ class QwenVL(HuggingFaceBackbone):
         size: Any = config.vision_config.image_size
         return cls(model, read_tokenizer(source / "qwen.tiktoken"), make_image_processor(size))
 
+    @property
+    def vocab_size(self) -> int:
+        """All of it: the published tokenizer counts its special tokens, too."""
+        return len(self.tokenizer)
+
+    def count_special_tokens(self) -> int:
+        """Return 1: the published tokenizer names none, and upstream one for padding."""
+        return 1
+
     def parts(self) -> dict[str, list[nn.Module]]:
         """Return vision tower, decoder and embedding; the resampler between them is always trained."""
         text = self.model.language_model
@@ -285,7 +294,10 @@ def read_tokenizer(file: Path) -> Qwen2Tokenizer:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: give the published folder, with its qwen.tiktoken.")
-    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, file.read_text().splitlines())}
+    ranks = {
+        base64.b64decode(token): int(rank)
+        for token, rank in map(str.split, file.read_text(encoding="utf-8").splitlines())
+    }
     text = {token: token.decode("latin-1").translate(BYTE_CHARACTERS) for token in ranks}
     vocab = {text[token]: rank for token, rank in ranks.items()}
     vocab |= {token: len(ranks) + i for i, token in enumerate(SPECIAL_TOKENS)}

@@ -6,7 +6,6 @@ A record is {"image": "coco/train/1.jpg", "conversations": [{"from": "human", "v
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,20 +16,21 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from robovlms.backbones.base import Backbone
-from robovlms.config.cotrain import CotrainConfig
+from robovlms.backbones.base import Backbone, text_side
+from robovlms.config.training import CotrainConfig
 from robovlms.data.loading.loader import make_loader
+from robovlms.data.loading.processes import Loader
 from robovlms.data.loading.sampler import Draw, StepSampler
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
+from robovlms.images.decoding import decode_picture
 from robovlms.images.processor import Processor, pad
 from robovlms.types import Conversations
 
 log = logging.getLogger(__name__)
 
 MARK = "<image>"  # where LLaVA puts the image; a backbone puts it where its family does
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]  # others of Pillow start programs, as EPS does
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
 
@@ -86,6 +86,7 @@ class ConversationDataset:
             try:
                 record, end = decode(text, at)
             except (ValueError, RecursionError) as error:
+                refuse_pointer(self.path)
                 raise UserError(f"cotrain.file={self.path} is not JSON at byte {at}: {error}") from error
             yield at, end, record
             at = end
@@ -117,10 +118,10 @@ class ConversationDataset:
 
     def _picture(self, index: int, name: str) -> UInt8[np.ndarray, "h x c"]:
         try:
-            data = io.BytesIO((self.folder / name).read_bytes())  # of a file Pillow reads as much as its chunks claim
-            with Image.open(data, formats=FORMATS) as image:
-                return self._processor.picture(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            data = (self.folder / name).read_bytes()  # of a file Pillow reads as much as its chunks claim
+            return self._processor.picture(Image.fromarray(decode_picture(data)))
+        except (OSError, ValueError) as error:
+            refuse_pointer(self.folder / name)
             raise UserError(
                 f"{self.folder / name} ({self.path.name}, record {self._numbers[index]}) cannot be read: {error}"
             ) from error
@@ -166,7 +167,7 @@ class ConversationCollator:
 
     def __init__(self, config: CotrainConfig, backbone: Backbone, size: int) -> None:
         self.config, self.size = config, size
-        self._backbone = backbone
+        self._backbone = text_side(backbone)
 
     def __call__(
         self, drawn: Sequence[tuple[tuple[Conversation, UInt8[np.ndarray, "h x c"] | None], Draw]]
@@ -213,7 +214,7 @@ class ConversationCollator:
 
 def conversation_loader(
     config: CotrainConfig, backbone: Backbone, processor: Processor, beside: StepSampler, *, pin_memory: bool
-) -> DataLoader[Conversations]:
+) -> Loader[Conversations]:
     """Return an endless loader of this rank's conversations: a micro-batch for each one of the robot's data (`beside`).
 
     Raises:
@@ -239,4 +240,4 @@ def conversation_loader(
         start_step=beside.start_step,
     )
     collate = ConversationCollator(config, backbone, processor.image_spec.size)
-    return make_loader(dataset, collate, sampler, config.num_workers, pin_memory)
+    return make_loader(dataset, collate, sampler, config.num_workers, pin_memory, "cotrain.num_workers")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,13 +10,15 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from robovlms.actions.normalizer import ActionNormalizer, chunk_actions
 from robovlms.config.policy import WindowConfig
 from robovlms.data.base import RobotDataset
+from robovlms.data.loading import processes
+from robovlms.data.loading.processes import Guarded, Loader, Samples
 from robovlms.data.loading.ring import Ring
-from robovlms.data.loading.sampler import Draw, StepSampler
+from robovlms.data.loading.sampler import Draw, StepSampler, sample_seeds
 from robovlms.errors import UserError
 from robovlms.images.draws import Augmentation, Drawn
 from robovlms.images.processor import Processor
@@ -32,6 +31,7 @@ class Collator:
     Args:
         normalizers: by the number of a sample's part.
         augmentation: draws the random changes of the samples' images; None: none, as validation needs.
+        seed: of what a head draws at random, together with the samples' numbers.
     """
 
     def __init__(
@@ -40,8 +40,10 @@ class Collator:
         normalizers: Sequence[ActionNormalizer],
         window: WindowConfig,
         augmentation: Augmentation | None = None,
+        seed: int = 0,
     ) -> None:
         self.processor, self.normalizers, self.window, self.augmentation = processor, normalizers, window, augmentation
+        self.seed = seed
 
     def __call__(self, samples: Sequence[tuple[Sample, Draw]]) -> Batch:
         rows = [sample for sample, _ in samples]
@@ -50,7 +52,8 @@ class Collator:
         chunks, chunk_mask = chunk_actions(self._actions(rows), mask, self.window.window_size, self.window.chunk_size)
         text_ids, text_mask = self.processor.text([row.instruction for row in rows])
         proprio = [row.proprio for row in rows if row.proprio is not None]
-        drawn = self.augmentation.draw([draw.number for draw in draws]) if self.augmentation else Drawn()
+        numbers = [draw.number for draw in draws]
+        drawn = self.augmentation.draw(numbers) if self.augmentation else Drawn()
         return Batch(
             frames={view: self._frames(rows, view) for view in self.processor.views},
             text_ids=text_ids,
@@ -61,6 +64,7 @@ class Collator:
             view_mask=self._seen(rows),
             proprio=torch.from_numpy(np.stack(proprio)) if proprio else None,
             source=torch.tensor([row.source for row in rows]),
+            seeds=torch.from_numpy(sample_seeds(self.seed, numbers)),
             index=torch.tensor([draw.window for draw in draws]),
             **drawn._asdict(),
         )
@@ -106,19 +110,9 @@ class Collator:
         return batch
 
 
-class _Drawn(Dataset[tuple[Any, Draw]]):
-    """A data set addressed by draws, so that the collator learns each sample's number."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, draw: Draw) -> tuple[Any, Draw]:
-        return self.dataset[draw.window], draw
-
-
 def training_loader(
     dataset: RobotDataset, collator: Collator, sampler: StepSampler, *, num_workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
+) -> Loader[Batch]:
     """Return an endless loader of this rank's micro-batches, from the sampler's start step on."""
     return make_loader(dataset, _ringed(collator, num_workers), sampler, num_workers, pin_memory)
 
@@ -133,8 +127,10 @@ def validation_loader(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
+) -> Loader[Batch]:
     """Return this rank's share of an evenly spread selection of windows, the same at every call.
+
+    A window's number is its place in the data set, so a head draws the same for it whatever ranks and batch sizes are.
 
     Raises:
         UserError: fewer windows than processes.
@@ -145,7 +141,7 @@ def validation_loader(
         )
     count = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size * world_size)
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    mine = [Draw(index, number) for number, index in enumerate(indices)][rank::world_size]
+    mine = [Draw(index, index) for index in indices][rank::world_size]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     return make_loader(dataset, _ringed(collator, num_workers), batches, num_workers, pin_memory)
 
@@ -160,32 +156,24 @@ def make_loader(
     batches: StepSampler | list[list[Draw]],
     num_workers: int,
     pin_memory: bool,
-) -> DataLoader[Any]:
-    """Return a loader of the drawn numbers of `dataset`; `collate` gets pairs of what was read and its draw."""
+    option: str = "data.num_workers",
+) -> Loader[Any]:
+    """Return a loader of the drawn numbers of `dataset`; `collate` gets pairs of what was read and its draw.
+
+    `option` is what sets `num_workers`.
+    """
     if num_workers:
-        atexit.register(_stop_workers)
-    return DataLoader(
-        _Drawn(dataset),
+        processes.stop_at_exit()
+    loader = DataLoader(
+        Samples(dataset),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=Guarded(collate),
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=processes.start,
+        multiprocessing_context=processes.context() if num_workers else None,
         generator=torch.Generator(),  # its own: making an iterator must not disturb the run's random state
     )
-
-
-def _stop_workers() -> None:
-    """End loader processes that an exception kept alive: they ignore the signal that python ends its children with."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _start_worker(worker: int) -> None:
-    """One thread per loader process; signals to the whole group are the training process's to handle."""
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    return Loader(loader, option)
