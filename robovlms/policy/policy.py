@@ -78,7 +78,12 @@ class VLAPolicy(nn.Module):
                 "images and actions of several frames stand in. Use structure=policy_head or one_step."
             )
         if config.cotrain is not None:
-            backbone.enable_lm_head(config.backbone)
+            if backbone.text_head is None:
+                raise NotAllowedError(
+                    f"cotrain needs a backbone that writes text, and backbone={config.backbone.name} does not: set "
+                    "cotrain=null, or choose another backbone."
+                )
+            backbone.text_head.enable(config.backbone)
         if config.head.kind is HeadKind.slots:
             backbone.enable_bidirectional_queries()
         head = HEADS.get(config.head.name)(
@@ -159,10 +164,12 @@ class VLAPolicy(nn.Module):
 
     def converse(self, conversations: Conversations) -> Losses:
         """Return the cross-entropy of the answers' tokens and how many are predicted first, means over these tokens."""
+        text_head = self.backbone.text_head
+        assert text_head is not None
         images = rearrange(self.processor.normalize(conversations.images.movedim(-1, 1)), "b c h x -> b 1 1 c h x")
         text = (conversations.text_ids, conversations.text_mask, conversations.reply_ids)
-        features = self.backbone.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
-        logits = self.backbone.lm_logits(features.flatten(0, 1)[conversations.supervised])
+        features = text_head.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
+        logits = text_head.lm_logits(features.flatten(0, 1)[conversations.supervised])
         wanted = conversations.reply_ids.flatten()[conversations.supervised]
         is_right = (logits.detach().argmax(-1) == wanted).float()
         return {"text_loss": F.cross_entropy(logits, wanted), "text_accuracy": is_right.mean()}

@@ -164,7 +164,7 @@ class Trainer:
             )
         self.conversation_loader: Iterable[Conversations] = ()
         if config.cotrain is not None:
-            said = (config.cotrain, self.policy.backbone, processor, self.sampler)
+            said = (config.cotrain, self.policy.backbone.tokenize, processor, self.sampler)
             self.conversation_loader = conversation_loader(*said, pin_memory=bool(loading["pin_memory"]))
 
     def _normal_mean(self, source: Source) -> Tensor:

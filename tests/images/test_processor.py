@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from robovlms.backbones.families.nano import Nano
 from robovlms.config.choices import Fit, Resize
 from robovlms.images.processor import Processor
 from robovlms.images.resizing import resize_frames, resize_picture
+from robovlms.registry import BACKBONES
 from robovlms.types import Batch, ImageSpec
 
 SPECS = [
@@ -66,3 +69,11 @@ def test_text_is_padded_on_the_right():
 def test_an_instruction_that_is_too_long_names_the_option():
     with pytest.raises(ValueError, match=r"backbone\.max_text_tokens=3"):
         Processor(Nano.tiny(), ["side"], max_text_tokens=3).text(["open the drawer"])
+
+
+@pytest.mark.parametrize("name", BACKBONES.names())
+def test_a_processor_travels_to_loader_processes_without_the_model(name):
+    processor = Processor(BACKBONES.get(name).tiny(), ["side"], max_text_tokens=64)
+    sent = pickle.dumps(processor)
+    assert len(sent) < 100_000, "no weights"
+    assert torch.equal(pickle.loads(sent).text(["lift it", "go"])[0], processor.text(["lift it", "go"])[0])

@@ -11,10 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import BartTokenizer, CLIPImageProcessorPil, Florence2Config, Florence2Model
 
-from robovlms.backbones.base import Backbone
 from robovlms.backbones.huggingface import TINY_BYTES, HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
-from robovlms.config.policy import BackboneConfig
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
@@ -41,6 +39,7 @@ class Florence2(HuggingFaceBackbone):
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
         super().__init__(model, tokenizer, image_processor)
         self.num_marks = (1, 0)  # the mean patch
+        self.text_head = None  # the decoder that writes is not read
 
     @classmethod
     def published_config(cls) -> Florence2Config:
@@ -101,10 +100,6 @@ class Florence2(HuggingFaceBackbone):
                 f"of {patch} px, at most {largest}: backbone.checkpoint mixes files of two models."
             )
         return self._spec_of_size(height)
-
-    def enable_lm_head(self, config: BackboneConfig) -> None:
-        """Refuse: the decoder that writes is not read."""
-        Backbone.enable_lm_head(self, config)
 
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Return the mean of the projected patches, then each of them, row by row."""
