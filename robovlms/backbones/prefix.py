@@ -155,11 +155,13 @@ class PrefixBackbone(Backbone):
         """Return what the tokens of all frames are, not yet packed."""
         n, t, v, m, _ = image.shape
         none = text_ids.new_full((n, q), -1)
+        is_shown = view_mask.repeat_interleave(m, dim=1)
         patches = self._number_patches(m, image.device).repeat(v).expand(n, -1)
+        patches = torch.where(is_shown, patches, -1)  # padding is of no image
         ids = self.image_ids(m, image.device).repeat(v).expand(n, -1)
         is_query = text_mask.new_ones(n, q)
         tokens = Layout(
-            mask=self._frame(text_mask, view_mask.repeat_interleave(m, dim=1), is_query),
+            mask=self._frame(text_mask, is_shown, is_query),
             frame=self._frame(torch.zeros_like(text_ids), torch.zeros_like(patches), torch.zeros_like(none)),
             is_query=self._frame(torch.zeros_like(text_mask), torch.zeros_like(patches, dtype=torch.bool), is_query),
             patch=self._frame(torch.full_like(text_ids, -1), patches, none),

@@ -4,7 +4,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
 from calvin_folder import assert_same_state, losses
 from composing import completed, composed, open_windows, plan_of
 from mixed_data import make_arm_folder, mixture
@@ -17,7 +16,6 @@ from robovlms.data.statistics import compute_statistics
 from robovlms.policy.checkpoint import checkpoints, load_config, load_policy
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.runner import PolicyRunner
-from robovlms.registry import BACKBONES
 from robovlms.types import Observation
 
 
@@ -146,22 +144,6 @@ def test_accumulation_does_not_change_a_mixtures_numbers(calvin_folder, arm_fold
 def test_parts_that_do_not_fit_are_refused_with_what_fixes_them(calvin_folder, arm_folder, tmp_path, change, message):
     with pytest.raises(Exception, match=message):
         train(config(*mixture(calvin_folder, arm_folder, tmp_path / "run", change)))
-
-
-@pytest.mark.parametrize("name", ["kosmos", "nano", "paligemma", "qwen2_5_vl", "gemma3"])
-def test_a_view_that_is_not_there_changes_nothing(name):
-    backbone = BACKBONES.get(name).tiny().eval()
-    torch.manual_seed(0)
-    size = backbone.image_spec.size
-    images = torch.randn(2, 1, 2, 3, size, size)
-    ids = torch.tensor(backbone.tokenize(["open the drawer"]) * 2)
-    queries = torch.randn(2, 1, 1, backbone.hidden_dim)
-    view_mask = torch.tensor([[True, False], [True, True]])
-    with torch.no_grad():
-        mixed = backbone(images, ids, torch.ones_like(ids, dtype=torch.bool), queries, view_mask)
-        alone = backbone(images[:1, :, :1], ids[:1], torch.ones_like(ids[:1], dtype=torch.bool), queries[:1])
-        both = backbone(images[1:], ids[1:], torch.ones_like(ids[1:], dtype=torch.bool), queries[1:])
-    torch.testing.assert_close(mixed, torch.cat([alone, both]), atol=1e-5, rtol=1e-4)
 
 
 @cache
