@@ -121,4 +121,4 @@ class ImageSpec:
     size: int
     mean: Sequence[float]
     std: Sequence[float]
-    resample: Resampling = Resampling.BICUBIC  # how the checkpoint's own image processor resizes
+    interpolation: Resampling = Resampling.BICUBIC  # how the checkpoint's own image processor resizes

@@ -156,7 +156,7 @@ class HuggingFaceBackbone(PrefixBackbone):
             size=size,
             mean=tuple(processor.image_mean),
             std=tuple(processor.image_std),
-            resample=Resampling(processor.resample),
+            interpolation=Resampling(processor.resample),
         )
 
     @classmethod

@@ -14,9 +14,11 @@ from robovlms.commands.merge_lora import merge_checkpoint
 from robovlms.commands.train import train
 from robovlms.config.choices import QueryInit, WeightType
 from robovlms.config.policy import LoRAConfig
+from robovlms.config.training import OptimizerConfig
 from robovlms.heads.base import HeadSizes, start_query
 from robovlms.heads.schemas.lstm import LSTMHeadConfig
 from robovlms.policy.checkpoint import load_policy, resolve_checkpoint
+from robovlms.training.optimization import make_optimizer
 
 
 def shake(backbone):
@@ -141,6 +143,17 @@ def test_only_the_last_layers_of_the_decoder_train(name):
     trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
     assert trained == [False] * (len(layers) - 1) + [True]
     assert all(grad is not None for grad in gradients(backbone, *inputs(backbone)).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_optimizer_lists_every_trained_parameter_once(name):
+    backbone = tiny(name)
+    listed = [
+        id(p)
+        for group in make_optimizer(backbone, OptimizerConfig(name="adamw", lr=1e-3)).param_groups
+        for p in group["params"]
+    ]
+    assert sorted(listed) == sorted(id(p) for p in backbone.parameters() if p.requires_grad)
 
 
 def test_more_layers_than_there_are_and_contradictions_are_refused():

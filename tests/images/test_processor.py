@@ -14,14 +14,14 @@ from robovlms.registry import BACKBONES
 from robovlms.types import Batch, ImageSpec
 
 SPECS = [
-    ImageSpec(size=size, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), resample=resample)
+    ImageSpec(size=size, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), interpolation=interpolation)
     for size in (24, 90)
-    for resample in (Resampling.BILINEAR, Resampling.BICUBIC, Resampling.LANCZOS)
+    for interpolation in (Resampling.BILINEAR, Resampling.BICUBIC, Resampling.LANCZOS)
 ]
 
 
 @pytest.mark.parametrize("fit", list(Fit))
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.resample.name.lower()}-{spec.size}")
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.interpolation.name.lower()}-{spec.size}")
 @pytest.mark.parametrize("shape", [(50, 50), (48, 64)])
 def test_the_device_resizes_as_pil_does(spec, fit, shape):
     frame = np.random.default_rng(0).integers(0, 2, (*shape, 3), dtype=np.uint8) * 255  # overshoots at every edge

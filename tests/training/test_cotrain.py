@@ -105,4 +105,4 @@ def test_queries_that_see_each_other_are_refused(said):
 def test_a_backbone_that_writes_no_text_is_refused(said):
     choice = ["structure=one_step", "head=mlp", "window=w1_c10", "data.root=x", "backbone.size=tiny"]
     with pytest.raises(NotAllowedError, match="writes text, and backbone=florence2 does not: set cotrain=null"):
-        VLAPolicy.from_config(completed(composed("experiment=vla_structure", "backbone=florence2", *said, *choice)))
+        build(completed(composed("experiment=vla_structure", "backbone=florence2", *said, *choice)))
