@@ -120,10 +120,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def last_ids(self, count: int) -> list[int]:
-        """Return the ids of the last words of the vocabulary, special ones left out, the last first."""
+        """Return the ids of the last tokens of the vocabulary, special ones left out, the last first."""
 
     @torch.no_grad()
     def last_words(self, count: int) -> Float[Tensor, "n d"]:
-        """Return the vectors of the last words, as they stand beside the queries."""
+        """Return the vectors of the last tokens, as they stand beside the queries."""
         device = next(self.parameters()).device
         return self.embed_text(torch.tensor([self.last_ids(count)], device=device))[0].float().clone()

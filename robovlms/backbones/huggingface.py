@@ -36,7 +36,7 @@ from robovlms.config.policy import BackboneConfig
 from robovlms.errors import NotAllowedError, UserError
 from robovlms.types import ImageSpec
 
-NUM_LEFT_OUT = 10  # words at the end of a vocabulary that are no actions
+NUM_LEFT_OUT = 10  # tokens at the end of a vocabulary that are no actions
 TINY_IMAGE_SIZE = 56  # px: 4 x 4 patches of 14
 TINY_VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -164,7 +164,8 @@ class HuggingFaceBackbone(PrefixBackbone):
         """Build the model that a config names: checkpoint (hub id or folder), its architecture alone, or tiny.
 
         Raises:
-            FileNotFoundError: the checkpoint, or a file of it, cannot be had; says what was looked for and what to do.
+            FileNotFoundError: the checkpoint, or a file of it, is not available; says what was looked for and what to
+                do.
             UserError: the checkpoint is of another family or incomplete, or an option does not fit the model.
         """
         check_attention(config, cls.attentions)
@@ -222,7 +223,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         super().enable_bidirectional_queries()
 
     def new_cache(self) -> KVCache | None:
-        """Return an empty context, if the family's decoder keeps keys and values alone."""
+        """Return an empty cache, if the family's decoder keeps keys and values alone."""
         return KVCache(DynamicCache()) if self.can_cache else None
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:

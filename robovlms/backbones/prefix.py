@@ -72,7 +72,7 @@ class PrefixBackbone(Backbone):
         Args:
             embeds: packed tokens; e > d only if image tokens are wider, and then zero in the others.
             layout: what they are; with a `cache`, what all tokens are, and these are the last of them.
-            cache: a context's, of the tokens before these.
+            cache: of the tokens before these, as `new_cache` makes it.
         """
 
     def encode(self, images: Float[Tensor, "n t v c h x"]) -> Float[Tensor, "n t v m e"]:

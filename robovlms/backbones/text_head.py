@@ -105,4 +105,4 @@ class TextHead(ABC):
 
     @abstractmethod
     def lm_logits(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
-        """Return the logits of the next token over the vocabulary, in float32, from what `lm_hidden` gave."""
+        """Return the logits of the next token over the vocabulary, in float32, from what `lm_hidden` returns."""

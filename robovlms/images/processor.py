@@ -115,8 +115,8 @@ class Processor:
             )
 
     def host_frames(self, frames: UInt8[np.ndarray, "w _h _x c"]) -> UInt8[np.ndarray, "w h x c"]:
-        """Resize with PIL, as the checkpoint's own image processor does, when `resize` is host; otherwise give the
-        frames as they are.
+        """Resize with PIL, as the checkpoint's own image processor does, when `resize` is host; otherwise return
+        the frames as they are.
         """
         size = self.image_spec.size
         if self.resize is Resize.device or frames.shape[1:3] == (size, size):

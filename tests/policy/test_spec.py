@@ -25,7 +25,7 @@ def test_a_spec_says_what_a_policy_sees_and_what_its_actions_mean(mixture):
     assert spec.views == {"side": 32, "wrist": 32}
     assert (spec.window_size, spec.chunk_size) == (4, 3)
     assert spec.control_hz == {"play": 10.0, "arm": 10.0}
-    assert spec.find("arm").contract.names == ["dx", "dy", "gripper"]
+    assert spec.find("arm").contract.names == ["dx", "dy"]
     assert spec.find("play").statistics != spec.find("arm").statistics
     with pytest.raises(UserError, match="source=None: this policy has the sources play, arm"):
         spec.find(None)

@@ -114,10 +114,10 @@ class Florence2(HuggingFaceBackbone):
 
 
 def context_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
-    """Say which token (row) sees which (column): all see images and text up to their own frame; queries also the
-    queries before them, in this frame and earlier ones.
+    """Return the mask of the encoder: all tokens (rows) attend to images and text up to their own frame; queries also
+    to the queries before them, in this frame and earlier ones.
 
-    Padding is seen by nobody but itself, so that no row is empty.
+    Padding attends to itself and nothing else attends to it, so that no row is empty.
     """
     mask, frame, is_query = layout[:3]
     order = torch.arange(mask.shape[1], device=mask.device)
