@@ -235,6 +235,13 @@ class Flamingo(HuggingFaceBackbone):
         for layer in self.model.layers:
             layer.condition = (rearrange(image, "n t v m e -> n (t v m) e"), allowed)
 
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
+        """Run the causal decoder on what `condition` handed over, which is then dropped."""
+        hidden = self.run(embeds, layout, cache)
+        for layer in self.model.layers:
+            layer.condition = None
+        return hidden
+
 
 def read_text_config(values: dict[str, Any]) -> Any:
     """Return the decoder's config; MPT-1B's (`mosaic_gpt`) is MPT with normed queries and keys.
