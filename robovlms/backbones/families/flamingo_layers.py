@@ -51,7 +51,8 @@ class GatedCrossAttention(nn.Module):
 class FlamingoLayer(nn.Module):
     """A layer of the decoder, and the gated cross-attention before it where there is one.
 
-    `condition` is what the tokens of the coming forward may attend to; it is set before the decoder runs, and dropped after.
+    `condition` is what the tokens of the coming forward may attend to; it is set before the decoder runs, and then
+    dropped.
     """
 
     def __init__(self, layer: nn.Module, gated: GatedCrossAttention | None) -> None:
