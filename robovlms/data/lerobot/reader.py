@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Int64, UInt8
 
-from robovlms.data.base import EpisodeInfo, Numbers, Reader
+from robovlms.data.base import EpisodeInfo, Numbers, Reader, or_skip
 from robovlms.data.files.opened import OpenFiles
 from robovlms.data.files.vectors import VectorSpec
 from robovlms.data.files.video import open_video, read_frames
@@ -211,7 +211,7 @@ class LeRobotReader(Reader):
             )
             return
         if len(bad) < total:
-            told.append("Correct the folder, or set data.skip_bad=true to drop such episodes.")
+            told.append(f"Correct the folder{or_skip(self._config, 'drop such episodes')}.")
         raise (FileNotFoundError if isinstance(first, FileNotFoundError) else UserError)(" ".join(told))
 
     def _problem(self, episode: EpisodeFiles, faults: dict[Path, Exception]) -> Exception | None:
