@@ -49,10 +49,21 @@ class Steps:
 
     @classmethod
     def resolve(cls, schedule: ScheduleConfig, trainer: TrainerConfig, steps_per_epoch: int) -> Steps:
-        """Turn epochs into steps; everything but the warm-up is at least one."""
+        """Turn epochs into steps; everything but the warm-up is at least one.
+
+        Raises:
+            UserError: the warm-up outlasts the run.
+        """
         texts = vars(schedule) | vars(trainer)
+        texts["validate_every"] = trainer.validate_every or schedule.total
         steps = {field.name: Duration.parse(texts[field.name]).steps(steps_per_epoch) for field in fields(cls)}
-        return cls(**{name: max(count, int(name != "warmup")) for name, count in steps.items()})
+        found = cls(**{name: max(count, int(name != "warmup")) for name, count in steps.items()})
+        if found.warmup > found.total:
+            raise UserError(
+                f"schedule.warmup={schedule.warmup} ({found.warmup} steps) is longer than schedule.total="
+                f"{schedule.total} ({found.total} steps): shorten it, e.g. 'schedule.warmup=0 step'."
+            )
+        return found
 
 
 def learning_rate(step: int, config: ScheduleConfig, peak: float, steps: Steps) -> float:
@@ -63,3 +74,19 @@ def learning_rate(step: int, config: ScheduleConfig, peak: float, steps: Steps) 
         return peak
     progress = min(1.0, (step - steps.warmup) / max(1, steps.total - steps.warmup))
     return peak * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """Refuse trained weights whose 2-norm is not a finite float32: they are lost, whatever the last loss was.
+
+    Raises:
+        UserError: says how many, and names one.
+    """
+    named = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    norms = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) for _, each in named])
+    lost = [named[i][0] for i in (~norms.isfinite()).nonzero().flatten().tolist()]
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {len(named)} tensors are no longer finite at step {step}, e.g. {lost[0]}: nothing saved. "
+            "Lower optimizer.lr, and go on from the newest checkpoint, which is from before, or start again."
+        )

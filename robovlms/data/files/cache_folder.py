@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from robovlms.data.files.npz import read_npz
+from robovlms.errors import UserError
+from robovlms.files import atomic_file, exclusive
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,20 @@ TO_DO = f"set data.cache_dir or {VARIABLE} to a folder that can be written"
 
 
 def cache_folder(chosen: str | None) -> Path:
-    """Return the folder: `data.cache_dir`, or what ROBOVLMS_CACHE names, or ~/.cache/robovlms."""
-    return Path(chosen or os.environ.get(VARIABLE) or "~/.cache/robovlms").expanduser()
+    """Return the folder: `data.cache_dir`, or what ROBOVLMS_CACHE names, or ~/.cache/robovlms.
+
+    Who has no home, as in a container under a user number of its own, has it among the temporary files.
+
+    Raises:
+        UserError: a path is given that begins in a home that there is not.
+    """
+    given = chosen or os.environ.get(VARIABLE)
+    try:
+        return Path(given or "~/.cache/robovlms").expanduser()
+    except RuntimeError as error:
+        if given:
+            raise UserError(f"{given}: there is no home folder. Write the whole path, or set HOME.") from error
+        return Path(tempfile.gettempdir()) / f"robovlms-{os.getuid()}"
 
 
 def keep(
@@ -56,29 +69,21 @@ def keep(
 @contextmanager
 def _alone(path: Path) -> Iterator[bool]:
     """Hold the lock of a file; False where the folder cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        logger.warning("%s is not kept, because %s: %s.", path, error, TO_DO)
-        yield False
-        return
-    with lock:
-        yield True
+    with ExitStack() as stack:
+        may_write = True
+        try:
+            stack.enter_context(exclusive(path.with_suffix(".lock")))
+        except OSError as error:
+            logger.warning("%s is not kept, because %s: %s.", path, error, TO_DO)
+            may_write = False
+        yield may_write
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write at once: another process sees no file or a whole one."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
-            try:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with atomic_file(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         logger.warning("%s is not kept, because %s: %s.", path, error, TO_DO)
 

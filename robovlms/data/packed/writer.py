@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ from robovlms.data.packed.index import (
 )
 from robovlms.data.packed.shards import UNFINISHED, Packer, ShardPlan, Span, encode_jpeg, lay_out, make_plan, numbers_of
 from robovlms.errors import UserError
-from robovlms.files import digest, hash_file
+from robovlms.files import digest, exclusive, hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -147,13 +147,9 @@ def _complete(target: Path, reader: Reader, image_format: ImageFormat, origin: d
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """Keep other processes from packing into the same folder; the lock goes with the process."""
-    import fcntl
-
-    folder = target / UNFINISHED
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(exclusive(target / UNFINISHED / LOCK, wait=False))
         except BlockingIOError as error:
             raise UserError(f"{target} is being packed by another process: wait for it.") from error
         yield
@@ -163,12 +159,12 @@ def _finished(target: Path, plan: ShardPlan) -> set[int]:
     """Return the shards of this plan that lie there whole; what belongs to another plan is deleted."""
     note = target / UNFINISHED / "plan.json"
     text = json.dumps({"version": VERSION, **asdict(plan)}, indent=1)
-    if not note.is_file() or note.read_text() != text:
+    if not note.is_file() or note.read_text(encoding="utf-8") != text:
         folder = target / UNFINISHED
         stale = [*target.glob("*-*.bin"), *target.glob("*-*.npy"), *folder.glob("*.npz"), *folder.glob("shard-*.json")]
         for path in [target / PROPRIO, *stale]:
             path.unlink(missing_ok=True)
-        note.write_text(text)
+        note.write_text(text, encoding="utf-8")
         return set()
     records = sorted((target / UNFINISHED).glob("shard-*.json"))
     done = {int(path.stem.removeprefix("shard-")) for path in records if _is_whole(target, path)}
@@ -178,7 +174,7 @@ def _finished(target: Path, plan: ShardPlan) -> set[int]:
 
 
 def _is_whole(target: Path, note: Path) -> bool:
-    files = {name: FileRecord(**entry) for name, entry in json.loads(note.read_text()).items()}
+    files = {name: FileRecord(**entry) for name, entry in json.loads(note.read_text(encoding="utf-8")).items()}
     paths = {name: target / name for name in files}
     has_numbers = numbers_of(target, int(note.stem.removeprefix("shard-"))).is_file()
     return has_numbers and all(p.is_file() and p.stat().st_size == files[name].bytes for name, p in paths.items())
@@ -243,7 +239,7 @@ def _finish(reader: Reader, plan: ShardPlan, firsts: Int64[np.ndarray, "e"], tar
     shards = range(-(-plan.rows // plan.shard_rows))
     files: dict[str, FileRecord] = {}
     for shard in shards:
-        content = json.loads((folder / f"shard-{shard:05d}.json").read_text())
+        content = json.loads((folder / f"shard-{shard:05d}.json").read_text(encoding="utf-8"))
         files |= {name: FileRecord(**entry) for name, entry in content.items()}
     _write_columns(target, [numbers_of(target, shard) for shard in shards])
     _write_episodes(reader, firsts, target)
@@ -277,4 +273,4 @@ def _write_episodes(reader: Reader, firsts: Int64[np.ndarray, "e"], target: Path
             table[i] = (firsts[i], episode.length, *texts, written, written + len(line))
             written += len(line) + 1
     np.save(target / EPISODES, table)
-    (target / TEXTS).write_text(json.dumps(list(numbers), indent=0))
+    (target / TEXTS).write_text(json.dumps(list(numbers), indent=0), encoding="utf-8")
