@@ -17,6 +17,7 @@ from robovlms.config.commands import (
     MergeLoRAConfig,
 )
 from robovlms.config.run import TrainConfig
+from robovlms.errors import UserError
 
 MPI = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "I_MPI_INFO_NP"}
 
@@ -85,8 +86,13 @@ def _inspect_data(config: InspectConfig) -> None:
     from robovlms.commands.inspect_data import inspect_data as run
     from robovlms.inspection.text import format_report
 
+    num_errors = 0
     for report, index in run(config):
         sys.stdout.write(f"{format_report(report)}\n\n{index}\n\n")
+        num_errors += report.num_errors
+    sys.stdout.flush()
+    if num_errors:  # the pages are written all the same
+        raise UserError(f"{num_errors} of the findings above are errors: correct what they name before you train.")
 
 
 def _convert_data(config: ConvertDataConfig) -> None:

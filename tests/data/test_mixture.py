@@ -13,7 +13,7 @@ from robovlms.commands.train import train
 from robovlms.data.loading.loader import Collator
 from robovlms.data.loading.sampler import BLOCK, Draw, StepSampler, block_shares
 from robovlms.data.opening import open_sources
-from robovlms.data.statistics import compute_statistics
+from robovlms.data.statistics import compute_statistics, sample_chunks
 from robovlms.policy.checkpoint import checkpoints, load_config, load_policy
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.runner import PolicyRunner
@@ -114,6 +114,21 @@ def test_every_row_of_a_mixtures_batch_is_normalised_by_its_own_source(calvin_fo
             low, high = stats[name].q01[place], stats[name].q99[place]
             expected = (raw[place].clamp(low, high) - low) / (high - low) * 2 - 1
             assert together.actions[row, 0, 0, place].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_tokenizer_is_fitted_to_the_entries_that_each_source_records(calvin_folder, arm_folder, tmp_path):
+    run = config(*mixture(calvin_folder, arm_folder, tmp_path))
+    plan, dataset = plan_of(run), open_windows(run, "train")
+    stats = compute_statistics(plan, open_sources(plan, run.window, "train"))
+    chunks = sample_chunks(dataset, plan, run.window.chunk_size, stats)
+    widths = [7] * dataset.sizes[0] + [2] * dataset.sizes[1]
+    assert [chunk.shape for chunk in chunks] == [(run.window.chunk_size, width) for width in widths]
+    for source, size in ((0, 7), (1, 2)):  # normalised by the source's own statistics, and varied
+        mine = np.concatenate([chunk for chunk in chunks if chunk.shape[1] == size])
+        expected = plan.normalizers(stats)[source]
+        raw = torch.from_numpy(np.stack([dataset[i].actions[0] for i in range(len(dataset)) if widths[i] == size]))
+        own = expected.normalize(raw)[:, :size].double().numpy()
+        np.testing.assert_allclose(mine[:: run.window.chunk_size].mean(0), own.mean(0), atol=1e-6)
 
 
 def test_accumulation_does_not_change_a_mixtures_numbers(calvin_folder, arm_folder, tmp_path):
