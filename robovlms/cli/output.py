@@ -80,13 +80,18 @@ def report(error: Exception, schema: type) -> tuple[int, str]:
     """
     import traceback
 
+    from robovlms.cli import launch
     from robovlms.cli.errors import explain
 
     message = explain(error, schema)
+    status = 1 if message is None else 2
+    reason = message if message is not None else f"{type(error).__name__}: {error}"
+    if not launch.speaks(is_cause=message is not None):
+        return status, reason
     if message is None or os.environ.get("ROBOVLMS_TRACEBACK") == "1":
         say("".join(traceback.format_exception(error)))
     if message is not None:
         say(f"error: {message}\n")
-    reason = message if message is not None else f"{type(error).__name__}: {error}"
     tell_launcher(reason)
-    return (1 if message is None else 2), reason or type(error).__name__
+    launch.say_last(f"error: {reason}")
+    return status, reason or type(error).__name__
