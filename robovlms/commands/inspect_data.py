@@ -10,7 +10,7 @@ from robovlms.config.commands import InspectConfig
 from robovlms.data.windows import WindowDataset
 from robovlms.inspection.contact_sheet import draw_contact_sheet
 from robovlms.inspection.episode import load_replay
-from robovlms.inspection.episode_page import write_page
+from robovlms.inspection.episode_page import write_episode
 from robovlms.inspection.index_page import write_index
 from robovlms.inspection.report import Report, inspect_dataset
 from robovlms.registry import DATASETS
@@ -66,5 +66,5 @@ def write_inspection(
         episodes=config.sheet_episodes,
         frames=config.sheet_frames,
     )
-    page = write_page(replay, folder / f"episode_{config.episode}.html", title=name)
+    page = write_episode(replay, folder / f"episode_{config.episode}.html", title=name)
     return report, write_index(report, folder / "index.html", pages=[page], sheet=sheet)

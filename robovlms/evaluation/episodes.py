@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.errors import UserError
@@ -50,6 +50,12 @@ class EpisodeResult:
     seconds: float  # wall clock
     error: str | None = None  # traceback
 
+    def __post_init__(self) -> None:
+        """Refuse with a TypeError what an edited or damaged file holds and a report must not show."""
+        for name, kind in get_type_hints(EpisodeResult).items():
+            if not isinstance(value := getattr(self, name), int | float if kind is float else kind):
+                raise TypeError(f"{name} is {value!r}")
+
     @property
     def key(self) -> EpisodeKey:
         """What a result is matched to its episode by."""
@@ -58,8 +64,7 @@ class EpisodeResult:
     @property
     def video_name(self) -> str:
         """File name of the episode's video, if it was recorded."""
-        task = re.sub(r"[^\w.-]+", "-", self.task)
-        return f"{task}_{self.seed}{'_opposite' if self.opposite else ''}.mp4"
+        return re.sub(r"[^\w.-]+", "-", f"{self.task}_{self.seed}{'_opposite' if self.opposite else ''}.mp4")
 
 
 def plan_episodes(tasks: Sequence[Task], config: EvaluationConfig) -> list[Episode]:
