@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from robovlms.cli.app import entry
 from robovlms.config.commands import CompareConfig
+from robovlms.terminal import show
 
 
 def run(config: CompareConfig) -> None:
@@ -11,7 +12,7 @@ def run(config: CompareConfig) -> None:
     from robovlms.commands.compare import compare
 
     table, picture = compare(config.folders, config.latency_steps)
-    print(f"{table}\n\n{picture}")
+    show(f"{table}\n\n{picture}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from robovlms.cli.app import entry
 from robovlms.config.commands import ConvertDataConfig
+from robovlms.terminal import show
 
 
 def main(config: ConvertDataConfig) -> None:
@@ -11,7 +12,7 @@ def main(config: ConvertDataConfig) -> None:
     from robovlms.commands.convert_data import convert_data  # imports torch; --help must not
 
     for summary in convert_data(config):
-        print(summary)
+        show(summary)
 
 
 if __name__ == "__main__":

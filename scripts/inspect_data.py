@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from robovlms.cli.app import entry
 from robovlms.config.commands import InspectConfig
+from robovlms.terminal import show
 
 
 def main(config: InspectConfig) -> None:
@@ -12,7 +13,7 @@ def main(config: InspectConfig) -> None:
     from robovlms.inspection.text import format_report
 
     for report, index in inspect_data(config):
-        print(f"{format_report(report)}\n\n{index}\n")
+        show(f"{format_report(report)}\n\n{index}\n")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ MAX_LINES, MAX_STATEMENTS = 350, 50
 # here. Schemas of options (`schema.py`, `schemas/`) belong to the room `config`, wherever they lie. Inside a room files
 # import each other freely, but for options, which never see one another (kosmos never sees llava).
 DOORS = {
-    "types errors files": "",
+    "types errors files terminal": "",
     "registry": "errors",
     "config": "registry errors",
-    "cli": "config registry errors",
+    "cli": "config registry errors terminal",
     "actions": "config registry errors types",
     "backbones": "config registry errors types files",
     "heads": "config registry errors types",
@@ -30,13 +30,13 @@ DOORS = {
     "sims": "config registry errors types files",
     "data": "config registry errors types files actions images backbones",
     "policy": "config registry errors types files actions images backbones heads",
-    "evaluation": "config errors types files sims policy",
+    "evaluation": "config errors types files terminal sims policy",
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
-    "inspection": "config errors types files actions data reports",
+    "inspection": "config errors types files terminal actions data reports",
     "commands": "config registry errors types files actions images backbones heads data sims policy evaluation reports "
     "training inspection",
-    "train scripts": "cli config commands inspection policy",
+    "train scripts": "cli config commands inspection policy terminal",
 }
 
 # Who may import which library; the others are free.

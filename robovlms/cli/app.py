@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from robovlms.config.presets import config_folder, options
 from robovlms.config.schemas import SCHEMAS
 from robovlms.errors import NotAllowedError, UserError
+from robovlms.terminal import PrintableFormatter, printable
 
 T = TypeVar("T")
 
@@ -177,7 +178,9 @@ def _short(overrides: list[str], swept: set[str]) -> str:
 def _set_up_logging() -> None:
     """Log INFO from the first process of a launch and WARNING from the others, on stderr."""
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def help_page(config_name: str) -> str:
@@ -221,7 +224,7 @@ def report(error: Exception, config_name: str) -> int:
     if message is None or os.environ.get("ROBOVLMS_TRACEBACK") == "1":
         import traceback
 
-        traceback.print_exception(error)
+        sys.stderr.write(printable("".join(traceback.format_exception(error))))
     if message is not None:
-        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.write(printable(f"error: {message}\n"))
     return 1 if message is None else 2

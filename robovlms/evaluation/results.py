@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from robovlms import __version__
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.statistics import Rate
+from robovlms.terminal import printable
 
 HEADER = ("task", "success", "mean", "95 % interval", "steps to success")
 PACKAGES = ("torch", "transformers", "numpy", "gymnasium", "mujoco", "metaworld")
@@ -121,7 +122,7 @@ def format_table(results: Results) -> str:
 
 def _section(title: str, group: Group) -> list[list[str]]:
     rows = [*group["tasks"].items(), ("overall", group["overall"])]
-    return [[""], [title], *(row_cells(f"  {name}", row) for name, row in rows)]
+    return [[""], [title], *(row_cells(f"  {printable(name, keep='')}", row) for name, row in rows)]
 
 
 def row_cells(name: str, row: Row) -> list[str]:

@@ -64,6 +64,12 @@ def test_the_table_is_aligned():
     ]
 
 
+def test_a_task_name_cannot_steer_the_terminal_or_fake_a_line():
+    table = format_table(summarize([result("open\x1b[2J\n  close  9/9", 0, True, 3)], config={}, versions={}))
+    assert "\x1b" not in table
+    assert "  open\\x1b[2J\\n  close  9/9" in table
+
+
 def test_results_are_json_and_name_versions_of_what_took_part(tmp_path):
     versions = environment_versions(["numpy", "no-such-simulator"])
     results = summarize(EPISODES, config={"seed": 3}, versions=versions)
