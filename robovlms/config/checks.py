@@ -87,7 +87,7 @@ REFUSED = {
     (
         Structure.interleaved,
         HeadKind.tokens,
-    ): "chunks overlap, so the tokens taught at an earlier frame would tell "
+    ): "chunks overlap, so the target tokens of an earlier frame would tell "
     "later frames their own actions: use head.parallel=true or structure=one_step",
 }
 
