@@ -1,13 +1,20 @@
-"""Files that appear whole or not at all, and the hashes that tell whether they changed."""
+"""Files that appear whole or not at all, hashes that tell whether they changed, and files that did not come along."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from robovlms.errors import UserError
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_OLD_POINTER = b"version https://hawser.github.com/spec/"
+_MAX_POINTER_BYTES = 1024
 
 
 @contextmanager
@@ -51,3 +58,31 @@ def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pointer_problem(path: Path) -> str | None:
+    """Return what to say of a file that is a Git LFS pointer, None of any other; a large file is not read.
+
+    Source: github.com/git-lfs/git-lfs, docs/spec.md: a few lines of text, the first of them the version, below 1024
+    bytes.
+    """
+    try:
+        if path.stat().st_size > _MAX_POINTER_BYTES:
+            return None
+        text = path.read_bytes()
+    except OSError:
+        return None
+    if not text.startswith((_POINTER, _OLD_POINTER)):
+        return None
+    size = re.search(rb"^size (\d{1,18})$", text, re.MULTILINE)
+    missing = f", and its {int(size[1])} bytes are missing" if size else ""
+    return (
+        f"it is a Git LFS pointer{missing}: the folder was cloned without Git LFS. Run `git lfs install` and "
+        "`git lfs pull` in the clone, or download the files again"
+    )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise UserError for a Git LFS pointer; to be called where a file turns out to be unreadable."""
+    if (problem := pointer_problem(path)) is not None:
+        raise UserError(f"{path} cannot be read: {problem}.")

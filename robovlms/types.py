@@ -83,6 +83,7 @@ class Batch(Tensors):
     colors: dict[str, Float32[Tensor, "b w 3"]] | None = None  # factors of brightness, contrast, saturation
     hues: dict[str, Float32[Tensor, "b w 1"]] | None = None  # turns
     source: Int64[Tensor, "b"] | None = None  # of a mixture, by number
+    seeds: Int64[Tensor, "b"] | None = None  # of what a head draws at random for each sample
     index: Int64[Tensor, "b"] | None = None  # dataset indices, to name the source of a bad sample
 
     def __len__(self) -> int:

@@ -76,10 +76,10 @@ def tiny_run(root: Path, output_dir: Path, *extra: str) -> list[str]:
     ]
 
 
-def losses(run: Path) -> list[float]:
-    """Read the training losses of a run, step by step."""
+def losses(run: Path, name: str = "train/loss") -> list[float]:
+    """Read the losses of a run, step by step."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row["train/loss"] for row in rows if "train/loss" in row]
+    return [row[name] for row in rows if name in row]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -9,12 +9,25 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from robovlms.actions.plan import DataPlan
 from robovlms.cli.app import store_schemas, to_dataclass
 from robovlms.config.presets import config_folder, options
 from robovlms.config.run import TrainConfig
+from robovlms.data.base import RobotDataset
+from robovlms.data.opening import build_dataset
 
 PRESETS = options("experiment")
 BACKBONES = options("backbone")
+
+
+def plan_of(config: TrainConfig) -> DataPlan:
+    """Return the plan of a run's data."""
+    return DataPlan.of(config.data, config.view.views)
+
+
+def open_windows(config: TrainConfig, split: str) -> RobotDataset:
+    """Open the windows of a run's data."""
+    return build_dataset(plan_of(config), config.window, split)
 
 
 def composed(*overrides: str, config_name: str = "train") -> DictConfig:

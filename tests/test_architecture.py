@@ -19,11 +19,12 @@ MAX_LINES, MAX_STATEMENTS = 350, 50
 # here. Schemas of options (`schema.py`, `schemas/`) belong to the room `config`, wherever they lie. Inside a room files
 # import each other freely, but for options, which never see one another (kosmos never sees llava).
 DOORS = {
-    "types errors files terminal": "",
+    "types errors terminal": "",
+    "files": "errors",
     "registry": "errors",
     "config": "registry errors",
     "cli": "config registry errors terminal",
-    "actions": "config registry errors types",
+    "actions": "config registry errors types files",
     "backbones": "config registry errors types files",
     "heads": "config registry errors types",
     "images": "config errors types backbones",
@@ -49,7 +50,6 @@ LIBRARIES = {
     "metaworld": "sims",
     "mujoco": "sims",
     "peft": "backbones.lora",
-    "diffusers": "heads",
     "gymnasium": "sims",
     "h5py": "data.libero",
 }

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from robovlms.actions.contract import GRIPPER, position_entries, rotation_entries
+from robovlms.actions.contract import CONSTANT, GRIPPER, is_constant, is_sparse, position_entries, rotation_entries
+from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import ReferenceFrame, Representation, Rotation
-from robovlms.config.data import ActionContract
+from robovlms.config.data import ActionContract, NormalizationConfig
 from robovlms.errors import UserError
 
 RARE = 0.01  # share of rows up to which something impossible is called a fault of single rows
 MAX_STEP, MIN_STEP, MAX_REACH = 0.5, 1e-5, 10.0  # metres: of one step, of the largest step, of an absolute position
+MAX_SUM = 4 * np.pi  # of a joint's moves within an episode: no robot turns one twice round
 MAX_TURN = 1.0  # radians of a typical step
 
 
@@ -117,7 +119,7 @@ def _not_finite(
 
 def _constant(table: _Table) -> list[Finding]:
     low, high = table.values.min(axis=0), table.values.max(axis=0)
-    still = [f"{name} ({low[i]:g})" for i, name in enumerate(table.names) if high[i] - low[i] < 2e-6]
+    still = [f"{name} ({low[i]:g})" for i, name in enumerate(table.names) if is_constant(low[i], high[i])]
     if not still or len(table.values) < 2:
         return []
     return [
@@ -127,6 +129,64 @@ def _constant(table: _Table) -> list[Finding]:
             where=f"all {len(table.values)} rows",
             to_do="Normalised it is 0, and comes back as this constant. Where it should move, correct the order of "
             "data.contract.names, or what is recorded.",
+        )
+    ]
+
+
+def sparse_findings(stats: Statistics, config: NormalizationConfig, names: Sequence[str]) -> list[Finding]:
+    """Name entries that move so rarely that their quantiles coincide.
+
+    Args:
+        stats: of `names`, and of a gripper behind them where there is one.
+        config: says by what each is normalised.
+        names: of the arm's entries.
+    """
+    sparse = [
+        f"{name} ({stats.q50[i]:g} in almost all rows, else {stats.min[i]:g} to {stats.max[i]:g})"
+        for i, name in enumerate(names)
+        if is_sparse(config.modes.get(name, config.mode), stats, i)
+    ]
+    if not sparse:
+        return []
+    return [
+        Finding(
+            severity=Severity.warning,
+            what=f"changes so rarely that q01 = q99: {', '.join(sparse)}",
+            where="the statistics",
+            to_do="It is normalised by its smallest and largest value instead. Where those are faults of the "
+            "recording, drop their episodes, or set data.normalization.modes.<entry>=bounds with low and high.",
+        )
+    ]
+
+
+def representation_findings(episodes: Iterable[Float[np.ndarray, "_n a"]], contract: ActionContract) -> list[Finding]:
+    """Suspect absolute joints that are declared to be moves: they begin away from 0 and hardly change in a step.
+
+    Args:
+        episodes: consecutive rows of some episodes, from their first on, finite, as recorded; read where needed.
+        contract: of the rows, whose entries are joints: poses are recognised by their size (`numeric_findings`).
+    """
+    if contract.representation is not Representation.delta or position_entries(contract.names):
+        return []
+    arm = [i for i, name in enumerate(contract.names) if name != GRIPPER]
+    starts, steps, sums = [], [], []
+    for rows in episodes:
+        values = rows[:, arm].astype(np.float64)
+        if len(values) < 10:
+            continue
+        values = values[:, np.ptp(values, axis=0) >= CONSTANT]
+        starts += (np.abs(values[0]) / np.abs(values).max(axis=0)).tolist()
+        sums += np.abs(values.sum(axis=0)).tolist()
+        steps += (np.abs(np.diff(values, axis=0)).mean(axis=0) / np.abs(values).mean(axis=0)).tolist()
+    if not starts or np.median(starts) < 0.5 or np.median(steps) > 0.1 or np.median(sums) < MAX_SUM:
+        return []
+    return [
+        Finding(
+            severity=Severity.warning,
+            what=f"data.contract.representation=delta, but the entries look like absolute joints: they begin away from "
+            f"0, change by {np.median(steps):.1%} of their size in a step and would add up to {np.median(sums):.3g}",
+            where="the first steps of episodes",
+            to_do="If they are joint positions or targets, set data.contract.representation=absolute.",
         )
     ]
 
@@ -232,7 +292,7 @@ def _gripper(table: _Table) -> list[Finding]:
         f"the gripper leaves the range of {declared} ({recorded}), by more than 5 % of it",
         to_do,
     )
-    if outside or values.max() - values.min() < 2e-6 or (share.min() <= 0.25 and share.max() >= 0.75):
+    if outside or is_constant(values.min(), values.max()) or (share.min() <= 0.25 and share.max() >= 0.75):
         return outside
     taught = {(True, True): "always open", (False, False): "always closed"}.get(
         (bool(share.min() > 0.5), bool(share.max() > 0.5)), "open above the middle"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 
-from robovlms.config.choices import ReferenceFrame, Representation, Rotation
+from robovlms.actions.statistics import Statistics
+from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Rotation
 from robovlms.config.data import ActionContract, DataConfig
 from robovlms.errors import UserError
 
@@ -21,6 +22,27 @@ ROTATION_NAMES: dict[Rotation, tuple[str, ...]] = {
     Rotation.quaternion: ("qx", "qy", "qz", "qw"),
     Rotation.rotation_6d: tuple(f"r{i}" for i in range(1, 7)),
 }
+CONSTANT = 2e-6  # between smallest and largest value, up to which an entry counts as one that never changes
+
+
+def is_constant(low: float, high: float) -> bool:
+    """Tell whether an entry with these bounds never changes, as far as float32 and normalisation are concerned."""
+    return bool(high - low < CONSTANT)
+
+
+def is_sparse(mode: NormalizationMode, stats: Statistics, entry: int) -> bool:
+    """Tell whether an entry moves, but so rarely that the statistics of its mode call it a constant."""
+    if mode not in (NormalizationMode.quantile, NormalizationMode.mean_std):
+        return False
+    return is_constant(*_statistics_bounds(mode, stats, entry)) and not is_constant(stats.min[entry], stats.max[entry])
+
+
+def _statistics_bounds(mode: NormalizationMode, stats: Statistics, entry: int) -> tuple[float, float]:
+    if mode is NormalizationMode.quantile:
+        return stats.q01[entry], stats.q99[entry]
+    if mode is NormalizationMode.mean_std:
+        return stats.mean[entry] - stats.std[entry], stats.mean[entry] + stats.std[entry]
+    return stats.min[entry], stats.max[entry]
 
 
 def position_entries(names: list[str]) -> list[int]:
@@ -113,10 +135,14 @@ def check_contract(policy: ActionContract, other: ActionContract, other_name: st
     """
     sides = [(f.name, getattr(policy, f.name), getattr(other, f.name)) for f in fields(ActionContract)]
     has_rotation = policy.rotation is not Rotation.none or other.rotation is not Rotation.none
+    has_position = any(name.removeprefix("d") in POSITION_NAMES for name in (*policy.names, *other.names))
+    meaningless = {
+        "rotation": not has_rotation,
+        "rotation_unit": not has_rotation,
+        "position_unit": not has_position,  # of joints
+    }
     different = [
-        (name, left, right)
-        for name, left, right in sides
-        if left != right and (has_rotation or name not in ("rotation", "rotation_unit"))
+        (name, left, right) for name, left, right in sides if left != right and not meaningless.get(name, False)
     ]
     if different:
         wrong = [f"  {name}: policy {_plain(left)}, {other_name} {_plain(right)}" for name, left, right in different]

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robovlms.actions.contract import _statistics_bounds, is_constant, is_sparse
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import NormalizationMode
 from robovlms.config.data import NormalizationConfig
@@ -41,8 +42,9 @@ def chunk_actions(
 class ActionNormalizer:
     """Map raw arm entries to [-1, 1] and back; the gripper passes, as exactly -1 (closed) or +1 (open).
 
-    Bounds low and high become -1 and +1, and entries are clipped to them first (not with `identity` and `mean_std`); an
-    entry whose bounds coincide (a rotation that never moves) becomes 0 and comes back as its constant.
+    Bounds low and high become -1 and +1, and entries are clipped to them first (not with `identity` and `mean_std`). An
+    entry that never changes (see `is_constant`) becomes 0 and comes back as its constant. One that changes so rarely
+    that q01 = q99 is normalised by its smallest and largest value.
     Source: RoboVLMs data/data_utils.py, normalize_action (fixed bounds +-0.65), mu_law_companding; OpenVLA q01/q99,
     arXiv:2406.09246.
     """
@@ -60,6 +62,7 @@ class ActionNormalizer:
             )
         if unknown := sorted(set(config.modes) - set(names[:-1])):
             raise UserError(f"data.normalization.modes has {unknown}, not among the arm's {', '.join(names[:-1])}.")
+        self.action_dim = len(names)
         modes = [config.modes.get(name, config.mode) for name in names[:-1]]
         pairs = [self._bounds(mode, config, stats, i) for i, mode in enumerate(modes)]
         low, high = torch.tensor(pairs, dtype=torch.float32).reshape(-1, 2).unbind(1)
@@ -68,17 +71,16 @@ class ActionNormalizer:
         self._clip_low = low.masked_fill(infinite, -math.inf)
         self._clip_high = high.masked_fill(infinite, math.inf)
         self._center, self._half = (low + high) / 2, (high - low) / 2
-        self._constant, self._mu = self._half < 1e-6, config.mu
+        self._constant = torch.tensor([is_constant(*pair) for pair in pairs], dtype=torch.bool)
+        self._mu = config.mu
 
     @staticmethod
     def _bounds(mode: NormalizationMode, config: NormalizationConfig, stats: Statistics, i: int) -> tuple[float, float]:
-        return {
-            NormalizationMode.bounds: (config.low, config.high),
-            NormalizationMode.min_max: (stats.min[i], stats.max[i]),
-            NormalizationMode.quantile: (stats.q01[i], stats.q99[i]),
-            NormalizationMode.mean_std: (stats.mean[i] - stats.std[i], stats.mean[i] + stats.std[i]),
-            NormalizationMode.identity: (-1.0, 1.0),
-        }[mode]
+        if mode is NormalizationMode.bounds:
+            return config.low, config.high
+        if mode is NormalizationMode.identity:
+            return -1.0, 1.0
+        return _statistics_bounds(NormalizationMode.min_max if is_sparse(mode, stats, i) else mode, stats, i)
 
     def normalize(self, actions: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
         """Return the actions the head is taught."""

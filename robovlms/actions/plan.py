@@ -1,8 +1,8 @@
-"""What a policy's training data is made of: one data set, or the parts of a mixture, each in its own words.
+"""What a run's data is made of, worked out once: its sources, what their actions mean, where their entries stand.
 
-A mixture's action and proprioception are the union; a part's entries are found there by name. Where parts keep their
-own meaning (`data.agree=false`), what moves along or turns about the same axis is the same entry: dx and x, droll and
-drx.
+A mixture's action and proprioception are the union; a source's entries are found there by name. Where sources keep
+their own meaning (`data.agree=false`), what moves along or turns about the same axis is the same entry: dx and x, droll
+and drx.
 """
 
 from __future__ import annotations
@@ -30,50 +30,142 @@ class Source:
 
     number: int
     name: str
-    data: DataConfig
+    config: DataConfig
+    views: list[str]  # of the policy's cameras, those that it has
     contract: ActionContract  # what its actions mean to the policy
-    action_dims: list[int]  # of its contract's names
-    proprio: list[int]  # of the proprioception it lets the policy see
+    action_dims: list[int]  # of the policy's action, those that its contract names
+    proprio_dims: list[int]  # of the policy's proprioception, those that it records
+    proprio_names: list[str]
+
+    @property
+    def has_gripper(self) -> bool:
+        """Tell whether its gripper is recorded; one that is not is added, and never supervised."""
+        return GRIPPER in self.config.contract.names
 
 
-def sources_of(data: DataConfig) -> list[Source]:
-    """Return the parts, in the order of their numbers.
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """The sources of a run's data in the order of their numbers, and what the policy's entries are called."""
 
-    Raises:
-        UserError: a mixture without parts; parts whose actions disagree while `data.agree` is true; an entry that the
-            mixture does not have.
-    """
-    if not isinstance(data, MixtureDataConfig):
-        contract = policy_contract(data)
-        whole = list(range(len(contract.names)))
-        return [
-            Source(
-                number=0,
-                name=data.name,
-                data=data,
-                contract=contract,
-                action_dims=whole,
-                proprio=list(range(len(data.seen_names))),
+    config: DataConfig
+    sources: list[Source]
+    action_names: list[str]  # the gripper last
+    proprio_names: list[str]
+
+    @classmethod
+    def of(cls, data: DataConfig, views: list[str]) -> DataPlan:
+        """Work the plan of a data config out, for a policy that looks through `views`.
+
+        Raises:
+            UserError: a mixture without sources; sources whose actions disagree while `data.agree` is true; an entry
+                that the mixture does not have; a source that has none of the views.
+        """
+        sources = _mixed(data, views) if isinstance(data, MixtureDataConfig) else [_only(data, views)]
+        for source in sources:
+            if not source.views:
+                raise UserError(f"{source.name} has none of view.views={views}: map one in its views.")
+        names = _mixture_names(data) if isinstance(data, MixtureDataConfig) else sources[0].contract.names
+        return cls(config=data, sources=sources, action_names=names, proprio_names=data.seen_names)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Tell whether samples of several sources may meet in a batch."""
+        return isinstance(self.config, MixtureDataConfig)
+
+    def find(self, name: str | None) -> Source:
+        """Return a source by name; the only one needs none.
+
+        Raises:
+            UserError: there are several and none is named, or there is none of that name.
+        """
+        sources = {source.name: source for source in self.sources}
+        if name is None and len(sources) == 1:
+            return self.sources[0]
+        if name in sources:
+            return sources[name]
+        if len(sources) == 1:
+            raise UserError(
+                f"evaluation.source={name}: the policy was trained on one data set, {self.sources[0].name}; omit it."
             )
+        raise UserError(
+            f"evaluation.source={name}: the policy was trained on several data sets, and each has its own statistics. "
+            f"Choose one of {', '.join(sources)}.{nearest(name or '', sources)}"
+        )
+
+    def normalizers(self, statistics: dict[str, Statistics]) -> list[ActionNormalizer]:
+        """Return each source's normaliser of the policy's action entries, by the source's number.
+
+        Raises:
+            UserError: the statistics are of other sources.
+        """
+        names = self.action_names
+        if missing := [source.name for source in self.sources if source.name not in statistics]:
+            raise UserError(f"no statistics of {', '.join(missing)}; there are those of {', '.join(statistics)}.")
+        return [
+            ActionNormalizer(
+                source.config.normalization, statistics[source.name].scatter(source.action_dims, len(names)), names
+            )
+            for source in self.sources
         ]
+
+    def check_roots(self) -> None:
+        """Refuse a mixture some of whose sources lie nowhere; names all of them at once.
+
+        Raises:
+            FileNotFoundError: says where each was looked for, and how to go without it.
+        """
+        if isinstance(self.config, MixtureDataConfig):
+            check_roots(self.config)
+
+    @contextmanager
+    def naming(self, source: Source) -> Iterator[None]:
+        """Say in an error which source of a mixture it is about."""
+        try:
+            yield
+        except (UserError, FileNotFoundError) as error:
+            if not self.is_mixture:
+                raise
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else UserError
+            raise kind(f"data.sources.{source.name}: {error}") from error
+
+
+def _only(data: DataConfig, views: list[str]) -> Source:
+    contract = policy_contract(data)
+    return Source(
+        number=0,
+        name=data.name,
+        config=data,
+        views=[view for view in views if view in data.views],
+        contract=contract,
+        action_dims=list(range(len(contract.names))),
+        proprio_dims=list(range(len(data.seen_names))),
+        proprio_names=data.seen_names,
+    )
+
+
+def _mixed(data: MixtureDataConfig, views: list[str]) -> list[Source]:
     if not data.sources:
         raise UserError(
             "data=mixture has no sources: add some, e.g. +data@data.sources.mine=lerobot "
             "data.sources.mine.root=/path/to/it."
         )
-    return [_source(number, name, source, data) for number, (name, source) in enumerate(data.sources.items())]
+    return [_source(number, name, each, data, views) for number, (name, each) in enumerate(data.sources.items())]
 
 
-def _source(number: int, name: str, source: DataConfig, mixture: MixtureDataConfig) -> Source:
+def _mixture_names(data: MixtureDataConfig) -> list[str]:
+    return [*(name for name in data.contract.names if name != GRIPPER), GRIPPER]
+
+
+def _source(number: int, name: str, source: DataConfig, mixture: MixtureDataConfig, views: list[str]) -> Source:
     try:
         contract = policy_contract(source)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"data.sources.{name}: {error}") from error
-    names = policy_names(mixture)
+    names = _mixture_names(mixture)
     action_dims = _places(
         _along(contract.names, names, mixture), names, f"data.sources.{name}.contract.names", "data.contract.names"
     )
-    proprio = _places(
+    proprio_dims = _places(
         source.seen_names, mixture.proprio_names, f"data.sources.{name}.proprio_names", "data.proprio_names"
     )
     if mixture.agree:
@@ -81,21 +173,30 @@ def _source(number: int, name: str, source: DataConfig, mixture: MixtureDataConf
             raise UserError(
                 f"data.contract.control_hz={mixture.contract.control_hz:g} is above the {source.contract.control_hz:g} "
                 f"that data.sources.{name} is recorded at: set it to the slowest source's, and convert.control_hz of "
-                "the others. Or set data.agree=false: then every part keeps its own meaning."
+                "the others. Or set data.agree=false: then every source keeps its own meaning."
             )
         try:
             check_contract(contract, _as_far_as(contract, mixture.contract), "the mixture")
-        except ValueError as error:
+        except UserError as error:
             told = str(error).replace("data.convert", f"data.sources.{name}.convert")
             raise UserError(
                 f"data.sources.{name}: {told.replace('data.contract', f'data.sources.{name}.contract')} Or set "
-                "data.agree=false: then every part keeps its own meaning, and evaluation must name the part."
+                "data.agree=false: then every source keeps its own meaning, and evaluation must name the source."
             ) from error
-    return Source(number=number, name=name, data=source, contract=contract, action_dims=action_dims, proprio=proprio)
+    return Source(
+        number=number,
+        name=name,
+        config=source,
+        views=[view for view in views if view in source.views],
+        contract=contract,
+        action_dims=action_dims,
+        proprio_dims=proprio_dims,
+        proprio_names=source.seen_names,
+    )
 
 
 def _as_far_as(source: ActionContract, whole: ActionContract) -> ActionContract:
-    """Return the mixture's contract as far as a part has entries that it is about."""
+    """Return the mixture's contract as far as a source has entries that it is about."""
     same: dict[str, Any] = {"names": source.names}
     if source.rotation is Rotation.none:
         same |= {"rotation": Rotation.none, "rotation_unit": source.rotation_unit}
@@ -105,7 +206,7 @@ def _as_far_as(source: ActionContract, whole: ActionContract) -> ActionContract:
 
 
 def _along(names: list[str], whole: list[str], mixture: MixtureDataConfig) -> list[str]:
-    """Call entries as the mixture does where it has one about the same axis, and parts keep their own meaning."""
+    """Call entries as the mixture does where it has one about the same axis, and sources keep their own meaning."""
     if mixture.agree:
         return names
     known = {_axis(name): name for name in whole}
@@ -128,14 +229,12 @@ def _places(names: list[str], whole: list[str], option: str, target: str) -> lis
     return [whole.index(name) for name in names]
 
 
-def check_roots(data: DataConfig) -> None:
-    """Refuse a mixture some of whose parts lie nowhere; names all of them at once.
+def check_roots(data: MixtureDataConfig) -> None:
+    """Refuse a mixture some of whose sources lie nowhere; names all of them at once.
 
     Raises:
-        FileNotFoundError: says where each was looked for, and how to go on without it.
+        FileNotFoundError: says where each was looked for, and how to go without it.
     """
-    if not isinstance(data, MixtureDataConfig):
-        return
     lost = {name: Path(source.root).expanduser() for name, source in data.sources.items()}
     lost = {name: path for name, path in lost.items() if not path.exists()}
     if not lost:
@@ -154,56 +253,3 @@ def check_roots(data: DataConfig) -> None:
 def _sibling(path: Path) -> str:
     folders = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
     return nearest(path.name, folders)
-
-
-@contextmanager
-def naming(source: Source, data: DataConfig) -> Iterator[None]:
-    """Say in an error which part of a mixture it is about."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        if not isinstance(data, MixtureDataConfig):
-            raise
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else UserError
-        raise kind(f"data.sources.{source.name}: {error}") from error
-
-
-def find_source(data: DataConfig, name: str | None) -> Source:
-    """Return a part by name; the only one needs none.
-
-    Raises:
-        UserError: there are several and none is named, or there is none of that name.
-    """
-    sources = {source.name: source for source in sources_of(data)}
-    if name is None and len(sources) == 1:
-        return next(iter(sources.values()))
-    if name not in sources:
-        raise UserError(
-            f"evaluation.source={name}: the policy was trained on several data sets, and each has its own statistics. "
-            f"Choose one of {', '.join(sources)}."
-        )
-    return sources[name]
-
-
-def policy_names(data: DataConfig) -> list[str]:
-    """Name the entries of the policy's actions, the gripper last."""
-    if not isinstance(data, MixtureDataConfig):
-        return policy_contract(data).names
-    return [*(name for name in data.contract.names if name != GRIPPER), GRIPPER]
-
-
-def make_normalizers(data: DataConfig, statistics: dict[str, Statistics]) -> list[ActionNormalizer]:
-    """Return each part's normaliser of the policy's action entries, by the part's number.
-
-    Raises:
-        UserError: the statistics are of other parts.
-    """
-    names, sources = policy_names(data), sources_of(data)
-    if missing := [source.name for source in sources if source.name not in statistics]:
-        raise UserError(f"no statistics of {', '.join(missing)}; there are those of {', '.join(statistics)}.")
-    return [
-        ActionNormalizer(
-            source.data.normalization, statistics[source.name].scatter(source.action_dims, len(names)), names
-        )
-        for source in sources
-    ]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
@@ -102,6 +103,7 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
             found = sets[key]
         return _from_columns(found, dim, option)
     except (AttributeError, KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+        refuse_pointer(path)
         raise UserError(f"{option} is not statistics of RoboVLMs, OpenVLA or openpi: {error!r}") from error
 
 

@@ -19,6 +19,7 @@ from transformers.initialization import no_init_weights
 
 from robovlms.backbones.base import Backbone
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 
 logger = logging.getLogger(__name__)
 Weights = dict[str, Tensor]
@@ -46,6 +47,8 @@ def read_weights(folder: Path) -> Weights:
     Raises:
         FileNotFoundError: there is neither.
     """
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pt")]):
+        refuse_pointer(path)
     if paths := sorted(folder.glob("*.safetensors")):
         parts = [load_file(path) for path in paths]
     elif paths := sorted([*folder.glob("*.bin"), *folder.glob("*.pt")]):

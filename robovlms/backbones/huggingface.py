@@ -178,16 +178,30 @@ class HuggingFaceBackbone(PrefixBackbone):
         return backbone
 
     def last_ids(self, count: int) -> list[int]:
-        """Return V0 - 1, V0 - 2, ..., where V0 leaves out added tokens and ten more.
+        """Return V0 - 1, V0 - 2, ..., where V0 is what `vocab_size` says, less the special tokens and ten more.
 
+        Special tokens are subtracted although most families do not count them into `vocab_size`.
         Source: RoboVLMs policy_head/action_tokenizer.py.
         """
-        first = len(self.tokenizer) - len(self.tokenizer.added_tokens_decoder) - NUM_LEFT_OUT - 1
+        first = self.vocab_size - self.count_special_tokens() - NUM_LEFT_OUT - 1
         if first - count < 0:
             raise UserError(
                 f"The vocabulary of {len(self.tokenizer)} tokens is too small for {count} words of actions."
             )
         return list(range(first, first - count, -1))
+
+    @property
+    def vocab_size(self) -> int:
+        """What the family's published tokenizer calls its size: added tokens do not count."""
+        return int(self.tokenizer.vocab_size)
+
+    def count_special_tokens(self) -> int:
+        """Return how many special tokens the published tokenizer names: one of two offices (end and padding) counts
+        twice, and upstream names one for padding where there is none (RoboVLMs utils/model_utils.py).
+        """
+        named: dict[str, str] = self.tokenizer.special_tokens_map
+        others = set(self.tokenizer.extra_special_tokens) - set(named.values())
+        return len(named) + len(others) + ("pad_token" not in named)
 
     @property
     def decoder(self) -> Any:

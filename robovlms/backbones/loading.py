@@ -23,6 +23,7 @@ from robovlms.backbones.conversion import Convertible
 from robovlms.config.choices import WeightType
 from robovlms.config.policy import BackboneConfig
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 from robovlms.registry import BACKBONES, nearest
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ def _source(config: BackboneConfig, original: str | None = None) -> str:
             raise FileNotFoundError(
                 f"{path / 'config.json'} does not exist: backbone.checkpoint must be a folder in Hugging Face format."
             )
+        for file in sorted(path.iterdir()):
+            refuse_pointer(file)
         return str(path)
     if path.is_absolute() or config.checkpoint.startswith((".", "~")) or config.checkpoint.count("/") > 1:
         raise FileNotFoundError(

@@ -120,6 +120,9 @@ def to_dataclass(config: Any, schema: type[T]) -> T:
     from omegaconf import OmegaConf
 
     _check_keys(config, schema)
+    for key in OmegaConf.missing_keys(config):
+        if _is_needless(config, key):
+            OmegaConf.update(config, key, None)
     if missing := sorted(OmegaConf.missing_keys(config)):
         examples = [f"{key}={_example(config, key)}" for key in missing]
         raise UserError(f"{', '.join(missing)}: not set. Say on the command line, e.g. {' '.join(examples)}")
@@ -154,12 +157,26 @@ def _check_keys(config: Any, schema: type, prefix: str = "") -> None:
 
 def _example(config: Any, key: str) -> str:
     """Return what the schema suggests for a mandatory value."""
+    return str(_note(config, key, "example") or "<value>")
+
+
+def _is_needless(config: Any, key: str) -> bool:
+    """Tell whether another option makes a mandatory value meaningless."""
+    from omegaconf import OmegaConf
+
+    name, value = _note(config, key, "unless") or (None, None)
+    parent = OmegaConf.select(config, key.rpartition(".")[0])
+    return name is not None and not OmegaConf.is_missing(parent, name) and str(parent[name]) == value
+
+
+def _note(config: Any, key: str, name: str) -> Any:
+    """Return what the schema notes of a field."""
     from omegaconf import OmegaConf
 
     parent, _, leaf = key.rpartition(".")
     owner = OmegaConf.get_type(OmegaConf.select(config, parent) if parent else config)
-    found = [field.metadata.get("example") for field in fields(owner) if field.name == leaf]  # type: ignore[arg-type]
-    return str(found[0]) if found and found[0] else "<value>"
+    found = [field.metadata.get(name) for field in fields(owner) if field.name == leaf]  # type: ignore[arg-type]
+    return found[0] if found else None
 
 
 def _short(overrides: list[str], swept: set[str]) -> str:

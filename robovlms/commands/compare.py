@@ -69,7 +69,7 @@ def compare(folders: list[str], latency_steps: int) -> tuple[str, Path]:
 def read_run(folder: Path, latency_steps: int) -> RunSummary:
     """Read one run's results and metrics, and time its policy."""
     checkpoint = resolve_checkpoint(folder)
-    config, policy, _ = load_policy(checkpoint)
+    config, policy, *_ = load_policy(checkpoint)
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("evaluation/*/results.json"))]
     own, opposite = (results[-1]["own"], results[-1]["opposite"]) if results else (None, None)
     rate = own and own["overall"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from robovlms.actions.plan import check_roots, sources_of
+from robovlms.actions.plan import DataPlan
 from robovlms.config.commands import ConvertDataConfig
 from robovlms.data.base import Reader
 from robovlms.data.opening import _origin, packed_folder
@@ -21,18 +21,18 @@ def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
         FileNotFoundError: there is nothing to verify, or parts of a mixture are not there.
         UserError: see `packing.pack` and `packing.verify`.
     """
-    check_roots(config.data)
+    plan = DataPlan.of(config.data, config.view.views)
+    plan.check_roots()
     summaries = []
-    for source in sources_of(config.data):
-        views = [view for view in config.view.views if view in source.data.views]
+    for source in plan.sources:
         for split in config.pack.splits:
-            reader: Reader = DATASETS.get(source.data.name)(source.data, split, views=views)
-            folder = packed_folder(source.data, split, views, reader, config.pack.image_format)
+            reader: Reader = DATASETS.get(source.config.name)(source.config, split, views=source.views)
+            folder = packed_folder(source.config, split, source.views, reader, config.pack.image_format)
             if config.pack.verify:
                 size = verify(folder)
                 logger.info("%s: %d bytes are as they were written", folder, size)
             else:
-                origin = _origin(source.data, split, views)
+                origin = _origin(source.config, split, source.views)
                 summaries.append(
                     pack(
                         reader,

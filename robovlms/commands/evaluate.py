@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from robovlms.actions.contract import check_contract
-from robovlms.actions.plan import find_source, policy_names
+from robovlms.actions.plan import DataPlan
 from robovlms.config.closed_loop import EvaluationConfig, SimConfig
 from robovlms.config.commands import EvaluateConfig
 from robovlms.errors import UserError
@@ -47,7 +47,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     if config.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    source = find_source(trained.data, config.evaluation.source)
+    plan = DataPlan.of(trained.data, trained.view.views)
+    source = plan.find(config.evaluation.source)
     check_contract(source.contract, simulator.contract, f"sim={sim.name}")
     episodes = plan_episodes(simulator.tasks(), config.evaluation)
     simulator.close()
@@ -67,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     log.info("%d episodes\n%s", len(played), format_table(results))
     figures = {"Success": [plot_success(results, folder / "success.png")]}
     if (run_folder / "metrics.jsonl").is_file():
-        figures |= plot_run(run_folder, policy_names(trained.data))
+        figures |= plot_run(run_folder, plan.action_names)
     report = write_report(folder, results, name=f"{trained.name}, {sim.name}", figures=figures)
     log.info("report: %s", report)
     return report

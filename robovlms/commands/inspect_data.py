@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from robovlms.actions.plan import Source, check_roots, naming, sources_of
+from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.commands import InspectConfig
 from robovlms.data.windows import WindowDataset
 from robovlms.inspection.contact_sheet import draw_contact_sheet
@@ -24,24 +24,22 @@ def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
     Raises:
         FileNotFoundError, ValueError: the data set cannot be opened, or `episode` is not one that training sees.
     """
-    check_roots(config.data)
-    sources, folder = sources_of(config.data), Path(config.output_dir)
-    datasets = [_open_source(source, config) for source in sources]  # all of them: a wrong option costs no scan
+    plan, folder = DataPlan.of(config.data, config.view.views), Path(config.output_dir)
+    plan.check_roots()
+    datasets = [_open_source(plan, source, config) for source in plan.sources]  # all: a wrong option costs no scan
     reports = []
-    for source, dataset in zip(sources, datasets, strict=True):
-        views = [view for view in config.view.views if view in source.data.views]
-        target = folder if len(sources) == 1 else folder / source.name
+    for source, dataset in zip(plan.sources, datasets, strict=True):
+        target = folder if len(plan.sources) == 1 else folder / source.name
         name = f"{source.name}, {config.split.value}"
-        reports.append(write_inspection(dataset, views, target, name=name, config=config))
+        reports.append(write_inspection(dataset, source.views, target, name=name, config=config))
     return reports
 
 
-def _open_source(source: Source, config: InspectConfig) -> WindowDataset:
-    views = [view for view in config.view.views if view in source.data.views]
-    with naming(source, config.data):
-        reader = DATASETS.get(source.data.name)(source.data, config.split.value, views=views)
+def _open_source(plan: DataPlan, source: Source, config: InspectConfig) -> WindowDataset:
+    with plan.naming(source):
+        reader = DATASETS.get(source.config.name)(source.config, config.split.value, views=source.views)
         window = config.window
-        return WindowDataset(reader, source.data, window_size=window.window_size, chunk_size=window.chunk_size)
+        return WindowDataset(reader, source.config, window_size=window.window_size, chunk_size=window.chunk_size)
 
 
 def write_inspection(

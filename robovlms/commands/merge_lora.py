@@ -22,9 +22,11 @@ def merge_checkpoint(folder: Path, target: Path) -> None:
     """
     if target.exists():
         raise FileExistsError(f"output_dir={target} exists: choose another, or delete it.")
-    config, policy, stats = load_policy(folder, weights=WeightType.fp32)
+    trained = load_policy(folder, weights=WeightType.fp32)
+    config = trained.config
     if not config.backbone.lora.rank:
         raise UserError(f"{folder} has no adapters to merge: it was trained with backbone.lora.rank=0.")
-    merge_lora(policy.backbone)
+    merge_lora(trained.policy.backbone)
     with atomic_folder(target) as unfinished:
-        save_policy(unfinished, replace(config, backbone=replace(config.backbone, lora=LoRAConfig())), policy, stats)
+        merged = replace(config, backbone=replace(config.backbone, lora=LoRAConfig()))
+        save_policy(unfinished, trained._replace(config=merged))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from robovlms.actions.contract import check_contract
-from robovlms.actions.plan import find_source, policy_names
+from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import load_statistics
 from robovlms.commands.evaluate import evaluate
 from robovlms.config.commands import EvaluateConfig
@@ -26,32 +26,34 @@ log = logging.getLogger(__name__)
 
 def train(config: TrainConfig) -> Path:
     """Run a config from demonstrations to report, as far as it asks; give the final checkpoint folder."""
+    plan = DataPlan.of(config.data, config.view.views)
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
-        source = find_source(config.data, config.evaluation.source)
+        source = plan.find(config.evaluation.source)
         check_contract(source.contract, SIMULATORS.get(config.sim.name)(config.sim).contract, "the simulator")
-    with Trainer(config) as trainer:
+    with Trainer(config, plan) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.commands.collect_demos import collect_demos
 
             with trainer.main_process_first():
                 collect_demos(config.collect, config.sim, Path(config.data.root))
-        windows = open_sources(config, "train")
-        train_set, validation_set = join_sources(config, windows, "train"), build_dataset(config, "validation")
+        windows = open_sources(plan, config.window, "train")
+        train_set = join_sources(plan, windows, "train")
+        validation_set = build_dataset(plan, config.window, "validation")
         resumed = trainer.resume_from
-        stats = load_statistics(resumed / STATS) if resumed else compute_statistics(config, windows)
-        policy = VLAPolicy.from_config(config)
+        stats = load_statistics(resumed / STATS) if resumed else compute_statistics(plan, windows)
+        policy = VLAPolicy.from_config(config, plan)
         if config.trainer.init_from is not None and not resumed:
             load_weights(policy, resolve_checkpoint(Path(config.trainer.init_from)), optional=VOCABULARY_HEAD)
         elif not resumed:
             if policy.head.needs_chunks:
-                policy.head.calibrate(sample_chunks(train_set, config, stats))
+                policy.head.calibrate(sample_chunks(train_set, plan, config.window.chunk_size, stats))
             if policy.proprio is not None:
-                policy.proprio.calibrate(torch.from_numpy(proprio_rows(config, windows)))
+                policy.proprio.calibrate(torch.from_numpy(proprio_rows(plan, windows)))
         checkpoint = trainer.fit(policy, train_set, validation_set, stats)
         is_main = trainer.is_main
     if is_main:
-        plot_run(Path(config.output_dir), policy_names(config.data))
+        plot_run(Path(config.output_dir), plan.action_names)
         if config.evaluation.enabled and config.sim is not None:
             evaluate(EvaluateConfig(checkpoint=str(checkpoint), sim=config.sim, evaluation=config.evaluation))
     return checkpoint

@@ -13,9 +13,14 @@ from robovlms.registry import nearest
 MISSING: Any = "???"  # OmegaConf's mark for "the user must say this"
 
 
-def ask(example: str) -> Any:
-    """Declare a value that only the user knows; the error that asks for it shows `example`."""
-    return field(default=MISSING, metadata={"example": example})
+def ask(example: str, unless: tuple[str, str] | None = None) -> Any:
+    """Declare a value that only the user knows; the error that asks for it shows `example`.
+
+    Args:
+        example: what it may be.
+        unless: (field beside it, value): where that has this value, nobody is asked, and it is null.
+    """
+    return field(default=MISSING, metadata={"example": example, "unless": unless})
 
 
 class Structure(StrEnum):

@@ -29,7 +29,9 @@ class ActionContract:
     representation: Representation = MISSING
     frame: ReferenceFrame = field(default=MISSING, metadata={"example": "tcp"})
     rotation: Rotation = Rotation.none
-    position_unit: float | None = ask("1.0")  # metres that a position entry of 1.0 stands for; null: not known
+    position_unit: float | None = ask(
+        "1.0", unless=("frame", "joint")
+    )  # metres of a position entry of 1.0; null: unknown
     rotation_unit: float | None = 1.0  # radians that an angle of 1.0 stands for; null: not known
     gripper_closed: float = -1.0  # what a closed gripper is recorded as; policies always speak -1 and +1
     gripper_open: float = 1.0

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from robovlms.actions.checks import Finding, Severity
-from robovlms.actions.plan import Source, check_roots, naming, policy_names, sources_of
+from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.choices import CacheMode, ImageFormat
-from robovlms.config.data import ActionContract, DataConfig, MixtureDataConfig
-from robovlms.config.run import TrainConfig
+from robovlms.config.data import ActionContract, DataConfig
+from robovlms.config.policy import WindowConfig
 from robovlms.data.base import Reader, RobotDataset, unlabelled
 from robovlms.data.cached import CachedDataset
 from robovlms.data.files.cache_folder import cache_folder
@@ -28,42 +28,33 @@ from robovlms.registry import DATASETS
 log = logging.getLogger(__name__)
 
 
-def build_dataset(config: TrainConfig, split: str) -> RobotDataset:
-    """Return the `train` or `validation` windows of the configured data set, or of all parts of a mixture."""
-    return join_sources(config, open_sources(config, split), split)
+def build_dataset(plan: DataPlan, window: WindowConfig, split: str) -> RobotDataset:
+    """Return the `train` or `validation` windows of the only data set, or of all sources of a mixture."""
+    return join_sources(plan, open_sources(plan, window, split), split)
 
 
-def open_sources(config: TrainConfig, split: str) -> list[WindowDataset]:
-    """Open the reader of every part, in the order of their numbers: what costs time when a run starts."""
-    check_roots(config.data)
-    return [_open_source(source, config, split) for source in sources_of(config.data)]
+def open_sources(plan: DataPlan, window: WindowConfig, split: str) -> list[WindowDataset]:
+    """Open the reader of every source, in the order of their numbers: what costs time when a run starts."""
+    plan.check_roots()
+    datasets = []
+    for source in plan.sources:
+        with plan.naming(source):
+            datasets.append(_open_source(source, window, split))
+    return datasets
 
 
-def _open_source(source: Source, config: TrainConfig, split: str) -> WindowDataset:
-    views = [view for view in config.view.views if view in source.data.views]
-    if not views:
-        raise UserError(f"{source.name} has none of view.views={config.view.views}: map one in its views.")
-    with naming(source, config.data):
-        reader, window = open_reader(source.data, split, views), config.window
-        return WindowDataset(reader, source.data, window_size=window.window_size, chunk_size=window.chunk_size)
+def _open_source(source: Source, window: WindowConfig, split: str) -> WindowDataset:
+    reader = open_reader(source.config, split, source.views)
+    return WindowDataset(reader, source.config, window_size=window.window_size, chunk_size=window.chunk_size)
 
 
-def join_sources(config: TrainConfig, windows: list[WindowDataset], split: str) -> RobotDataset:
-    """Make one data set of the parts' windows."""
-    sources = sources_of(config.data)
+def join_sources(plan: DataPlan, windows: list[WindowDataset], split: str) -> RobotDataset:
+    """Make one data set of the sources' windows."""
     datasets: list[RobotDataset] = [
-        CachedDataset(dataset, source.data.cache_mb) if source.data.cache_mb else dataset
-        for source, dataset in zip(sources, windows, strict=True)
+        CachedDataset(dataset, source.config.cache_mb) if source.config.cache_mb else dataset
+        for source, dataset in zip(plan.sources, windows, strict=True)
     ]
-    dataset = datasets[0]
-    if isinstance(config.data, MixtureDataConfig):
-        dataset = MixtureDataset(
-            sources,
-            datasets,
-            action_dim=len(policy_names(config.data)),
-            proprio_dim=len(config.data.seen_names),
-            by_size=config.data.weigh_by_size,
-        )
+    dataset = MixtureDataset(plan, datasets) if plan.is_mixture else datasets[0]
     log.info("%s: %s", split, dataset.summary())
     return dataset
 

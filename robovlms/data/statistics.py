@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from robovlms.actions.checks import Severity, numeric_findings
-from robovlms.actions.contract import GRIPPER
-from robovlms.actions.plan import Source, make_normalizers, sources_of
+from robovlms.actions.checks import Severity, numeric_findings, representation_findings, sparse_findings
+from robovlms.actions.plan import DataPlan, Source
 from robovlms.actions.statistics import Statistics, import_statistics
 from robovlms.config.data import DataConfig
-from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.data.files.cache_folder import cache_folder, keep
 from robovlms.data.splits import evenly_spaced
@@ -28,22 +27,26 @@ from robovlms.files import digest
 
 log = logging.getLogger(__name__)
 MAX_CHUNKS = 2000  # that a head's tokenizer is fitted to
+MAX_EPISODES, MAX_STEPS = 20, 500  # whose course is looked at
 MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data sets are sampled evenly
 
 
-def compute_statistics(config: TrainConfig, windows: list[WindowDataset]) -> dict[str, Statistics]:
+def compute_statistics(plan: DataPlan, windows: list[WindowDataset]) -> dict[str, Statistics]:
     """Return the action statistics of every source's training windows, computed or from `statistics_file`, by name."""
     found = {}
-    for source, dataset in zip(sources_of(config.data), windows, strict=True):
-        normalization = source.data.normalization
+    for source, dataset in zip(plan.sources, windows, strict=True):
+        normalization = source.config.normalization
         if normalization.statistics_file is not None:
             path = Path(normalization.statistics_file).expanduser()
-            found[source.name] = import_statistics(path, normalization.statistics_key, len(source.contract.names))
+            stats = import_statistics(path, normalization.statistics_key, len(source.contract.names))
         else:
             rows, origin = load_rows(dataset, MAX_STATS_ROWS)
-            check_numbers(source, rows.actions)
-            found[source.name] = stats = Statistics.compute(rows.actions)
+            check_numbers(source, dataset, rows.actions)
+            stats = Statistics.compute(rows.actions)
             log.info("%s: statistics of %s, %s", source.name, _share(stats, dataset.num_steps), origin)
+        for finding in sparse_findings(stats, normalization, source.contract.names[:-1]):
+            log.warning("%s: %s", source.name, finding)
+        found[source.name] = stats
     return found
 
 
@@ -54,14 +57,24 @@ def _share(stats: Statistics, num_steps: int) -> str:
     return f"{stats.num_rows} of {num_steps} steps, evenly spread ({error})"
 
 
-def check_numbers(source: Source, rows: Float32[np.ndarray, "r a"]) -> None:
-    """Hold a part's actions against its contract; what only looks wrong is a warning.
+def check_numbers(source: Source, dataset: WindowDataset, rows: Float32[np.ndarray, "r a"]) -> None:
+    """Hold a source's actions against its contract; what only looks wrong is a warning.
+
+    Poses are judged as they are converted, a gripper as it is recorded and declared.
 
     Raises:
         UserError: they cannot mean what the contract says.
     """
-    taught = source.contract.names if GRIPPER in source.data.contract.names else source.contract.names[:-1]
-    findings = numeric_findings(rows[:, : len(taught)], source.contract, taught)
+    recorded = source.config.contract
+    closed, opened = recorded.gripper_closed, recorded.gripper_open
+    contract = replace(source.contract, gripper_closed=closed, gripper_open=opened)
+    if source.has_gripper:
+        rows = np.concatenate([rows[:, :-1], closed + (rows[:, -1:] + 1) / 2 * (opened - closed)], axis=1)
+        taught = contract.names
+    else:
+        rows, taught = rows[:, :-1], contract.names[:-1]
+    findings = numeric_findings(rows, contract, taught)
+    findings += representation_findings(_first_rows(dataset), recorded)
     for finding in findings:
         log.warning("%s: %s", source.name, finding)
     if wrong := [str(finding) for finding in findings if finding.severity is Severity.error]:
@@ -71,30 +84,42 @@ def check_numbers(source: Source, rows: Float32[np.ndarray, "r a"]) -> None:
         )
 
 
-def proprio_rows(config: TrainConfig, windows: list[WindowDataset]) -> Float32[np.ndarray, "r p"]:
-    """Return rows of the proprioception that the policy sees, as many of every part; NaN: not recorded."""
-    sources = [source for source in sources_of(config.data) if source.proprio]
+def _first_rows(dataset: WindowDataset) -> Iterator[Float32[np.ndarray, "_n a"]]:
+    """Return the recorded actions of the first steps of some episodes."""
+    lengths = [episode.length for episode in dataset.reader.episodes]
+    chosen = evenly_spaced(len(lengths), min(len(lengths), MAX_EPISODES)).tolist()
+    for episode in chosen:
+        if lengths[episode]:
+            yield dataset.reader.numbers(episode, np.arange(min(lengths[episode], MAX_STEPS))).actions
+
+
+def proprio_rows(plan: DataPlan, windows: list[WindowDataset]) -> Float32[np.ndarray, "r p"]:
+    """Return rows of the proprioception that the policy sees, as many of every source; NaN: not recorded."""
+    sources = [source for source in plan.sources if source.proprio_dims]
     rows = [load_rows(windows[source.number], MAX_STATS_ROWS)[0].proprio for source in sources]
-    count = min(len(part_rows) for part_rows in rows)
-    whole = np.full((len(sources), count, len(config.data.seen_names)), np.nan, np.float32)
-    for i, (source, part_rows) in enumerate(zip(sources, rows, strict=True)):
-        whole[i][:, source.proprio] = part_rows[evenly_spaced(len(part_rows), count)]
+    count = min(len(recorded) for recorded in rows)
+    whole = np.full((len(sources), count, len(plan.proprio_names)), np.nan, np.float32)
+    for i, (source, recorded) in enumerate(zip(sources, rows, strict=True)):
+        whole[i][:, source.proprio_dims] = recorded[evenly_spaced(len(recorded), count)]
     return whole.reshape(-1, whole.shape[-1])
 
 
 def sample_chunks(
-    dataset: RobotDataset, config: TrainConfig, stats: dict[str, Statistics]
-) -> Float64[np.ndarray, "n k a"]:
-    """Return normalised first chunks of up to MAX_CHUNKS windows, evenly spread; padding repeats the last action."""
-    normalizers, k = make_normalizers(config.data, stats), config.window.chunk_size
+    dataset: RobotDataset, plan: DataPlan, k: int, stats: dict[str, Statistics]
+) -> list[Float64[np.ndarray, "k _a"]]:
+    """Return normalised first chunks, k actions each, of up to MAX_CHUNKS windows, evenly spread, of the entries that
+    their data records; padding repeats the last action.
+    """
+    normalizers = plan.normalizers(stats)
     count = min(MAX_CHUNKS, len(dataset))
     chunks = []
     for i in range(count):
         sample = dataset[i * len(dataset) // count]
         last = max(int(sample.action_mask[:k].sum()) - 1, 0)
         chunk = torch.from_numpy(sample.actions[np.minimum(np.arange(k), last)])
-        chunks.append(normalizers[sample.source].normalize(chunk))
-    return torch.stack(chunks).double().numpy()
+        normalized = normalizers[sample.source].normalize(chunk).double().numpy()
+        chunks.append(normalized if sample.action_dims is None else normalized[:, sample.action_dims])
+    return chunks
 
 
 VERSION = 1  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes

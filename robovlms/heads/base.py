@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robovlms.config.choices import ArmLoss, QueryInit
 from robovlms.config.policy import HeadConfig
 from robovlms.errors import UserError
-from robovlms.types import Losses
+from robovlms.types import Batch, Losses
 
 Read: TypeAlias = Callable[..., Tensor]
 """Queries "b w q d" to features "b w q d": one call of the backbone.
@@ -37,6 +37,30 @@ class HeadSizes:
     chunk_size: int
     embedding_rms: float = 0.0  # size of the backbone's text tokens, for head.query_init=embedding
     vocabulary: Callable[[int], Tensor] | None = None  # gives the last n words' vectors, "n d", the last word first
+
+
+@dataclass(kw_only=True)
+class Targets:
+    """What the chunks of a batch are to be, and what of it counts.
+
+    A number that a sample's data does not record is 0 here, whatever was given, so that it can move nothing.
+    """
+
+    actions: Float[Tensor, "b w k a"]  # normalised
+    mask: Bool[Tensor, "b w k"]  # False = padding
+    action_dims: Bool[Tensor, "b a"] | None = None  # False = not recorded by the sample's data; None: all are
+    seeds: Int64[Tensor, "b"] | None = None  # of each sample's random numbers, for heads that draw any
+
+    def __post_init__(self) -> None:
+        if self.action_dims is not None:
+            self.actions = self.actions.masked_fill(~self.action_dims[:, None, None], 0)
+
+    @classmethod
+    def of(cls, batch: Batch) -> Targets:
+        """Return those of a batch, which must have actions."""
+        assert batch.actions is not None
+        assert batch.action_mask is not None
+        return cls(actions=batch.actions, mask=batch.action_mask, action_dims=batch.action_dims, seeds=batch.seeds)
 
 
 class Prefix(NamedTuple):
@@ -72,17 +96,11 @@ class ActionHead(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def queries(
-        self,
-        b: int,
-        w: int,
-        actions: Float[Tensor, "b w k a"] | None = None,
-        mask: Bool[Tensor, "b w k"] | None = None,
-    ) -> Float[Tensor, "b w q d"]:
-        """Return what the backbone reads at the end of every frame; in training, with the taught chunks at hand."""
+    def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
+        """Return what the backbone reads at the end of every frame; in training, with the targets at hand."""
 
-    def calibrate(self, chunks: Float[np.ndarray, "n k a"]) -> None:
-        """Take what the head needs of the training set's normalised chunks.
+    def calibrate(self, chunks: Sequence[Float[np.ndarray, "k _a"]]) -> None:
+        """Take what the head needs of the training set's normalised chunks, each of the entries its data records.
 
         Raises:
             NotImplementedError: it needs nothing (`needs_chunks`).
@@ -90,26 +108,23 @@ class ActionHead(nn.Module, ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def loss(
-        self,
-        features: Float[Tensor, "b w q d"],
-        actions: Float[Tensor, "b w k a"],
-        mask: Bool[Tensor, "b w k"],
-        action_dims: Bool[Tensor, "b a"] | None = None,
-    ) -> Losses:
-        """Compare with the taught chunks; every term is a mean over the real steps, "loss" the weighted sum.
-
-        Args:
-            features: the answers to `queries`.
-            actions: taught, normalised.
-            mask: False where a step is padding.
-            action_dims: False where a sample's data does not record an entry; None: all are taught.
+    def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
+        """Compare the answers to `queries` with the targets; every term is a mean over the real steps, "loss" their
+        weighted sum.
         """
 
     @abstractmethod
-    def act(self, read: Read, b: int, w: int, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
-        """Return the newest frame's chunk: arm in [-1, 1], gripper exactly -1 or +1. Calls `read` as often as it
-        needs. A `prefix` is for heads with `supports_prefix`.
+    def act(
+        self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
+    ) -> Float[Tensor, "b k a"]:
+        """Return the newest frame's chunk: arm in [-1, 1], gripper exactly -1 or +1.
+
+        Args:
+            read: called as often as needed.
+            b: rows.
+            w: frames that are read.
+            prefix: for heads with `supports_prefix`.
+            action_dims: as in `Targets`; what is given at an entry that is not recorded means nothing.
         """
 
 
@@ -122,6 +137,17 @@ class ActionDecoder(nn.Sequential):
         for left, right in pairwise(widths):
             layers += [nn.Linear(left, right), nn.ReLU()]
         super().__init__(*layers[:-1])
+
+
+def start_xavier(module: nn.Module) -> None:
+    """Let every linear layer start with Xavier-uniform weights and without bias.
+
+    Source: RoboVLMs policy_head/base_policy.py, initialize_param.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 class RegressionHead(ActionHead):
@@ -146,13 +172,7 @@ class RegressionHead(ActionHead):
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
         """Turn each frame's features (and, for recurrent heads, the earlier frames') into one vector per frame."""
 
-    def queries(
-        self,
-        b: int,
-        w: int,
-        actions: Float[Tensor, "b w k a"] | None = None,
-        mask: Bool[Tensor, "b w k"] | None = None,
-    ) -> Float[Tensor, "b w q d"]:
+    def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
         """Repeat the learned vector for every frame."""
         return repeat(self.query, "d -> b w q d", b=b, w=w, q=self.num_queries)
 
@@ -165,17 +185,13 @@ class RegressionHead(ActionHead):
         arm = rearrange(self.arm(fused).tanh(), "b w (k a) -> b w k a", k=self.chunk_size)
         return arm, self.gripper(fused)
 
-    def loss(
-        self,
-        features: Float[Tensor, "b w q d"],
-        actions: Float[Tensor, "b w k a"],
-        mask: Bool[Tensor, "b w k"],
-        action_dims: Bool[Tensor, "b a"] | None = None,
-    ) -> Losses:
+    def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
         """Return the arm's and the gripper's terms."""
-        return regression_losses(self.config, *self.decode(features), actions, mask, action_dims)
+        return regression_losses(self.config, *self.decode(features), targets)
 
-    def act(self, read: Read, b: int, w: int, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
+    def act(
+        self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
+    ) -> Float[Tensor, "b k a"]:
         """Read once and decode the newest frame."""
         fused = self.fuse(rearrange(read(self.queries(b, w)), "b w q d -> b w (q d)"))
         arm, gripper = self.decide(fused[:, -1:])
@@ -187,9 +203,7 @@ def regression_losses(
     config: HeadConfig,
     arm: Float[Tensor, "b w k e"],
     gripper: Float[Tensor, "b w k"],
-    actions: Float[Tensor, "b w k a"],
-    mask: Bool[Tensor, "b w k"],
-    action_dims: Bool[Tensor, "b a"] | None = None,
+    targets: Targets,
 ) -> Losses:
     """Huber (delta 1), squared or absolute error on the arm plus weighted binary cross-entropy on the gripper's logits.
 
@@ -200,25 +214,24 @@ def regression_losses(
         ArmLoss.mse: F.mse_loss,
         ArmLoss.l1: F.l1_loss,
     }[config.loss]
-    difference = error(arm.float(), actions[..., :-1], reduction="none")
-    return arm_and_gripper(config, difference, gripper, actions, mask, action_dims)
+    difference = error(arm.float(), targets.actions[..., :-1], reduction="none")
+    return arm_and_gripper(config, difference, gripper, targets)
 
 
 def arm_and_gripper(
     config: HeadConfig,
     error: Float[Tensor, "b w k e"],
     gripper: Float[Tensor, "b w k"],
-    actions: Float[Tensor, "b w k a"],
-    mask: Bool[Tensor, "b w k"],
-    action_dims: Bool[Tensor, "b a"] | None,
+    targets: Targets,
 ) -> Losses:
     """Put the arm's error and the gripper's cross-entropy together.
 
     Both are divided by the number of real steps, also of those without a gripper, so that the shares of micro-batches
     add up to the batch's.
     """
+    mask, action_dims = targets.mask, targets.action_dims
     arm_loss = masked_mean(weighted_mean(error, config, action_dims), mask)
-    is_open = (actions[..., -1] > 0).float()
+    is_open = (targets.actions[..., -1] > 0).float()
     taught = mask if action_dims is None else mask & action_dims[:, None, None, -1]
     count = mask.sum().clamp(min=1)
     entropy = F.binary_cross_entropy_with_logits(gripper.float(), is_open, reduction="none")

@@ -12,11 +12,21 @@ from torch import Tensor, nn
 
 from robovlms.config.choices import ArmLoss
 from robovlms.errors import UserError
-from robovlms.heads.base import ActionDecoder, ActionHead, HeadSizes, Prefix, Read, arm_and_gripper, start_query
+from robovlms.heads.base import (
+    ActionDecoder,
+    ActionHead,
+    HeadSizes,
+    Prefix,
+    Read,
+    Targets,
+    arm_and_gripper,
+    start_query,
+)
+from robovlms.heads.noise import normal, uniform
 from robovlms.heads.schemas.denoising import DenoisingHeadConfig
 from robovlms.types import Losses
 
-VALIDATION_SEED = 0
+NOISE, TIME = range(2)  # streams of a sample's random numbers
 
 
 class DenoisingHead(ActionHead):
@@ -66,12 +76,12 @@ class DenoisingHead(ActionHead):
     def denoising_error(
         self,
         features: Float[Tensor, "b w q d"],
-        arm: Float[Tensor, "b w k e"],
-        mask: Bool[Tensor, "b w k"],
-        generator: torch.Generator | None,
+        targets: Targets,
+        noise: Float[Tensor, "b w k e"],
+        uniform: Float[Tensor, "b w"],
     ) -> Float[Tensor, "b w k e"]:
-        """Return the squared error of the estimate at one random time of every frame; everything random from
-        `generator`.
+        """Return the squared error of the estimate for every frame's chunk, made noisy by `noise` at a time that is
+        chosen by `uniform`, from (0, 1).
         """
 
     @abstractmethod
@@ -86,13 +96,7 @@ class DenoisingHead(ActionHead):
         Before every question, as much of the chunk as the plan weighs is replaced by the plan, as noisy as the rest.
         """
 
-    def queries(
-        self,
-        b: int,
-        w: int,
-        actions: Float[Tensor, "b w k a"] | None = None,
-        mask: Bool[Tensor, "b w k"] | None = None,
-    ) -> Float[Tensor, "b w q d"]:
+    def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
         """Repeat the learned vector for every frame."""
         return repeat(self.query, "d -> b w q d", b=b, w=w, q=self.num_queries)
 
@@ -102,11 +106,15 @@ class DenoisingHead(ActionHead):
         noisy: Float[Tensor, "b n k e"],
         time: Float[Tensor, "b n"],
         mask: Bool[Tensor, "b n k"] | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b n k e"]:
         """Say of the noisy chunks of the newest n frames, each at its time in [0, 1], what the head learns to say.
 
-        A chunk attends to the features of its own frame and of the earlier ones; no action attends to a padded one.
+        A chunk attends to the features of its own frame and of the earlier ones; no action attends to a padded one,
+        and none sees the noise at an entry that the data does not record.
         """
+        if action_dims is not None:
+            noisy = noisy.masked_fill(~action_dims[:, None, None, :-1], 0)
         b, n = time.shape
         w = features.shape[1]
         memory = self.read_features(features) + self.frame_position[:w, None]
@@ -123,21 +131,21 @@ class DenoisingHead(ActionHead):
             x = block(x, memory, tgt_key_padding_mask=padded, memory_key_padding_mask=later)
         return rearrange(self.estimate_out(self.norm(x)), "(b n) k e -> b n k e", b=b)
 
-    def loss(
-        self,
-        features: Float[Tensor, "b w q d"],
-        actions: Float[Tensor, "b w k a"],
-        mask: Bool[Tensor, "b w k"],
-        action_dims: Bool[Tensor, "b a"] | None = None,
-    ) -> Losses:
-        """Squared error of the estimate and the gripper's cross-entropy. Validation draws the same noise every time."""
-        arm = actions[..., :-1].float()
-        generator = None if self.training else torch.Generator(arm.device).manual_seed(VALIDATION_SEED)
-        error = self.denoising_error(features, arm, mask, generator)
-        gripper = self.gripper(rearrange(features, "b w q d -> b w (q d)"))
-        return arm_and_gripper(self.config, error, gripper, actions, mask, action_dims)
+    def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
+        """Return the squared error of the estimate and the gripper's cross-entropy.
 
-    def act(self, read: Read, b: int, w: int, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
+        Noise and time are a function of each sample's seed alone, not of the batch that it comes in.
+        """
+        assert targets.seeds is not None, "a head that draws noise needs the samples' seeds"
+        w, k, a = targets.actions.shape[1:]
+        noise, time = normal(targets.seeds, (w, k, a - 1), NOISE), uniform(targets.seeds, (w,), TIME)
+        error = self.denoising_error(features, targets, noise, time)
+        gripper = self.gripper(rearrange(features, "b w q d -> b w (q d)"))
+        return arm_and_gripper(self.config, error, gripper, targets)
+
+    def act(
+        self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
+    ) -> Float[Tensor, "b k a"]:
         """Read once, then carry the stored noise to the newest frame's chunk; a plan is painted in on the way.
 
         Source of the painting: replacement, as in RePaint (arXiv:2201.09865), with the weights of arXiv:2506.07339.
@@ -145,7 +153,7 @@ class DenoisingHead(ActionHead):
         features = read(self.queries(b, w))
 
         def estimate(noisy: Float[Tensor, "b 1 k e"], time: float) -> Float[Tensor, "b 1 k e"]:
-            return self.estimate(features, noisy, noisy.new_full((b, 1), time)).float()
+            return self.estimate(features, noisy, noisy.new_full((b, 1), time), action_dims=action_dims).float()
 
         start = repeat(self.noise, "k e -> b 1 k e", b=b)
         if prefix is None:

@@ -2,73 +2,102 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from robovlms.errors import UserError
-from robovlms.heads.base import HeadSizes, Prefix
-from robovlms.heads.denoising import VALIDATION_SEED, DenoisingHead, inpaint
+from robovlms.heads.base import HeadSizes, Prefix, Targets
+from robovlms.heads.denoising import DenoisingHead, inpaint
+from robovlms.heads.noise import normal
 from robovlms.heads.schemas.diffusion import DiffusionHeadConfig
 from robovlms.registry import HEADS
+
+MAX_BETA = 0.999
+OFFSET = 0.008  # of the cosine schedule
 
 
 @HEADS.register("diffusion")
 class DiffusionHead(DenoisingHead):
     """Learns the noise in a chunk, and takes it out step by step.
 
-    `eta` is the share of noise drawn anew on the way: 0 is DDIM, 1 with `num_steps = num_train_steps` DDPM. It is drawn
-    from a fixed seed, so the same observations give the same actions.
+    `eta` is the share of noise drawn anew on the way: 0 is DDIM; 1 with `num_steps = num_train_steps` is DDPM, with the
+    smaller of its two variances, as long as no estimate of the chunk leaves [-1, 1]: where one is clipped, DDIM keeps
+    the estimate of the noise as it was, and DDPM does not. The noise drawn is the same in every chunk, so the same
+    observations give the same actions.
     """
+
+    alphas: Tensor
 
     def __init__(self, config: DiffusionHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
-        try:
-            import diffusers  # takes seconds, so only who uses it waits
-        except ImportError as error:
-            raise ImportError('head=diffusion needs diffusers: pip install "robovlms[diffusion]".') from error
         if not 1 <= config.num_steps <= config.num_train_steps:
             raise UserError(
                 f"head.num_steps={config.num_steps} must lie in 1..{config.num_train_steps}, head.num_train_steps."
             )
         self.num_steps, self.eta = config.num_steps, config.eta
-        scheduler: Any = diffusers.DDIMScheduler
-        self.scheduler = scheduler(
-            num_train_timesteps=config.num_train_steps,
-            beta_schedule="squaredcos_cap_v2",
-            clip_sample=True,  # actions lie in [-1, 1]
-            prediction_type="epsilon",
-        )
+        self.register_buffer("alphas", signal_shares(config.num_train_steps), persistent=False)
 
     def denoising_error(
         self,
         features: Float[Tensor, "b w q d"],
-        arm: Float[Tensor, "b w k e"],
-        mask: Bool[Tensor, "b w k"],
-        generator: torch.Generator | None,
+        targets: Targets,
+        noise: Float[Tensor, "b w k e"],
+        uniform: Float[Tensor, "b w"],
     ) -> Float[Tensor, "b w k e"]:
-        """Compare the noise at a random step."""
-        b, w = arm.shape[:2]
-        count = self.scheduler.config.num_train_timesteps
-        noise = torch.randn(arm.shape, generator=generator, device=arm.device)
-        step = torch.randint(count, (b, w), generator=generator, device=arm.device)
-        noisy = self.scheduler.add_noise(arm.flatten(0, 1), noise.flatten(0, 1), step.flatten()).view_as(arm)
-        return (self.estimate(features, noisy, step / count, mask).float() - noise).square()
+        """Compare the noise at a step."""
+        step = (uniform * len(self.alphas)).long()
+        noisy = self.add_noise(targets.actions[..., :-1].float(), noise, step[..., None, None])
+        estimate = self.estimate(features, noisy, step / len(self.alphas), targets.mask, targets.action_dims)
+        return (estimate.float() - noise).square()
+
+    def add_noise(
+        self, chunks: Float[Tensor, "#b n k e"], noise: Float[Tensor, "#b n k e"], step: Int64[Tensor, "*#b"]
+    ) -> Float[Tensor, "_b n k e"]:
+        """Return chunks as they are at a training step, 0 the least noisy."""
+        alpha = self.alphas[step]
+        return alpha.sqrt() * chunks + (1 - alpha).sqrt() * noise
 
     def sample(
         self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], prefix: Prefix
     ) -> Float[Tensor, "b 1 k e"]:
-        """Take `num_steps` steps back."""
-        count = self.scheduler.config.num_train_timesteps
-        generator = torch.Generator(start.device).manual_seed(VALIDATION_SEED)
-        self.scheduler.set_timesteps(self.num_steps)
-        x = start
-        for step in self.scheduler.timesteps.tolist():
-            fresh = torch.randn(x.shape[1:], generator=generator, device=x.device).expand_as(x) if self.eta else None
-            x = inpaint(x, prefix, self.scheduler.add_noise(prefix.arm[:, None], start, torch.tensor([step])))
+        """Take `num_steps` steps from the noisiest training step to the chunk, evenly spaced.
+
+        They start at the last training step: at an earlier one a chunk still shows its mean, which noise lacks.
+        """
+        x, count = start, len(self.alphas)
+        steps = [round(count * (1 - i / self.num_steps)) - 1 for i in range(self.num_steps + 1)]
+        for step, following in pairwise(steps):
+            here = torch.tensor(step, device=x.device)
+            x = inpaint(x, prefix, self.add_noise(prefix.arm[:, None], start, here))
+            alpha, before = self.alpha(step), self.alpha(following)
             noise = estimate(x, step / count)
-            x = self.scheduler.step(noise, step, x, eta=self.eta, variance_noise=fresh).prev_sample
+            clean = ((x - (1 - alpha).sqrt() * noise) / alpha.sqrt()).clamp(-1, 1)
+            sigma = self.fresh_share(step, following)
+            x = before.sqrt() * clean + (1 - before - sigma**2).clamp(min=0).sqrt() * noise
+            if self.eta:
+                x = x + sigma * normal(here[None], tuple(x.shape[1:]))
         return x
+
+    def alpha(self, step: int) -> Float[Tensor, ""]:
+        """Return the share of the chunk in the variance at a training step; step -1 is the chunk itself."""
+        return self.alphas[step] if step >= 0 else self.alphas.new_ones(())
+
+    def fresh_share(self, step: int, following: int) -> Float[Tensor, ""]:
+        """Return the standard deviation of the noise that is drawn anew between two steps: eta times DDPM's."""
+        alpha, before = self.alpha(step), self.alpha(following)
+        return self.eta * ((1 - before) / (1 - alpha) * (1 - alpha / before)).sqrt()
+
+
+def signal_shares(count: int) -> Float[Tensor, "n"]:
+    """Return the cosine schedule: the product of 1 - beta up to every training step.
+
+    Source: Nichol and Dhariwal, arXiv:2102.09672, as diffusers' `squaredcos_cap_v2`.
+    """
+    curve = [math.cos((i / count + OFFSET) / (1 + OFFSET) * math.pi / 2) ** 2 for i in range(count + 1)]
+    betas = torch.tensor([min(1 - after / before, MAX_BETA) for before, after in pairwise(curve)], dtype=torch.float64)
+    return (1 - betas).cumprod(0).float()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
 from robovlms.errors import UserError
-from robovlms.heads.base import ActionHead, HeadSizes, Prefix, Read, masked_mean, start_query, vocabulary_rows
+from robovlms.heads.base import ActionHead, HeadSizes, Prefix, Read, Targets, masked_mean, start_query, vocabulary_rows
 from robovlms.heads.fast_tokenizer import FastTokenizer, hold
 from robovlms.heads.schemas.fast import FastHeadConfig
 from robovlms.registry import HEADS
@@ -47,7 +48,7 @@ class FastHead(ActionHead):
         if config.tokenizer is not None:
             self._take(FastTokenizer.load(Path(config.tokenizer).expanduser()))
 
-    def calibrate(self, chunks: Float[np.ndarray, "n k a"]) -> None:
+    def calibrate(self, chunks: Sequence[Float[np.ndarray, "k _a"]]) -> None:
         """Fit the tokenizer, unless one was given."""
         if self.tokenizer is None:
             self._take(FastTokenizer.fit(chunks, self.config.vocab_size, self.config.scale))
@@ -64,39 +65,29 @@ class FastHead(ActionHead):
         if texts := json.loads(bytes(state.cpu().tolist()).decode()):
             self._take(FastTokenizer.from_json(*texts))
 
-    def queries(
-        self,
-        b: int,
-        w: int,
-        actions: Float[Tensor, "b w k a"] | None = None,
-        mask: Bool[Tensor, "b w k"] | None = None,
-    ) -> Float[Tensor, "b w q d"]:
+    def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
         """Return the learned query, and behind it the taught tokens without the end token."""
         first = self.query.expand(b, w, 1, -1)
-        if actions is None or mask is None:
+        if targets is None:
             return first
-        return torch.cat([first, self.embed[self._teach(actions, mask)[0][:, :, :-1]]], dim=2)
+        return torch.cat([first, self.embed[self._teach(targets)[0][:, :, :-1]]], dim=2)
 
-    def loss(
-        self,
-        features: Float[Tensor, "b w q d"],
-        actions: Float[Tensor, "b w k a"],
-        mask: Bool[Tensor, "b w k"],
-        action_dims: Bool[Tensor, "b a"] | None = None,
-    ) -> Losses:
+    def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
         """Cross-entropy and the share that is right: means over a chunk's tokens, which each of its real steps has."""
-        ids, is_token = self._teach(actions, mask)
+        ids, is_token = self._teach(targets)
         logits = features.float() @ self.unembed.T.float()
         entropy = F.cross_entropy(logits.flatten(0, -2), ids.flatten(), reduction="none").view(ids.shape)
 
         def mean(values: Float[Tensor, "b w q"]) -> Tensor:
             of_chunks = (values * is_token).sum(-1, keepdim=True) / is_token.sum(-1, keepdim=True)
-            return masked_mean(of_chunks.expand(mask.shape), mask)
+            return masked_mean(of_chunks.expand(targets.mask.shape), targets.mask)
 
         loss = mean(entropy)
         return {"loss": loss, "tokens": loss.detach(), "token_accuracy": mean((logits.argmax(-1) == ids).float())}
 
-    def act(self, read: Read, b: int, w: int, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
+    def act(
+        self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
+    ) -> Float[Tensor, "b k a"]:
         """Write greedily until every row has ended, at most `head.max_tokens`; zeros fill what is no whole chunk."""
         answer = read(self.queries(b, w))
         written: list[Tensor] = []
@@ -109,9 +100,7 @@ class FastHead(ActionHead):
                 break
             answer = read(self.embed[token][:, None, None], behind=True)
         rows = [[token for token in row if token != self.end] for row in torch.stack(written, dim=1).tolist()]
-        decoded = [self._tokenizer.decode(row, self.chunk_size, self.action_dim) for row in rows]
-        self.num_malformed += sum(not is_whole for _, is_whole in decoded)
-        actions = torch.from_numpy(np.stack([chunk for chunk, _ in decoded])).to(answer.device)
+        actions = self._decode(rows, self._recorded(b, action_dims)).to(answer.device)
         return torch.cat([actions[..., :-1].clamp(-1, 1), torch.where(actions[..., -1:] > 0, 1.0, -1.0)], dim=-1)
 
     @property
@@ -127,12 +116,29 @@ class FastHead(ActionHead):
             )
         self.tokenizer = tokenizer
 
-    def _teach(
-        self, actions: Float[Tensor, "b w k a"], mask: Bool[Tensor, "b w k"]
-    ) -> tuple[Int64[Tensor, "b w q"], Bool[Tensor, "b w q"]]:
-        """Return every chunk's tokens, end token included and again as padding, and which of them are no padding."""
+    def _recorded(self, b: int, action_dims: Bool[Tensor, "b a"] | None) -> list[Bool[np.ndarray, "a"]]:
+        """Return which entries every row's data records, on the host."""
+        return [np.ones(self.action_dim, bool)] * b if action_dims is None else list(action_dims.cpu().numpy())
+
+    def _decode(self, rows: list[list[int]], recorded: list[Bool[np.ndarray, "a"]]) -> Float32[Tensor, "b k a"]:
+        """Return the chunks that tokens mean, 0 at entries that are not recorded; count the malformed ones."""
+        actions = np.zeros((len(rows), self.chunk_size, self.action_dim), np.float32)
+        for chunk, row, places in zip(actions, rows, recorded, strict=True):
+            chunk[:, places], is_whole = self._tokenizer.decode(row, self.chunk_size, int(places.sum()))
+            self.num_malformed += not is_whole
+        return torch.from_numpy(actions)
+
+    def _teach(self, targets: Targets) -> tuple[Int64[Tensor, "b w q"], Bool[Tensor, "b w q"]]:
+        """Return every chunk's tokens, end token included and again as padding, and which of them are no padding.
+
+        A chunk is written with the entries that its data records alone.
+        """
+        actions, mask = targets.actions, targets.mask
         b, w = mask.shape[:2]
-        rows = self._tokenizer.encode(hold(actions, mask).flatten(0, 1).cpu().double().numpy())
+        chunks = hold(actions, mask).cpu().double().numpy()
+        recorded = self._recorded(b, targets.action_dims)
+        written = [chunk[:, places] for row, places in zip(chunks, recorded, strict=True) for chunk in row]
+        rows = self._tokenizer.encode(written)
         longest = 1 + max(len(row) for row in rows)
         ids = torch.tensor([row + [self.end] * (longest - len(row)) for row in rows], device=actions.device)
         lengths = torch.tensor([1 + len(row) for row in rows], device=actions.device)

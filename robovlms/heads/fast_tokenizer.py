@@ -7,14 +7,14 @@ tokenizers have them; their Python code is not needed and not run.
 from __future__ import annotations
 
 import json
-import math
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
+from scipy import fft
 
 from robovlms.errors import UserError
 
@@ -52,18 +52,18 @@ class FastTokenizer:
         return cls(Tokenizer.from_str(tokenizer), float(values["scale"]), int(values["min_token"]))
 
     @classmethod
-    def fit(cls, chunks: Float[np.ndarray, "n k a"], vocab_size: int, scale: float) -> FastTokenizer:
-        """Fit byte pairs to normalised chunks.
+    def fit(cls, chunks: Sequence[Float[np.ndarray, "k _a"]], vocab_size: int, scale: float) -> FastTokenizer:
+        """Fit byte pairs to normalised chunks, which may differ in their entries.
 
         Raises:
             UserError: the rounded coefficients alone need more tokens than `vocab_size`.
         """
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-        whole = coefficients(chunks, scale)
-        min_token = int(whole.min())
-        texts = [to_text(row, min_token) for row in whole]
-        levels = int(whole.max()) - min_token + 1
+        rows = [coefficients(chunk, scale) for chunk in chunks]
+        min_token = min(int(row.min()) for row in rows)
+        texts = [to_text(row, min_token) for row in rows]
+        levels = max(int(row.max()) for row in rows) - min_token + 1
         if levels > vocab_size:
             raise UserError(
                 f"head.vocab_size={vocab_size} is too small for {levels} coefficients: lower head.scale={scale}."
@@ -82,9 +82,9 @@ class FastTokenizer:
         """Return the text of both files."""
         return self.tokenizer.to_str(), json.dumps({"scale": self.scale, "min_token": self.min_token})
 
-    def encode(self, chunks: Float[np.ndarray, "n k a"]) -> list[list[int]]:
+    def encode(self, chunks: Sequence[Float[np.ndarray, "k _a"]]) -> list[list[int]]:
         """Return every chunk's ids; coefficients below `min_token` are raised to it."""
-        texts = [to_text(row, self.min_token) for row in coefficients(chunks, self.scale)]
+        texts = [to_text(coefficients(chunk, self.scale), self.min_token) for chunk in chunks]
         return [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int], chunk_size: int, action_dim: int) -> tuple[Float32[np.ndarray, "k a"], bool]:
@@ -97,7 +97,7 @@ class FastTokenizer:
         is_whole = len(row) == count and "\ufffd" not in text
         row = np.where(np.abs(row) < MAX_COEFFICIENT, row, 0)[:count]
         filled = np.concatenate([row, np.zeros(count - len(row), np.int64)]).reshape(chunk_size, action_dim)
-        return (cosines(chunk_size).T @ (filled / self.scale)).astype(np.float32), is_whole
+        return fft.idct(filled / self.scale, axis=0, norm="ortho").astype(np.float32), is_whole
 
 
 MAX_COEFFICIENT = 10_000  # beyond it a decoded letter is no coefficient
@@ -108,18 +108,9 @@ def to_text(row: Any, min_token: int) -> str:
     return "".join(map(chr, np.maximum(row.flatten() - min_token, 0).tolist()))
 
 
-def coefficients(chunks: Float[np.ndarray, "n k a"], scale: float) -> Any:
-    """Return the rounded cosine coefficients over time, "n k a"."""
-    return np.rint(np.einsum("jk,nka->nja", cosines(chunks.shape[1]), chunks) * scale).astype(np.int64)
-
-
-@lru_cache(maxsize=8)
-def cosines(length: int) -> Float[np.ndarray, "k k"]:
-    """Return the orthonormal DCT-II as a matrix: coefficients = matrix @ values."""
-    place = np.arange(length)
-    matrix = np.cos(math.pi * (2 * place[None] + 1) * place[:, None] / (2 * length)) * math.sqrt(2 / length)
-    matrix[0] /= math.sqrt(2)
-    return matrix
+def coefficients(chunk: Float[np.ndarray, "k _a"], scale: float) -> Any:
+    """Return the rounded coefficients of the orthonormal DCT-II over time, "k a"."""
+    return np.rint(fft.dct(chunk, axis=0, norm="ortho") * scale).astype(np.int64)
 
 
 def hold(actions: torch.Tensor, mask: torch.Tensor) -> Float[torch.Tensor, "b w k a"]:

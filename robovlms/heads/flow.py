@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from robovlms.config.choices import FlowSolver
-from robovlms.heads.base import HeadSizes, Prefix
+from robovlms.heads.base import HeadSizes, Prefix, Targets
 from robovlms.heads.denoising import DenoisingHead, inpaint
 from robovlms.heads.schemas.flow import FlowHeadConfig
 from robovlms.registry import HEADS
@@ -32,16 +32,15 @@ class FlowHead(DenoisingHead):
     def denoising_error(
         self,
         features: Float[Tensor, "b w q d"],
-        arm: Float[Tensor, "b w k e"],
-        mask: Bool[Tensor, "b w k"],
-        generator: torch.Generator | None,
+        targets: Targets,
+        noise: Float[Tensor, "b w k e"],
+        uniform: Float[Tensor, "b w"],
     ) -> Float[Tensor, "b w k e"]:
-        """Compare velocities at a time drawn as in pi0, more often near the noise."""
-        noise = torch.randn(arm.shape, generator=generator, device=arm.device)
-        uniform = torch.rand(arm.shape[:2], generator=generator, device=arm.device)
-        time = MAX_TIME * (1 - uniform ** (1 / 1.5))  # 1 - Beta(1.5, 1), by its inverse distribution function
+        """Compare velocities."""
+        arm, time = targets.actions[..., :-1].float(), training_time(uniform)
         noisy = torch.lerp(noise, arm, time[..., None, None])
-        return (self.estimate(features, noisy, time, mask).float() - (arm - noise)).square()
+        velocity = self.estimate(features, noisy, time, targets.mask, targets.action_dims)
+        return (velocity.float() - (arm - noise)).square()
 
     def sample(
         self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], prefix: Prefix
@@ -52,6 +51,15 @@ class FlowHead(DenoisingHead):
             return inpaint(x, prefix, torch.lerp(start, prefix.arm[:, None], time))
 
         return integrate(estimate, start, self.num_steps, self.solver, keep)
+
+
+def training_time(uniform: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Return times from 0 (noise) to MAX_TIME (action), more of them near the noise: their mean is 0.4 * MAX_TIME.
+
+    pi0 draws MAX_TIME * (1 - u) with u from Beta(1.5, 1), whose inverse distribution function is p ** (1 / 1.5).
+    Source: arXiv:2410.24164, appendix B.
+    """
+    return MAX_TIME * (1 - uniform ** (1 / 1.5))
 
 
 def integrate(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -11,13 +14,16 @@ from robovlms.heads.base import HeadSizes, RegressionHead
 from robovlms.heads.schemas.gpt import GPTHeadConfig
 from robovlms.registry import HEADS
 
+STD = 0.02  # of a block's weights at the start
+
 
 @HEADS.register("gpt")
 class GPTHead(RegressionHead):
-    """GPT-2's blocks (pre-norm, GELU, learned positions) over one token per frame.
+    """GPT-2's blocks (pre-norm, GELU by tanh, learned positions) over one token per frame, started as GPT-2 is.
 
     Position 0 is the oldest frame of the window, in training and in rollout, also before the window is full.
-    Source: RoboVLMs policy_head/base_policy.py, GPTDecoder (8 layers, 8 heads; works for one query per frame only).
+    Source: RoboVLMs policy_head/base_policy.py, GPTDecoder, and trajectory_gpt2.py (8 layers, 8 heads; works for one
+    query per frame only).
     """
 
     def __init__(self, config: GPTHeadConfig, sizes: HeadSizes) -> None:
@@ -29,21 +35,33 @@ class GPTHead(RegressionHead):
                 f"head.num_heads={config.num_heads}."
             )
         self.project = nn.Linear(sizes.feature_dim * config.num_queries, width)
-        self.position = nn.Parameter(torch.randn(sizes.window_size, width) * 0.02)
+        if self.project.in_features == width:  # where upstream has no such layer
+            nn.init.eye_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
+        self.position = nn.Parameter(torch.randn(sizes.window_size, width) * STD)
+        self.dropout = nn.Dropout(config.dropout)
         # Not nn.TransformerEncoder: it copies one block, so that all of them start with the same weights.
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, config.num_heads, 4 * width, config.dropout, "gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(config.num_layers)
-        )
+        self.blocks = nn.ModuleList(gpt2_block(width, config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
 
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
         """Let every frame attend to itself and the earlier ones."""
         w = features.shape[1]
         later = torch.ones(w, w, dtype=torch.bool, device=features.device).triu(1)
-        x = self.project(features) + self.position[:w]
+        x = self.dropout(self.project(features) + self.position[:w])
         for block in self.blocks:
             x = block(x, src_mask=later, is_causal=True)
         return self.norm(x)
+
+
+def gpt2_block(width: int, config: GPTHeadConfig) -> nn.TransformerEncoderLayer:
+    """Return a block of GPT-2: dropout on the attention and on both outputs, but none within the two-layer MLP."""
+    gelu = partial(F.gelu, approximate="tanh")
+    block = nn.TransformerEncoderLayer(
+        width, config.num_heads, 4 * width, config.dropout, gelu, batch_first=True, norm_first=True
+    )
+    block.dropout.p = 0.0
+    for name, parameter in block.named_parameters():
+        if not name.startswith("norm"):
+            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=STD)
+    return block

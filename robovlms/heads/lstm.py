@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robovlms.heads.base import HeadSizes, RegressionHead
+from robovlms.heads.base import HeadSizes, RegressionHead, start_xavier
 from robovlms.heads.schemas.lstm import LSTMHeadConfig
 from robovlms.registry import HEADS
 
@@ -24,6 +24,7 @@ class LSTMHead(RegressionHead):
         self.lstm = nn.LSTM(
             sizes.feature_dim * q, config.hidden_dim * q, config.num_layers, dropout=config.dropout, batch_first=True
         )
+        start_xavier(self)  # the decoders; the LSTM itself has no linear layers
 
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
         """Run the LSTM over the window; on a CPU in float32, since many have no LSTM in bfloat16."""

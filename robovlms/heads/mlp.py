@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robovlms.heads.base import HeadSizes, RegressionHead
+from robovlms.heads.base import HeadSizes, RegressionHead, start_xavier
 from robovlms.heads.schemas.mlp import MLPHeadConfig
 from robovlms.registry import HEADS
 
@@ -29,10 +29,7 @@ class MLPHead(RegressionHead):
             )  # fmt: skip
             return
         self.mlp = nn.Sequential(nn.Linear(in_dim, in_dim // 2), nn.ReLU(), nn.Linear(in_dim // 2, out_dim))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        start_xavier(self)
 
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
         """Project each frame on its own."""

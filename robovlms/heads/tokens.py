@@ -19,6 +19,7 @@ from robovlms.heads.base import (
     HeadSizes,
     Prefix,
     Read,
+    Targets,
     masked_mean,
     regression_losses,
     start_query,
@@ -61,50 +62,40 @@ class TokensHead(ActionHead):
         else:
             self.arm, self.gripper = ActionDecoder(sizes.feature_dim, 1), ActionDecoder(sizes.feature_dim, 1)
 
-    def queries(
-        self,
-        b: int,
-        w: int,
-        actions: Float[Tensor, "b w k a"] | None = None,
-        mask: Bool[Tensor, "b w k"] | None = None,
-    ) -> Float[Tensor, "b w q d"]:
+    def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
         """Return the slots; or the learned query, and behind it the taught tokens but the last."""
         if self.config.parallel:
             return repeat(self.slots, "q d -> b w q d", b=b, w=w)
         first = repeat(self.query, "d -> b w 1 d", b=b, w=w)
-        if actions is None:
+        if targets is None:
             return first
-        bins = rearrange(to_bins(actions, self.config.num_bins), "b w k a -> b w (k a)")
+        bins = rearrange(to_bins(targets.actions, self.config.num_bins), "b w k a -> b w (k a)")
         return torch.cat([first, self.embed[bins[:, :, :-1]]], dim=2)
 
-    def loss(
-        self,
-        features: Float[Tensor, "b w q d"],
-        actions: Float[Tensor, "b w k a"],
-        mask: Bool[Tensor, "b w k"],
-        action_dims: Bool[Tensor, "b a"] | None = None,
-    ) -> Losses:
+    def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
         """Cross-entropy over the bins, with the arm's and the gripper's accuracy; or the continuous heads' terms."""
         if not self.config.discrete:
-            return regression_losses(self.config, *self._regress(features), actions, mask, action_dims)
+            return regression_losses(self.config, *self._regress(features), targets)
+        actions, mask = targets.actions, targets.mask
+        recorded = torch.ones_like(actions[:, 0, 0]) if targets.action_dims is None else targets.action_dims.float()
         logits = self._logits(features)
         bins = to_bins(actions, self.config.num_bins)
         entropy = F.cross_entropy(logits.flatten(0, -2), bins.flatten(), reduction="none").view(bins.shape)
-        if action_dims is not None:
-            taught = action_dims[:, None, None].float()
-            entropy = entropy * taught * (taught.shape[-1] / taught.sum(-1, keepdim=True))
-        loss = masked_mean(entropy.mean(-1), mask)
+        loss = masked_mean(mean_of(entropy, recorded), mask)
         is_right = (logits.argmax(-1) == bins).float()
         decoded = from_bins(logits.argmax(-1), self.config.num_bins)
+        is_gripper_right = ((decoded > 0) == (actions > 0)).float()[..., -1]
         return {
             "loss": loss,
             "tokens": loss.detach(),
-            "arm_accuracy": masked_mean(is_right[..., :-1].mean(-1), mask).detach(),
-            "gripper_accuracy": masked_mean(((decoded > 0) == (actions > 0)).float()[..., -1], mask).detach(),
-            "arm_l1": masked_mean((decoded - actions).abs()[..., :-1].mean(-1), mask).detach(),
+            "arm_accuracy": masked_mean(mean_of(is_right[..., :-1], recorded[:, :-1]), mask).detach(),
+            "gripper_accuracy": masked_mean(is_gripper_right, mask & (recorded[:, None, None, -1] > 0)).detach(),
+            "arm_l1": masked_mean(mean_of((decoded - actions).abs()[..., :-1], recorded[:, :-1]), mask).detach(),
         }
 
-    def act(self, read: Read, b: int, w: int, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
+    def act(
+        self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
+    ) -> Float[Tensor, "b k a"]:
         """Read once (`parallel`), or once for every token, each behind the ones before."""
         if self.config.parallel:
             features = read(self.queries(b, w))
@@ -115,10 +106,14 @@ class TokensHead(ActionHead):
         else:
             answer = read(self.queries(b, w))
             written: list[Tensor] = []
+            zero = to_bins(answer.new_zeros(()), self.config.num_bins)  # the target at what is not recorded
             for i in range(self.chunk_size * self.action_dim):
                 if i:
                     answer = read(self.embed[written[-1]][:, None, None], behind=True)
-                written.append((answer[:, -1, -1] @ self.unembed.T.float()).argmax(-1))
+                token = (answer[:, -1, -1] @ self.unembed.T.float()).argmax(-1)
+                written.append(
+                    token if action_dims is None else torch.where(action_dims[:, i % self.action_dim], token, zero)
+                )
             bins = rearrange(torch.stack(written, dim=1), "b (k a) -> b k a", k=self.chunk_size)
         actions = from_bins(bins, self.config.num_bins)
         return torch.cat([actions[..., :-1], torch.where(actions[..., -1:] > 0, 1.0, -1.0)], dim=-1)
@@ -130,6 +125,12 @@ class TokensHead(ActionHead):
     def _regress(self, features: Float[Tensor, "b w q d"]) -> tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k"]]:
         slots = rearrange(features, "b w (k a) d -> b w k a d", k=self.chunk_size)
         return self.arm(slots[..., :-1, :])[..., 0].tanh().float(), self.gripper(slots[..., -1, :])[..., 0].float()
+
+
+def mean_of(values: Float[Tensor, "b w k a"], recorded: Float[Tensor, "b a"]) -> Float[Tensor, "b w k"]:
+    """Average over the entries that every row's data records (1, else 0)."""
+    weights = recorded[:, None, None]
+    return (values * weights).sum(-1) / weights.sum(-1).clamp(min=1)
 
 
 def to_bins(actions: Float[Tensor, "*n"], num_bins: int) -> Int64[Tensor, "*n"]:

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from robovlms.actions.checks import Finding, Severity, gripper_share, numeric_findings, polarity_findings
+from robovlms.actions.checks import (
+    Finding,
+    Severity,
+    gripper_share,
+    numeric_findings,
+    polarity_findings,
+    representation_findings,
+    sparse_findings,
+)
 from robovlms.actions.contract import GRIPPER
+from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import Resize
 from robovlms.data.base import Reader
 from robovlms.data.opening import rate_findings
@@ -108,6 +117,18 @@ def fault_findings(faults: Faults, kind: str) -> list[Finding]:
     return [Finding(severity=Severity.error, what=what, where=where, to_do=to_do)]
 
 
+def _whole_findings(dataset: WindowDataset, rows: ScannedRows) -> list[Finding]:
+    """Judge what single rows do not show: distributions, and how episodes run."""
+    contract, is_finite = dataset.converter.source, np.isfinite(rows.actions).all(axis=1)
+    if not is_finite.any():
+        return []
+    arm = [name for name in contract.names if name != GRIPPER]
+    found = sparse_findings(Statistics.compute(rows.actions[is_finite]), dataset.config.normalization, arm)
+    ends = np.flatnonzero(np.diff(rows.episode)) + 1
+    episodes = zip(np.split(rows.actions, ends), np.split(is_finite, ends), strict=True)
+    return [*found, *representation_findings((actions for actions, good in episodes if good.all()), contract)]
+
+
 def check_data(dataset: WindowDataset, max_frames: int = MAX_FRAMES) -> list[Finding]:
     """Read up to `max_frames` frames of whole episodes, evenly spread, and hold them against the contract."""
     stretches = choose_stretches(dataset.reader.episodes, max_frames)
@@ -134,5 +155,6 @@ def all_findings(
             share = gripper_share(rows.actions[:, -1], contract)
             ends = np.flatnonzero(np.diff(rows.episode)) + 1
             found += polarity_findings(np.split(share, ends), contract)
+        found += _whole_findings(dataset, rows)
     found += picture_findings(views, reader, hz=contract.control_hz, resize=dataset.config.resize)
     return sorted(found, key=lambda finding: finding.severity is not Severity.error)

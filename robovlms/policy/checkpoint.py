@@ -7,16 +7,15 @@ Nothing is pickled.
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from safetensors.torch import load_model, save_model
 
-from robovlms.actions.plan import sources_of
+from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, load_statistics, save_statistics
 from robovlms.config.choices import ModelSize
 from robovlms.config.renamed import RENAMED
@@ -24,8 +23,9 @@ from robovlms.config.run import TrainConfig
 from robovlms.config.schemas import SCHEMAS
 from robovlms.errors import UserError
 from robovlms.policy.policy import VLAPolicy
+from robovlms.policy.spec import SPEC, PolicySpec
 
-CONFIG, WEIGHTS, STATS, CONTRACT = "config.yaml", "model.safetensors", "action_stats.json", "contract.json"
+CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
 VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
 BACKBONE, STATE = "backbone", "training_state"
 
@@ -56,17 +56,33 @@ def _typed(group: str, name: str) -> Any:
     return OmegaConf.structured(SCHEMAS.get(f"{group}/{name}", SCHEMAS[f"{group}/base"]))
 
 
-def save_policy(folder: Path, config: TrainConfig, policy: VLAPolicy, stats: dict[str, Statistics]) -> None:
+class Trained(NamedTuple):
+    """A policy with what it needs to act."""
+
+    config: TrainConfig
+    policy: VLAPolicy
+    statistics: dict[str, Statistics]  # of every source's actions, by name
+    plan: DataPlan
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy sees, says and how often."""
+        size = self.policy.processor.image_spec.size
+        views = dict.fromkeys(self.config.view.views, size)
+        return PolicySpec.of(self.plan, self.config.window, views, self.statistics, self.config.name)
+
+
+def save_policy(folder: Path, trained: Trained) -> None:
     """Write what rollout needs: the policy can be rebuilt from `folder` without the original VLM's files."""
-    save_config(config, folder / CONFIG)
-    contracts = {source.name: asdict(source.contract) for source in sources_of(config.data)}
-    (folder / CONTRACT).write_text(json.dumps(contracts, indent=2) + "\n")
-    save_statistics(folder / STATS, stats)
+    save_config(trained.config, folder / CONFIG)
+    trained.spec.save(folder / SPEC)
+    save_statistics(folder / STATS, trained.statistics)
+    policy = trained.policy
     policy.backbone.save_pretrained(folder / BACKBONE, weights=False)
     save_model(policy, str(folder / WEIGHTS))
 
 
-def load_policy(folder: Path, **changes: Any) -> tuple[TrainConfig, VLAPolicy, dict[str, Statistics]]:
+def load_policy(folder: Path, **changes: Any) -> Trained:
     """Rebuild the policy of a checkpoint folder, strictly.
 
     Args:
@@ -84,9 +100,18 @@ def load_policy(folder: Path, **changes: Any) -> tuple[TrainConfig, VLAPolicy, d
     config = load_config(folder / CONFIG)
     config = replace(config, backbone=replace(config.backbone, **changes))
     backbone = replace(config.backbone, checkpoint=str(folder / BACKBONE), random_init=True, size=ModelSize.full)
-    policy = VLAPolicy.from_config(replace(config, backbone=backbone))
+    plan = DataPlan.of(config.data, config.view.views)
+    policy = VLAPolicy.from_config(replace(config, backbone=backbone), plan)
     load_weights(policy, folder)
-    return config, policy, load_statistics(folder / STATS)
+    trained = Trained(config, policy, load_statistics(folder / STATS), plan)
+    _check_spec(trained, folder / SPEC)
+    return trained
+
+
+def _check_spec(trained: Trained, path: Path) -> None:
+    """Hold what a checkpoint says of itself against its files; checkpoints of before have no such file."""
+    if path.is_file() and PolicySpec.load(path) != trained.spec:
+        raise UserError(f"{path} is not of this checkpoint's {CONFIG} and {STATS}: one of the files was changed.")
 
 
 def load_weights(policy: VLAPolicy, folder: Path, optional: str | None = None) -> None:

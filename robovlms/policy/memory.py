@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robovlms.config.choices import FrameCache, Structure
@@ -54,7 +54,8 @@ class FrameMemory(Memory):
     def act(self, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
         """Ask about the frame."""
         assert self.frame is not None
-        return self.policy.head.act(FeatureReader(self.policy, *self.frame), len(self.frame[1]), 1, prefix)
+        _, step = self.frame
+        return self.policy.head.act(FeatureReader(self.policy, *self.frame), len(step), 1, prefix, step.action_dims)
 
 
 class FeatureMemory(Memory):
@@ -63,16 +64,18 @@ class FeatureMemory(Memory):
     def __init__(self, policy: VLAPolicy, window_size: int) -> None:
         self.policy = policy
         self.features: deque[Tensor] = deque(maxlen=window_size)  # "b 1 q d", oldest first
+        self.action_dims: Tensor | None = None  # "b a", that the rows' robots have
 
     @torch.no_grad()
     def observe(self, step: Batch) -> None:
         """Read the frame."""
+        self.action_dims = step.action_dims
         self.features.append(self.policy.read(step, self.policy.head.queries(len(step), 1)).float())
 
     @torch.no_grad()
     def act(self, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
         """Let the head fuse the features."""
-        return act_on(self.policy, list(self.features), prefix)
+        return act_on(self.policy, list(self.features), prefix, self.action_dims)
 
 
 class Stream:
@@ -124,23 +127,28 @@ class WindowMemory(Memory):
     def act(self, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
         """Let the head decode the features of the frames that are in sight."""
         if self.streams and self.streams[0].kv_cache is not None:
-            return act_on(self.policy, self.streams[0].features, prefix)
+            return act_on(self.policy, self.streams[0].features, prefix, self.frames[-1][1].action_dims)
         image = torch.cat([image for image, _ in self.frames], dim=1)
         steps = [step for _, step in self.frames]
         proprio = None
         if steps[0].proprio is not None:
             proprio = torch.cat([step.proprio for step in steps if step.proprio is not None], dim=1)
         batch = replace(steps[-1], frames={}, proprio=proprio)  # the images are encoded
-        return self.policy.head.act(FeatureReader(self.policy, image, batch), len(batch), len(steps), prefix)
+        return self.policy.head.act(
+            FeatureReader(self.policy, image, batch), len(batch), len(steps), prefix, batch.action_dims
+        )
 
     def _length(self) -> int:
         return len(self.streams[-1].features) if self.streams else 0
 
 
 def act_on(
-    policy: VLAPolicy, features: list[Float[Tensor, "b 1 q d"]], prefix: Prefix | None
+    policy: VLAPolicy,
+    features: list[Float[Tensor, "b 1 q d"]],
+    prefix: Prefix | None,
+    action_dims: Bool[Tensor, "b a"] | None,
 ) -> Float[Tensor, "b k a"]:
     """Let the head decode features that were read before."""
     whole = torch.cat(features, dim=1)
     b, w = whole.shape[:2]
-    return policy.head.act(lambda queries: whole, b, w, prefix)
+    return policy.head.act(lambda queries: whole, b, w, prefix, action_dims)

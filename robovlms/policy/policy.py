@@ -10,13 +10,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robovlms.actions.plan import policy_names
+from robovlms.actions.plan import DataPlan
 from robovlms.backbones.base import Backbone
 from robovlms.backbones.layout import KVCache
 from robovlms.config.choices import HeadKind, Structure
 from robovlms.config.run import TrainConfig
 from robovlms.errors import NotAllowedError
-from robovlms.heads.base import ActionHead, HeadSizes
+from robovlms.heads.base import ActionHead, HeadSizes, Targets
 from robovlms.images.processor import Processor
 from robovlms.registry import BACKBONES, HEADS
 from robovlms.types import Batch, Conversations, Losses
@@ -67,8 +67,10 @@ class VLAPolicy(nn.Module):
         self.structure, self.processor = structure, processor
 
     @classmethod
-    def from_config(cls, config: TrainConfig) -> VLAPolicy:
-        """Build the policy of a run; pre-trained weights are loaded unless the config says random or tiny."""
+    def from_config(cls, config: TrainConfig, plan: DataPlan) -> VLAPolicy:
+        """Build the policy of a run on a plan's data; pre-trained weights are loaded unless the config says random or
+        tiny.
+        """
         backbone = BACKBONES.get(config.backbone.name).from_config(config.backbone)
         if config.structure.name is Structure.interleaved and not backbone.can_interleave:
             raise NotAllowedError(
@@ -83,7 +85,7 @@ class VLAPolicy(nn.Module):
             config.head,
             HeadSizes(
                 feature_dim=backbone.hidden_dim,
-                action_dim=len(policy_names(config.data)),
+                action_dim=len(plan.action_names),
                 window_size=config.window.window_size,
                 chunk_size=config.window.chunk_size,
                 embedding_rms=backbone.embedding_rms(),
@@ -97,8 +99,8 @@ class VLAPolicy(nn.Module):
             resize=config.data.resize,
             fit=config.data.fit,
         )
-        proprio_names = config.data.seen_names
-        proprio = ProprioEncoder(len(proprio_names), backbone.hidden_dim) if proprio_names else None
+        num_proprio = len(plan.proprio_names)
+        proprio = ProprioEncoder(num_proprio, backbone.hidden_dim) if num_proprio else None
         return cls(backbone, head, config.structure.name, processor, proprio)
 
     def read(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> Float[Tensor, "b w q d"]:
@@ -149,11 +151,10 @@ class VLAPolicy(nn.Module):
 
     def forward(self, batch: Batch, conversations: Conversations | None = None) -> Losses:
         """Return the loss terms of a batch with actions, and those of conversations (`converse`) beside them."""
-        assert batch.actions is not None
-        assert batch.action_mask is not None
-        b, w = batch.actions.shape[:2]
-        features = self.read(batch, self.head.queries(b, w, batch.actions, batch.action_mask))
-        losses = self.head.loss(features.float(), batch.actions, batch.action_mask, batch.action_dims)
+        targets = Targets.of(batch)
+        b, w = targets.mask.shape[:2]
+        features = self.read(batch, self.head.queries(b, w, targets))
+        losses = self.head.loss(features.float(), targets)
         return losses if conversations is None else {**losses, **self.converse(conversations)}
 
     def converse(self, conversations: Conversations) -> Losses:
@@ -170,7 +171,9 @@ class VLAPolicy(nn.Module):
     def predict(self, batch: Batch) -> Float[Tensor, "b k a"]:
         """Return the normalised chunk of each window's newest frame, from the whole window at once."""
         w = next(iter(batch.frames.values())).shape[1]
-        return self.head.act(FeatureReader(self, self.encode(batch), batch), len(batch), w)
+        return self.head.act(
+            FeatureReader(self, self.encode(batch), batch), len(batch), w, action_dims=batch.action_dims
+        )
 
 
 class FeatureReader:

@@ -1,4 +1,4 @@
-"""A policy at the wheel: observations in, environment actions out, history in plain sight."""
+"""The runner: observations in, environment actions out, history in plain sight."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from robovlms.actions.contract import check_contract
 from robovlms.actions.normalizer import ActionNormalizer
-from robovlms.actions.plan import Source, find_source, make_normalizers
+from robovlms.actions.plan import Source
 from robovlms.config.choices import Execution, FrameCache
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
@@ -94,8 +94,8 @@ class PolicyRunner:
         Raises:
             UserError: the contracts differ, execute_steps exceeds the chunk, or the head cannot do what is asked.
         """
-        config, policy, stats = load_policy(folder)
-        chosen = find_source(config.data, source)
+        trained = load_policy(folder)
+        config, chosen = trained.config, trained.plan.find(source)
         if contract is not None:
             check_contract(chosen.contract, contract, "the environment")
         if not 1 <= execute_steps <= config.window.chunk_size:
@@ -104,8 +104,8 @@ class PolicyRunner:
                 "the policy's chunk_size."
             )
         return cls(
-            policy.to(device),
-            make_normalizers(config.data, stats)[chosen.number],
+            trained.policy.to(device),
+            trained.plan.normalizers(trained.statistics)[chosen.number],
             chosen,
             window_size=config.window.window_size,
             execution=execution,
@@ -168,17 +168,26 @@ class PolicyRunner:
             frames={view: torch.from_numpy(frame)[None] for view, frame in frames.items()},
             text_ids=text_ids,
             text_mask=text_mask,
+            action_dims=self._recorded(),
             proprio=self._proprio(observation),
         )
         return batch.to(self._device)
 
+    def _recorded(self) -> Bool[Tensor, "1 a"] | None:
+        """Return which of the policy's action entries were in training for this source; None: all."""
+        recorded = torch.zeros(1, self.normalizer.action_dim, dtype=torch.bool)
+        recorded[:, self.source.action_dims] = True
+        if not self.source.has_gripper:
+            recorded[:, -1] = False
+        return None if recorded.all() else recorded
+
     def _proprio(self, observation: Observation) -> Float32[Tensor, "1 1 p"] | None:
         if self.policy.proprio is None:
             return None
-        expected, proprio = len(self.source.proprio), observation.proprio
+        expected, proprio = len(self.source.proprio_dims), observation.proprio
         if proprio is None or len(proprio) != expected:
             found = "none" if proprio is None else f"{len(proprio)} entries"
             raise UserError(f"the policy needs proprioception of {expected} entries; the observation has {found}.")
         whole = torch.full((len(self.policy.proprio.mean),), torch.nan)
-        whole[self.source.proprio] = torch.from_numpy(proprio)
+        whole[self.source.proprio_dims] = torch.from_numpy(proprio)
         return whole[None, None]

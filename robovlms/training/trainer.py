@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
-from robovlms.actions.plan import Source, make_normalizers, policy_names, sources_of
+from robovlms.actions.plan import DataPlan, Source
 from robovlms.actions.statistics import Statistics, save_statistics
 from robovlms.config.choices import Precision
 from robovlms.config.run import TrainConfig
@@ -35,7 +35,7 @@ from robovlms.data.loading.sampler import StepSampler
 from robovlms.errors import UserError
 from robovlms.files import atomic_folder
 from robovlms.images.draws import Augmentation
-from robovlms.policy.checkpoint import CONFIG, STATE, STATS, load_weights, save_config, save_policy
+from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
 from robovlms.policy.policy import VLAPolicy
 from robovlms.training.interval import Interval
 from robovlms.training.optimization import Steps, learning_rate, make_optimizer
@@ -54,8 +54,8 @@ class Trainer:
     Entering checks and prepares the run folder; `resume_from` is the checkpoint to continue from, if any.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config, self.folder = config, Path(config.output_dir)
+    def __init__(self, config: TrainConfig, plan: DataPlan) -> None:
+        self.config, self.plan, self.folder = config, plan, Path(config.output_dir)
         self.step = 0
         self.stop_requested = False
 
@@ -133,8 +133,8 @@ class Trainer:
     def _make_data(self, train_set: RobotDataset, validation_set: RobotDataset) -> None:
         config, data = self.config, self.config.data
         self.train_set = train_set
-        self.normalizers = make_normalizers(data, self.stats)
-        means = [self._normal_mean(number, source) for number, source in enumerate(sources_of(data))]
+        self.normalizers = self.plan.normalizers(self.stats)
+        means = [self._normal_mean(source) for source in self.plan.sources]
         self.mean_actions = torch.stack(means)[:, :-1].to(self.device)
         if self.resume_from:
             self.step = json.loads((self.resume_from / STATE / "state.json").read_text())["step"]
@@ -151,7 +151,7 @@ class Trainer:
         loading = {"num_workers": data.num_workers, "pin_memory": self.device.type == "cuda"}
         processor = self.policy.processor
         augmentation = Augmentation(data, processor, config.window.window_size, config.seed)
-        collator = Collator(processor, self.normalizers, config.window, augmentation)
+        collator = Collator(processor, self.normalizers, config.window, augmentation, config.seed)
         self.train_loader = training_loader(train_set, collator, self.sampler, **loading)  # type: ignore[arg-type]
         self.validation_loader = validation_loader(
             validation_set,
@@ -167,11 +167,9 @@ class Trainer:
             said = (config.cotrain, self.policy.backbone, processor, self.sampler)
             self.conversation_loader = conversation_loader(*said, pin_memory=bool(loading["pin_memory"]))
 
-    def _normal_mean(self, number: int, source: Source) -> Tensor:
-        mean = torch.tensor(
-            self.stats[source.name].scatter(source.action_dims, len(policy_names(self.config.data))).mean
-        )
-        return self.normalizers[number].normalize(mean[None])[0]
+    def _normal_mean(self, source: Source) -> Tensor:
+        statistics = self.stats[source.name].scatter(source.action_dims, len(self.plan.action_names))
+        return self.normalizers[source.number].normalize(torch.tensor(statistics.mean)[None])[0]
 
     def _resolve_durations(self) -> None:
         """Turn epochs into steps, now that the size of the data set is known, and keep the result beside the config."""
@@ -310,7 +308,7 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Measure the open-loop metrics of `robovlms.validation` and keep the examples for plots."""
-        sources = [source.name for source in sources_of(self.config.data)]
+        sources = [source.name for source in self.plan.sources]
         with self.accelerator.autocast():
             metrics, examples = validate(self.policy, self.validation_loader, self.mean_actions, sources, self._sum)
         if self.tracker:
@@ -326,7 +324,7 @@ class Trainer:
             started = time.perf_counter()
             target = self.folder / "checkpoints" / f"step_{self.step:06d}"
             with atomic_folder(target) as partial:
-                save_policy(partial, self.config, self.policy, self.stats)
+                save_policy(partial, Trained(self.config, self.policy, self.stats, self.plan))
                 state.save(partial / STATE)
             keep_newest(self.folder, self.config.trainer.keep_last)
             log.info("saved %s in %s", target, duration(time.perf_counter() - started))

@@ -50,11 +50,66 @@ def test_an_entry_that_never_moves_becomes_zero_and_comes_back_as_its_constant()
     assert normalizer.denormalize(torch.tensor([[0.0, 0.7, 1.0]]))[0, 1] == 0
 
 
+UNEVEN = Statistics(
+    mean=[1.0, 0.0], std=[0.5, 0.0], min=[-4.0, -1.0], max=[8.0, 1.0], q01=[-2.0, -1.0], q10=[-1.0, -1.0],
+    q50=[0.0, 0.0], q90=[2.0, 1.0], q99=[3.0, 1.0], num_rows=10,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mode", "low", "high"),
+    [
+        (NormalizationMode.bounds, -0.65, 0.65),
+        (NormalizationMode.min_max, -4, 8),
+        (NormalizationMode.quantile, -2, 3),
+        (NormalizationMode.mean_std, 0.5, 1.5),
+        (NormalizationMode.identity, -1, 1),
+    ],
+)
+def test_each_mode_maps_its_bounds_to_minus_and_plus_one(mode, low, high):
+    normalizer = ActionNormalizer(NormalizationConfig(mode=mode, low=-0.65, high=0.65), UNEVEN, ["x", "gripper"])
+    raw = torch.tensor([[low, -1.0], [(low + high) / 2, 1.0], [high, 1.0]])
+    normalized = normalizer.normalize(raw)
+    torch.testing.assert_close(normalized[:, 0], torch.tensor([-1.0, 0.0, 1.0]))
+    torch.testing.assert_close(normalizer.denormalize(normalized), raw)
+
+
+@pytest.mark.parametrize("mode", [NormalizationMode.quantile, NormalizationMode.mean_std, NormalizationMode.min_max])
+def test_an_entry_that_moves_in_few_rows_is_normalised_by_its_extremes_and_comes_back(mode):
+    rows = np.zeros((1_000_000, 2), np.float32)
+    rows[500] = [-1e-4, 0.0]
+    rows[700] = [3e-4, 0.0]
+    stats = Statistics.compute(np.concatenate([rows, rows[:, :1]], axis=1))
+    normalizer = ActionNormalizer(NormalizationConfig(mode=mode), stats, NAMES)
+    raw = torch.tensor([[-1e-4, 0.0, 1.0], [0.0, 0.0, 1.0], [3e-4, 0.0, -1.0]])
+    normalized = normalizer.normalize(raw)
+    torch.testing.assert_close(normalized[:, 0], torch.tensor([-1.0, -0.5, 1.0]))
+    assert normalized[:, 1].tolist() == [0, 0, 0]
+    torch.testing.assert_close(normalizer.denormalize(normalized), raw)
+
+
 def test_statistics_survive_the_file(tmp_path):
     save_statistics(tmp_path / "stats.json", {"mine": STATS})
     assert load_statistics(tmp_path / "stats.json") == {"mine": STATS}
     assert STATS.mean == [1.0, 0.0, 0.0]
     assert STATS.num_rows == 2
+
+
+def test_units_of_positions_do_not_separate_contracts_of_joints():
+    joints = ActionContract(
+        names=["j1", "j2", "gripper"],
+        representation=Representation.absolute,
+        frame=ReferenceFrame.joint,
+        control_hz=10.0,
+        position_unit=None,
+    )
+    check_contract(joints, replace(joints, position_unit=1.0), "the robot")
+    with pytest.raises(ValueError, match="position_unit: policy None, the robot 1"):
+        check_contract(
+            replace(joints, names=["x", "y", "z", "gripper"]),
+            replace(joints, names=["x", "y", "z", "gripper"], position_unit=1.0),
+            "the robot",
+        )
 
 
 def test_a_contract_mismatch_prints_both_sides():

@@ -69,7 +69,7 @@ def test_a_checkpoint_keeps_its_resampler(tmp_path):
     data = make_calvin_folder(tmp_path / "data")
     extra = ["backbone=llava", "backbone.size=tiny", "backbone.resample=4", "schedule.total=2 step"]
     train(completed(composed(*tiny_run(data, tmp_path / "run", *extra))))
-    again, policy, _ = load_policy(resolve_checkpoint(tmp_path / "run"))
+    again, policy, *_ = load_policy(resolve_checkpoint(tmp_path / "run"))
     assert again.backbone.resample == 4
     assert policy.backbone.resampler.latents.shape == (4, 64)
 
@@ -104,7 +104,7 @@ def test_weights_that_are_frozen_and_coarse_can_have_their_adapters_merged(tmp_p
     extra = ("schedule.total=2 step", "trainer.save_every=2 step", "backbone.lora.rank=4", "backbone.weights=bf16")
     run = train(completed(composed(*tiny_run(folder, tmp_path / "run", *extra))))
     merge_checkpoint(resolve_checkpoint(run), tmp_path / "merged")
-    config, merged, _ = load_policy(tmp_path / "merged")
+    config, merged, *_ = load_policy(tmp_path / "merged")
     assert config.backbone.weights is WeightType.fp32
     assert {p.dtype for p in merged.parameters()} == {torch.float32}
 
@@ -172,8 +172,8 @@ def test_a_checkpoint_with_adapters_loads_and_merges_into_one_without(tmp_path: 
         merge_checkpoint(resolve_checkpoint(run), tmp_path / "merged")
     with pytest.raises(ValueError, match="has no adapters to merge"):
         merge_checkpoint(tmp_path / "merged", tmp_path / "twice")
-    _, adapted, _ = load_policy(resolve_checkpoint(run))
-    config, merged, _ = load_policy(tmp_path / "merged")
+    _, adapted, *_ = load_policy(resolve_checkpoint(run))
+    config, merged, *_ = load_policy(tmp_path / "merged")
     assert config.backbone.lora.rank == 0
     batch = inputs(merged.backbone)
     with torch.no_grad():

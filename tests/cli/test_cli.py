@@ -93,6 +93,8 @@ def test_values_only_the_user_knows_are_asked_for_with_examples() -> None:
     assert message() == f"data.root: {ask} data.root=/path/to/task_ABCD_D"
     assert message("data=metaworld") == f"data.root: {ask} data.root=/path/to/dataset"
     assert "data.contract.frame=tcp" in message("data=lerobot")
+    assert "data.contract.position_unit=1.0" in message("data=lerobot", "data.contract.frame=base")
+    assert "position_unit" not in message("data=lerobot", "data.contract.frame=joint")
     assert message(schema=CollectDemosConfig, config_name="collect_demos") == f"root: {ask} root=datasets/demos"
     assert message(schema=EvaluateConfig, config_name="evaluate").startswith(f"checkpoint: {ask} checkpoint=runs/")
 

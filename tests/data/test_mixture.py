@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from calvin_folder import assert_same_state, losses
-from composing import completed, composed
+from composing import completed, composed, open_windows, plan_of
 from mixed_data import make_arm_folder, mixture
 
 from robovlms.commands.train import train
-from robovlms.data.loading.sampler import BLOCK, StepSampler, block_shares
-from robovlms.data.opening import build_dataset
-from robovlms.policy.checkpoint import checkpoints, load_config
+from robovlms.data.loading.loader import Collator
+from robovlms.data.loading.sampler import BLOCK, Draw, StepSampler, block_shares
+from robovlms.data.opening import open_sources
+from robovlms.data.statistics import compute_statistics
+from robovlms.policy.checkpoint import checkpoints, load_config, load_policy
+from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.runner import PolicyRunner
 from robovlms.registry import BACKBONES
 from robovlms.types import Observation
@@ -28,7 +31,7 @@ def config(*options: str):
 
 
 def test_a_part_without_a_view_rotation_and_gripper_fills_the_mixtures_sample(calvin_folder, arm_folder, tmp_path):
-    dataset = build_dataset(config(*mixture(calvin_folder, arm_folder, tmp_path)), "train")
+    dataset = open_windows(config(*mixture(calvin_folder, arm_folder, tmp_path)), "train")
     play, arm = dataset[0], dataset[dataset.sizes[0]]
     assert (play.source, arm.source) == (0, 1)
     assert play.action_dims.all()
@@ -56,6 +59,60 @@ def test_a_mixture_trains_resumes_bit_for_bit_and_acts_as_one_of_its_parts(calvi
     action = runner.step(Observation(frames=frames, instruction="go 0"))
     assert action.shape == (3,)
     assert 0.19 <= action[0] <= 0.81  # within the part's own statistics
+
+
+@pytest.mark.parametrize("head", ["flow", "diffusion", "tokens", "fast"])
+def test_a_robot_acts_as_in_training_without_the_entries_that_it_lacks(calvin_folder, arm_folder, tmp_path, head):
+    options = [f"head={head}", "schedule.total=2 step", "structure=one_step", "window.window_size=1", "view=side"]
+    options += {"tokens": ["head.num_bins=64"], "fast": ["head.vocab_size=300"]}.get(head, ["head.num_heads=2"])
+    fitting = [line for line in mixture(calvin_folder, arm_folder, tmp_path, *options) if takes(head, line)]
+    run = config(*fitting)
+    train(run)
+    checkpoint = checkpoints(tmp_path)[-1]
+    dataset = open_windows(run, "validation")
+    _, policy, stats, plan = load_policy(checkpoint)
+    collate = Collator(policy.processor, plan.normalizers(stats), run.window)
+    window = dataset.sizes[0] + 3
+    policy.eval()
+    batch = collate([(dataset[window], Draw(window, window))])
+    chunk = plan.normalizers(stats)[1].denormalize(policy.predict(batch))[0]
+
+    runner = PolicyRunner.from_checkpoint(checkpoint, source="arm")
+    if head in ("flow", "diffusion"):
+        runner.policy.head.noise[:, 2:] = 9.0  # of the entries that the arm lacks
+    frames = {"side": batch.frames["side"][0, 0].numpy()}
+    action = runner.step(Observation(frames=frames, instruction=dataset[window].instruction))
+    np.testing.assert_allclose(action[:2], chunk[0, :2], atol=1e-5)
+
+
+def takes(head: str, line: str) -> bool:
+    """Tell whether a head has the option that a line sets."""
+    return head in ("flow", "diffusion") or not line.startswith(("head.hidden_dim", "head.num_layers"))
+
+
+def test_every_row_of_a_mixtures_batch_is_normalised_by_its_own_source(calvin_folder, arm_folder, tmp_path):
+    run = config(*mixture(calvin_folder, arm_folder, tmp_path, *(
+        f"data.sources.{source}.normalization.mode=quantile" for source in ("play", "arm")
+    )))  # fmt: skip
+    dataset = open_windows(run, "train")
+    stats = compute_statistics(plan_of(run), open_sources(plan_of(run), run.window, "train"))
+    normalizers = plan_of(run).normalizers(stats)
+    policy = VLAPolicy.from_config(run, plan_of(run))
+    collate = Collator(policy.processor, normalizers, run.window)
+    size = dataset.sizes[0]
+    windows = [0, size + 2, 5, size + 9, size]
+    together = collate([(dataset[window], Draw(window, window)) for window in windows])
+    for row, window in enumerate(windows):
+        alone = collate([(dataset[window], Draw(window, window))])
+        assert torch.equal(together.actions[row], alone.actions[0])
+        assert torch.equal(together.seeds[row], alone.seeds[0])
+        raw = torch.from_numpy(dataset[window].actions[0])
+        source = dataset[window].source
+        name, places = ("play", range(7)) if source == 0 else ("arm", range(2))
+        for place in places[:2]:  # (x - q01) / (q99 - q01) in [-1, 1]
+            low, high = stats[name].q01[place], stats[name].q99[place]
+            expected = (raw[place].clamp(low, high) - low) / (high - low) * 2 - 1
+            assert together.actions[row, 0, 0, place].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_accumulation_does_not_change_a_mixtures_numbers(calvin_folder, arm_folder, tmp_path):

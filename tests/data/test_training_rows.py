@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calvin_folder import make_calvin_folder
-from composing import completed, composed
+from composing import completed, composed, plan_of
 from recordings import MemoryReader, make_contract, make_dataset
 from rlds_folder import episode, make_rlds_folder
 
@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(data, tmp_path, caplog):
 def statistics(caplog, config: TrainConfig) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        compute_statistics(config, open_sources(config, "train"))
+        compute_statistics(plan_of(config), open_sources(plan_of(config), config.window, "train"))
     return [record.message for record in caplog.records if record.name == "robovlms.data.statistics"]
 
 

@@ -1,10 +1,12 @@
 """The flow head against closed forms, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from robovlms.config.choices import ArmLoss, FlowSolver
-from robovlms.heads.base import HeadSizes
+from robovlms.heads.base import HeadSizes, Targets
 from robovlms.heads.denoising import time_features
 from robovlms.heads.flow import FlowHead, integrate
 from robovlms.heads.schemas.flow import FlowHeadConfig
@@ -22,6 +24,11 @@ def make_head(**changes):
     torch.manual_seed(0)
     options = {"name": "flow", "loss": ArmLoss.mse, "hidden_dim": 32, "num_layers": 1, "num_heads": 4, **changes}
     return FlowHead(FlowHeadConfig(**options), HeadSizes(feature_dim=16, action_dim=3, window_size=3, chunk_size=4))
+
+
+def make_targets(seeds=(0, 1)):
+    actions = torch.rand(2, 3, 4, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return Targets(actions=actions, mask=torch.ones(2, 3, 4, dtype=torch.bool), seeds=torch.tensor(seeds))
 
 
 def test_towards_one_action_every_number_of_steps_arrives_exactly():
@@ -73,21 +80,37 @@ def test_a_frame_attends_to_earlier_frames_and_never_to_later_ones():
 
 def test_a_chunk_of_padding_alone_keeps_the_loss_finite():
     head = make_head()
-    mask = torch.ones(2, 3, 4, dtype=torch.bool)
-    mask[0, -1] = False
-    losses = head.loss(torch.randn(2, 3, 1, 16), torch.rand(2, 3, 4, 3) * 2 - 1, mask)
+    targets = make_targets()
+    targets.mask[0, -1] = False
+    losses = head.loss(torch.randn(2, 3, 1, 16), targets)
     losses["loss"].backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
 
 
-def test_validation_draws_the_same_noise_and_training_new_noise_every_time():
-    head = make_head()
-    batch = torch.randn(2, 3, 1, 16), torch.rand(2, 3, 4, 3) * 2 - 1, torch.ones(2, 3, 4, dtype=torch.bool)
-    assert head.loss(*batch)["arm"] != head.loss(*batch)["arm"]
-    head.eval()
+def test_noise_and_time_are_a_function_of_the_samples_seed_alone():
+    head, features = make_head(), torch.randn(2, 3, 1, 16)
     state = torch.get_rng_state()
-    assert head.loss(*batch)["arm"] == head.loss(*batch)["arm"]
+    first = head.loss(features, make_targets())["arm"]
+    assert head.eval().loss(features, make_targets())["arm"] == first
     assert torch.equal(torch.get_rng_state(), state)
+    assert head.loss(features, make_targets(seeds=(0, 2)))["arm"] != first
+
+
+def test_training_sees_the_times_of_pi0_more_of_them_near_the_noise():
+    head, targets, clocks, chunks = make_head(), make_targets(), [], []
+    head.read_time.register_forward_pre_hook(lambda _, inputs: clocks.append(inputs[0][..., -1]))
+    head.read_actions.register_forward_pre_hook(lambda _, inputs: chunks.append(inputs[0]))
+    for step in range(500):
+        head.loss(torch.zeros(2, 3, 1, 16), replace(targets, seeds=torch.tensor([2 * step, 2 * step + 1])))
+    times = torch.stack(clocks).acos() * 2 / torch.pi  # the last feature is the cosine of period 4
+    assert times.mean().item() == pytest.approx(0.999 * 0.4, abs=0.015)  # 1 - Beta(1.5, 1): mean 1 - 1.5 / 2.5
+    assert (times < 0.5).float().mean().item() == pytest.approx(1 - (1 - 0.5 / 0.999) ** 1.5, abs=0.03)
+    assert times.min() < 0.01
+    assert 0.95 < times.max() < 0.9991
+    noisy = torch.stack(chunks)
+    arm = targets.actions[..., :-1].expand_as(noisy)
+    assert noisy[times < 0.1].std().item() == pytest.approx(1, abs=0.1)  # time 0 is noise
+    assert (noisy - arm)[times > 0.9].abs().mean() < 0.1  # time 1 is the action
 
 
 def test_times_are_told_apart_by_features_within_one():

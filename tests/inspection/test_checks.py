@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from recordings import NAMES, MemoryReader, make_contract, make_dataset
 
-from robovlms.actions.checks import numeric_findings
-from robovlms.config.choices import Representation, Resize, Rotation
+from robovlms.actions.checks import numeric_findings, representation_findings, sparse_findings
+from robovlms.actions.statistics import Statistics
+from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Resize, Rotation
+from robovlms.config.data import NormalizationConfig
 from robovlms.inspection.checks import check_data
 from robovlms.inspection.scan import Faults, choose_stretches, read_pictures, scan_pictures
 
@@ -131,6 +135,44 @@ def test_a_gripper_that_is_not_what_was_declared_is_found(values, severity, text
     ((found, what),) = findings(rows(gripper=np.where(np.arange(200) < 100, *values)))
     assert found == severity
     assert text in what
+
+
+def sparse(mode: NormalizationMode, **modes: NormalizationMode) -> list[str]:
+    stats = Statistics.compute(rows(dyaw=np.where(np.arange(200) == 7, 0.3, 0.0), droll=0.0))
+    found = sparse_findings(stats, NormalizationConfig(mode=mode, modes=modes), NAMES[:-1])
+    return [finding.what for finding in found]
+
+
+def test_an_entry_whose_quantiles_coincide_is_named_where_they_count():
+    told = ["changes so rarely that q01 = q99: dyaw (0 in almost all rows, else 0 to 0.3)"]
+    assert sparse(NormalizationMode.quantile) == told
+    assert sparse(NormalizationMode.min_max) == []
+    assert sparse(NormalizationMode.min_max, dyaw=NormalizationMode.quantile) == told
+    assert sparse(NormalizationMode.quantile, dyaw=NormalizationMode.bounds) == []
+
+
+JOINTS = make_contract(
+    names=["j1", "j2", "gripper"], frame=ReferenceFrame.joint, rotation=Rotation.none, position_unit=None
+)
+PATH = np.stack([0.4 + np.sin(np.linspace(0, 3, 200)), -1 + np.linspace(0, 0.5, 200), np.ones(200)], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "contract", "is_suspected"),
+    [
+        ([PATH, PATH], JOINTS, True),
+        ([180 / np.pi * PATH], JOINTS, True),
+        ([np.diff(PATH, axis=0)], JOINTS, False),  # moves that begin at once
+        ([np.diff(np.cumsum(PATH * np.sin(np.linspace(0, 3.1, 200))[:, None], axis=0), axis=0)], JOINTS, False),
+        ([np.random.default_rng(0).normal(size=(200, 3))], JOINTS, False),
+        ([PATH], replace(JOINTS, representation=Representation.absolute), False),
+        ([PATH[:5]], JOINTS, False),  # too short to tell
+        ([], JOINTS, False),
+    ],
+)
+def test_absolute_joints_that_are_declared_to_be_moves_are_suspected(episodes, contract, is_suspected):
+    found = representation_findings(episodes, contract)
+    assert ["representation=absolute" in finding.to_do for finding in found] == [True] * is_suspected
 
 
 def test_columns_that_are_not_taught_can_be_left_out():

@@ -36,7 +36,7 @@ def test_an_old_checkpoint_acts_as_it_did(name: str, source: str | None) -> None
 
 
 def test_an_old_mixture_keeps_its_sources() -> None:
-    config, _, statistics = load_policy(checkpoints(FOLDER / "mixture")[-1])
+    config, _, statistics, _ = load_policy(checkpoints(FOLDER / "mixture")[-1])
     assert list(config.data.sources) == list(statistics) == ["play", "arm"]
 
 

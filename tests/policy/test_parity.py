@@ -64,7 +64,10 @@ CONTRACT = ActionContract(
 DATA = DataConfig(
     name="", root="", views={}, contract=CONTRACT, normalization=NormalizationConfig(mode=NormalizationMode.min_max)
 )
-SOURCE = Source(number=0, name="", data=DATA, contract=CONTRACT, action_dims=list(range(A)), proprio=list(range(P)))
+SOURCE = Source(
+    number=0, name="", config=DATA, views=["side"], contract=CONTRACT, action_dims=list(range(A)),
+    proprio_dims=list(range(P)), proprio_names=[f"p{i}" for i in range(P)],
+)  # fmt: skip
 
 
 def make_policy(backbone_name, structure, head_name, proprio=False):
@@ -75,7 +78,7 @@ def make_policy(backbone_name, structure, head_name, proprio=False):
         HeadSizes(feature_dim=backbone.hidden_dim, action_dim=A, window_size=W, chunk_size=K),
     )
     if head.needs_chunks:
-        head.calibrate(np.random.default_rng(0).uniform(-1, 1, (50, K, A)))
+        head.calibrate(list(np.random.default_rng(0).uniform(-1, 1, (50, K, A))))
     if hasattr(head, "query"):
         torch.nn.init.normal_(head.query, std=0.5)
     if HEAD_CONFIGS[head_name].kind is HeadKind.slots:

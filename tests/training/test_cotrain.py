@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 from calvin_folder import assert_same_state, losses, tiny_run
-from composing import completed, composed
+from composing import completed, composed, plan_of
 from PIL import Image
 from safetensors.torch import save_model
 
 from robovlms.commands.train import train
+from robovlms.config.run import TrainConfig
 from robovlms.errors import NotAllowedError
 from robovlms.policy.checkpoint import VOCABULARY_HEAD, load_policy, load_weights, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
@@ -32,6 +33,10 @@ def said(tmp_path):
     ]  # fmt: skip
 
 
+def build(config: TrainConfig) -> VLAPolicy:
+    return VLAPolicy.from_config(config, plan_of(config))
+
+
 def run(root, output_dir, *extra):
     train(completed(composed(*tiny_run(root, output_dir, *extra))))
     return output_dir
@@ -51,7 +56,7 @@ def test_both_are_learned_and_the_loss_is_their_weighted_sum(calvin_folder, tmp_
     action = np.array(logged(folder, "train/arm")) + 0.01 * np.array(logged(folder, "train/gripper"))
     assert loss == pytest.approx(action + 0.5 * np.array(words), rel=1e-4)
     (tmp_path / "said.json").unlink()
-    config, _, _ = load_policy(resolve_checkpoint(folder))  # a checkpoint acts without the conversations
+    config, *_ = load_policy(resolve_checkpoint(folder))  # a checkpoint acts without the conversations
     assert config.cotrain.weight == 0.5
 
 
@@ -68,7 +73,7 @@ def test_a_resume_and_accumulation_change_nothing(calvin_folder, tmp_path, said)
 def test_weights_pass_between_runs_with_and_without_conversations(tmp_path, said):
     options = ["experiment=vla_structure", "backbone=llava", "backbone.size=tiny", "structure=one_step", "head=mlp",
                "window=w1_c10", "data.root=x"]  # fmt: skip
-    with_words, without = (VLAPolicy.from_config(completed(composed(*options, *more))) for more in (said, []))
+    with_words, without = (build(completed(composed(*options, *more))) for more in (said, []))
     for source, target in ((with_words, without), (without, with_words)):
         save_model(source, str(tmp_path / "model.safetensors"))
         load_weights(target, tmp_path, optional=VOCABULARY_HEAD)

@@ -17,6 +17,7 @@ from robovlms.policy.checkpoint import checkpoints
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+HEADS = {"lstm": [], "flow": ["head.num_heads=2"], "diffusion": ["head.num_heads=2"]}
 LONG = ["schedule.total=60 step", "trainer.save_every=1 step", "trainer.validate_every=60 step", "data.num_workers=1"]
 
 
@@ -48,13 +49,16 @@ def assert_no_orphans(family):
     assert not alive
 
 
-def test_two_processes_give_the_loss_curve_of_one(calvin_folder, tmp_path):
+@pytest.mark.parametrize("head", ["lstm", "flow", "diffusion"])
+def test_two_processes_give_the_loss_curve_of_one(calvin_folder, tmp_path, head):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = start(tiny_run(calvin_folder, tmp_path / "two", "schedule.total=6 step"), torchrun)
+    extra = [f"head={head}", "schedule.total=6 step", "trainer.max_validation_batches=null", *HEADS[head]]
+    two = start(tiny_run(calvin_folder, tmp_path / "two", *extra), torchrun)
     output = finish(two)
     assert "2 processes x 4 x 1" in output
-    train(completed(composed(*tiny_run(calvin_folder, tmp_path / "one", "schedule.total=6 step"))))
+    train(completed(composed(*tiny_run(calvin_folder, tmp_path / "one", *extra, "device_batch_size=8"))))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert losses(tmp_path / "two", "val/loss") == pytest.approx(losses(tmp_path / "one", "val/loss"), abs=1e-5)
 
 
 def test_a_run_killed_twice_ends_like_one_that_was_not(calvin_folder, tmp_path):

@@ -43,7 +43,7 @@ def test_proprioception_is_trained_on_resumed_and_saved_with_its_statistics(calv
     run(calvin_folder, source, "schedule.total=2 step", *proprio)
     run(calvin_folder, source, "schedule.total=4 step", "trainer.resume=auto", *proprio)
     assert_same_state(whole, source)
-    _, policy, stats = load_policy(resolve_checkpoint(whole))
+    _, policy, stats, _ = load_policy(resolve_checkpoint(whole))
     assert policy.proprio.mean.tolist() == pytest.approx([mean + 1 for mean in stats["calvin"].mean[:2]], abs=1e-5)
     with pytest.raises(ValueError, match=r"data\.proprio_key"):
         run(calvin_folder, source, "schedule.total=6 step", "trainer.resume=auto")
@@ -61,7 +61,7 @@ def test_a_run_opens_each_split_once(calvin_folder, tmp_path, monkeypatch):
     assert opened == ["train", "validation"]
 
 
-@pytest.mark.parametrize("head", ["flow", "gpt"])
+@pytest.mark.parametrize("head", ["flow", "diffusion", "gpt"])
 def test_a_head_with_attention_resumes_bit_for_bit_noise_included(calvin_folder, tmp_path, head):
     choice = [f"head={head}", "head.num_heads=2"]
     whole, source = run(calvin_folder, tmp_path / "whole", *choice), tmp_path / "part"
@@ -70,10 +70,13 @@ def test_a_head_with_attention_resumes_bit_for_bit_noise_included(calvin_folder,
     assert_same_state(whole, source)
 
 
-def test_accumulation_does_not_change_the_numbers(calvin_folder, tmp_path):
-    one = run(calvin_folder, tmp_path / "one", "device_batch_size=8")
-    four = run(calvin_folder, tmp_path / "four", "device_batch_size=2")
+@pytest.mark.parametrize("head", [[], ["head=flow", "head.num_heads=2"], ["head=diffusion", "head.num_heads=2"]])
+def test_accumulation_does_not_change_the_numbers(calvin_folder, tmp_path, head):
+    whole = [*head, "trainer.max_validation_batches=null"]
+    one = run(calvin_folder, tmp_path / "one", "device_batch_size=8", *whole)
+    four = run(calvin_folder, tmp_path / "four", "device_batch_size=2", *whole)
     assert losses(one) == pytest.approx(losses(four), abs=1e-5)
+    assert losses(one, "val/loss") == pytest.approx(losses(four, "val/loss"), abs=1e-5)
 
 
 def test_bf16_stays_near_fp32(calvin_folder, tmp_path):
@@ -109,7 +112,7 @@ def test_the_arm_error_falls_below_that_of_the_mean_action(calvin_folder, tmp_pa
 def test_a_run_folder_holds_what_a_user_looks_for(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "trainer.keep_last=1")
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    checkpoint = {"config.yaml", "contract.json", "action_stats.json", "model.safetensors", "backbone/config.json"}
+    checkpoint = {"config.yaml", "spec.json", "action_stats.json", "model.safetensors", "backbone/config.json"}
     checkpoint |= {f"training_state/{name}" for name in ("state.json", "optimizer.safetensors", "rng_0.safetensors")}
     assert {name for name in names if name.startswith("checkpoints/")} == {
         f"checkpoints/step_000004/{name}" for name in checkpoint

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from composing import completed, composed
+from composing import completed, composed, plan_of
 from mixed_data import make_arm_folder, mixture
 
-from robovlms.actions.plan import make_normalizers
 from robovlms.commands.train import train
 from robovlms.data.loading.loader import Collator
 from robovlms.data.loading.sampler import Draw
@@ -32,9 +31,11 @@ def setup(calvin_folder, arm_folder, tmp_path_factory):
     """Return a policy and two batches of each part's validation windows."""
     config = completed(composed(*mixture(calvin_folder, arm_folder, tmp_path_factory.mktemp("run"))))
     torch.manual_seed(0)
-    policy = VLAPolicy.from_config(config)
-    normalizers = make_normalizers(config.data, compute_statistics(config, open_sources(config, "train")))
-    dataset = build_dataset(config, "validation")
+    policy = VLAPolicy.from_config(config, plan_of(config))
+    normalizers = plan_of(config).normalizers(
+        compute_statistics(plan_of(config), open_sources(plan_of(config), config.window, "train"))
+    )
+    dataset = build_dataset(plan_of(config), config.window, "validation")
     collator = Collator(policy.processor, normalizers, config.window)
     size = dataset.sizes[0]
     numbers = [[0, 1, 2], [3, size - 1], [size, size + 1], [size + 4, size + 5, size + 6]]

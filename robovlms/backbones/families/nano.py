@@ -26,6 +26,7 @@ from robovlms.backbones.schemas.nano import NanoBackboneConfig
 from robovlms.config.choices import ModelSize
 from robovlms.config.policy import BackboneConfig
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
 
@@ -227,6 +228,7 @@ def _existing(file: Path) -> Path:
             f"{file} does not exist: backbone.checkpoint must be a folder written by save_pretrained; "
             "backbone.checkpoint=null starts from random weights."
         )
+    refuse_pointer(file)
     return file
 
 

@@ -190,6 +190,15 @@ class QwenVL(HuggingFaceBackbone):
         size: Any = config.vision_config.image_size
         return cls(model, read_tokenizer(source / "qwen.tiktoken"), make_image_processor(size))
 
+    @property
+    def vocab_size(self) -> int:
+        """All of it: the published tokenizer counts its special tokens, too."""
+        return len(self.tokenizer)
+
+    def count_special_tokens(self) -> int:
+        """Return 1: the published tokenizer names none, and upstream one for padding."""
+        return 1
+
     def parts(self) -> dict[str, list[nn.Module]]:
         """Return vision tower, decoder and embedding; the resampler between them is always trained."""
         text = self.model.language_model

@@ -22,6 +22,7 @@ from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.files.npz import read_npy, read_pickled_npy
 from robovlms.data.splits import check_split, evenly_spaced
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 from robovlms.registry import nearest
 
 logger = logging.getLogger(__name__)
@@ -237,6 +238,7 @@ def read_few_shot(path: Path) -> set[tuple[int, int]]:
         tasks: dict[str, list[Any]] = json.loads(path.read_text())
         return {(int(start), int(end)) for ranges in tasks.values() for start, end in ranges}
     except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        refuse_pointer(path)
         raise UserError(f"data.few_shot_file={path} is not JSON of {{task: [[start, end], ...]}}: {error}") from error
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 
 _MAX_BYTES = 2**28  # that a compressed array of an npz inflates to: far more than a frame has
 _MAGIC = b"\x93NUMPY\x01\x00"  # format 1.0: the others are for huge headers and non-Latin names
@@ -140,6 +141,7 @@ def read_pickled_npy(path: Path) -> Any:
             if not isinstance(array, np.ndarray) or array.shape != ():
                 raise UserError(f"expected a 0-d object array, found {type(array).__name__}")
         except Exception as error:  # what a damaged pickle raises is open-ended, says the pickle module
+            refuse_pointer(path)
             raise UserError(f"{path} cannot be read: {error}") from error
     return array.item()
 
@@ -159,6 +161,7 @@ def read_npy(path: Path) -> np.ndarray:
                 raise UserError(f"{len(data)} bytes are not an array of shape {shape} of {dtype}")
             return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
         except ValueError as error:
+            refuse_pointer(path)
             raise UserError(f"{path} cannot be read: {error}") from error
 
 
@@ -185,6 +188,7 @@ def read_npz(path: Path, keys: Sequence[str] | None = None) -> dict[str, np.ndar
             raise
         raise UserError(f"{path} cannot be read: {error}") from error  # a damaged directory points outside the file
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        refuse_pointer(path)
         raise UserError(f"{path} cannot be read: {error}") from error
 
 

@@ -27,8 +27,8 @@ class VectorSpec:
     """
 
     def __init__(self, text: str, option: str, shapes: Mapping[str, Sequence[int]], source: Path) -> None:
-        self._text, self._option, self._source = text, option, source
-        self._parts: list[tuple[str, slice]] = []
+        self._text, self.option, self._source = text, option, source
+        self.parts: list[tuple[str, slice]] = []
         self._sizes: dict[str, int] = {}
         for part in text.split("+"):
             match = re.fullmatch(r"([^\[\]]+)(?:\[(\d{1,9})(?::(\d{1,9}))?\])?", part.strip())
@@ -39,19 +39,19 @@ class VectorSpec:
             last = int(match[3]) if match[3] else (first + 1 if match[2] else size)
             if not first < last <= size:
                 raise UserError(f"{option}={text}: '{key}' of {source} has entries 0 to {size - 1}, not {part}.")
-            self._parts.append((key, slice(first, last)))
+            self.parts.append((key, slice(first, last)))
             self._sizes[key] = size
-        self.width = sum(part.stop - part.start for _, part in self._parts)
+        self.width = sum(part.stop - part.start for _, part in self.parts)
 
     def _size(self, key: str, shapes: Mapping[str, Sequence[int]]) -> int:
         if key not in shapes:
             raise UserError(
-                f"{self._option}={key} is not a numeric feature of {self._source}.{nearest(key, shapes)} "
-                f"It has: {', '.join(shapes) or 'none'}. Set {self._option}=<key>."
+                f"{self.option}={key} is not a numeric feature of {self._source}.{nearest(key, shapes)} "
+                f"It has: {', '.join(shapes) or 'none'}. Set {self.option}=<key>."
             )
         if len(shapes[key]) > 1:
             raise UserError(
-                f"{self._option}={key}: it has shape {list(shapes[key])} in {self._source}, expected a vector."
+                f"{self.option}={key}: it has shape {list(shapes[key])} in {self._source}, expected a vector."
             )
         return int(shapes[key][0]) if shapes[key] else 1
 
@@ -68,10 +68,10 @@ class VectorSpec:
         """
         self.check_columns({key: columns[key].shape for key in self._sizes}, source)
         rows = {key: columns[key] if columns[key].ndim > 1 else columns[key][:, None] for key in self._sizes}
-        if not len(rows[self._parts[0][0]]):
+        if not len(rows[self.parts[0][0]]):
             return np.zeros((0, self.width), np.float32)
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
-            return np.concatenate([rows[key][:, part] for key, part in self._parts], axis=1).astype(np.float32)
+            return np.concatenate([rows[key][:, part] for key, part in self.parts], axis=1).astype(np.float32)
 
     def check_columns(self, shapes: Mapping[str, Sequence[int]], source: Path) -> None:
         """Refuse columns, of these shapes with the frames first, that have not the entries they are said to have."""
@@ -85,5 +85,5 @@ class VectorSpec:
         if self.width != len(names):
             raise UserError(
                 f"'{self._text}' of {self._source} has shape [{self.width}], but {option} lists {len(names)} entries "
-                f"({', '.join(names)}): set {option} to what this data set records, or choose another {self._option}."
+                f"({', '.join(names)}): set {option} to what this data set records, or choose another {self.option}."
             )

@@ -15,18 +15,27 @@ Source: github.com/huggingface/lerobot, src/lerobot/datasets/{utils,io_utils,dat
 
 from __future__ import annotations
 
-import json
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from robovlms.data.lerobot.tables import REPAIR, column_numbers, read_json, read_json_lines, read_rows, read_table
+from robovlms.data.lerobot.tables import (
+    REPAIR,
+    column_numbers,
+    count_rows,
+    read_json,
+    read_json_lines,
+    read_rows,
+    read_table,
+)
+from robovlms.data.lerobot.timing import VideoPlace
 from robovlms.errors import UserError
+from robovlms.registry import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +49,6 @@ EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.par
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 CHUNKS_SIZE = 1000  # files in one chunk folder
-SCALARS = {  # columns of every data set, one number a frame
-    "timestamp": "float32",  # seconds since the episode's first frame
-    "frame_index": "int64",  # within the episode
-    "episode_index": "int64",
-    "index": "int64",  # within the data set
-    "task_index": "int64",
-}
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the `Image` of the `datasets` library
 
 _INFO_KEYS = ("fps", "features", "total_episodes", "total_frames", "total_tasks", "data_path")
 
@@ -71,6 +72,12 @@ class DatasetInfo:
         """List the features stored as one of `dtypes`, e.g. "image" (embedded in parquet) or "video" (mp4)."""
         return [key for key, feature in self.features.items() if feature["dtype"] in dtypes]
 
+    @property
+    def depth_keys(self) -> list[str]:
+        """List the cameras that record depth, as `is_depth_map` or their type says."""
+        flagged = [key for key, feature in self.features.items() if any(map(_is_depth, (feature, *feature.values())))]
+        return [*flagged, *self.keys("depth")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeFiles:
@@ -80,7 +87,13 @@ class EpisodeFiles:
     length: int  # frames, and as many actions
     file: Path  # parquet file of its rows
     row: int  # its first row in that file
-    videos: dict[str, tuple[Path, float]]  # feature key -> mp4 file and the time of its first frame there, in seconds
+    videos: dict[str, VideoPlace]  # by feature key
+    first: int = 0  # frame of the recording that it begins with: recordings are divided where the instruction changes
+
+    @property
+    def start(self) -> int:
+        """Number the row of its first frame in the file."""
+        return self.row + self.first
 
 
 def read_info(root: Path) -> DatasetInfo:
@@ -91,6 +104,8 @@ def read_info(root: Path) -> DatasetInfo:
         UserError: it is not JSON, lacks a field, or is of another version than v2.x and v3.x.
     """
     path = root / INFO_PATH
+    if not path.is_file():
+        raise FileNotFoundError(_no_folder(root))
     raw = read_json(path)
     version = str(raw.get("codebase_version"))
     if not version.startswith(("v3.", "v2.")):
@@ -120,6 +135,24 @@ def read_info(root: Path) -> DatasetInfo:
     )
 
 
+def _no_folder(root: Path) -> str:
+    """Say why there is no data set at `data.root`, and which one is close to it."""
+    start = f"data.root={root} has no {INFO_PATH}" if root.is_dir() else f"data.root={root} is not a folder"
+    above = [folder for folder in root.absolute().parents[:2] if (folder / INFO_PATH).is_file()]
+    below = sorted(path.parents[1] for depth in ("*", "*/*") for path in root.glob(f"{depth}/{INFO_PATH}"))
+    if above:
+        return f"{start}: it lies within a LeRobotDataset folder. Set data.root={above[0]}."
+    if below:
+        more = f" or {len(below) - 5} others" if len(below) > 5 else ""
+        return f"{start}, but there is a data set below it. Set data.root={' or '.join(map(str, below[:5]))}{more}."
+    if root.is_dir():
+        holds = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+        start = f"{start}; it holds {holds}"
+    siblings = [path.name for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
+    hint = "" if root.is_dir() else nearest(root.name, siblings)
+    return f"{start}.{hint} Set data.root to a LeRobotDataset folder, the one that holds meta/, data/ and videos/."
+
+
 def _is_feature(feature: object) -> bool:
     return (
         isinstance(feature, dict)
@@ -127,6 +160,12 @@ def _is_feature(feature: object) -> bool:
         and isinstance(feature.get("shape"), list)
         and all(type(size) is int and size >= 0 for size in feature["shape"])
     )
+
+
+def _is_depth(note: object) -> bool:
+    """Tell whether a part of a feature's description (its `info`, `video_info`) flags depth."""
+    flags = {"is_depth_map", "video.is_depth_map", "image.is_depth_map", "is_depth"}
+    return isinstance(note, dict) and any(note.get(flag) in (True, "true", "True", 1) for flag in flags)
 
 
 def _number(path: Path, key: str, value: Any) -> float:
@@ -190,11 +229,59 @@ def read_episodes(info: DatasetInfo, video_keys: list[str]) -> list[EpisodeFiles
     _compare_total(info, "total_frames", sum(row["length"] for row in rows), "meta/episodes")
     if info.is_v2:
         return [_episode_v2(info, row, video_keys) for row in rows]
-    file_starts: dict[Path, int] = {}
-    for row in rows:
-        file = _data_file(info, row)
-        file_starts[file] = min(row["dataset_from_index"], file_starts.get(file, row["dataset_from_index"]))
-    return [_episode(info, row, file_starts, video_keys) for row in rows]
+    return [_episode(info, row, *place, video_keys) for row, place in zip(rows, _locate(info, rows), strict=True)]
+
+
+def _locate(info: DatasetInfo, rows: list[dict[str, Any]]) -> list[tuple[Path, int]]:
+    """Return data file and first row in it of every episode of v3.
+
+    Where the files do not hold as many rows as `data/file_index` says, that index is stale, and rows are found by their
+    number in the data set, as lerobot finds them. Source: github.com/huggingface/lerobot/issues/2401.
+    """
+    said = [
+        info.root / info.data_path.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        for row in rows
+    ]
+    firsts = [row["dataset_from_index"] for row in rows]
+    totals: Counter[Path] = Counter()
+    starts: dict[Path, int] = {}
+    for file, first, row in zip(said, firsts, rows, strict=True):
+        totals[file] += row["length"]
+        starts[file] = min(first, starts.get(file, first))
+    places = [(file, first - starts[file]) for file, first in zip(said, firsts, strict=True)]
+    if all(count_rows(file) in (None, total) for file, total in totals.items()):
+        return places
+    held = _first_rows(info)
+    moved = 0
+    for number, (row, (file, _)) in enumerate(zip(rows, places, strict=True)):
+        first = firsts[number]
+        found = [(path, first - start) for path, (start, end) in held.items() if start <= first < end]
+        if len(found) == 1 and row["length"]:
+            places[number] = found[0]
+            moved += found[0][0] != file
+    if moved:
+        logger.warning(
+            "%s lists %d episodes in another data file than holds them (lerobot#2401): they are read by their number "
+            "in the data set, as lerobot does",
+            info.root / "meta/episodes",
+            moved,
+        )
+    return places
+
+
+def _first_rows(info: DatasetInfo) -> dict[Path, tuple[int, int]]:
+    """Return which rows of the data set every data file holds, by its own column `index`: the first, and one past the
+    last.
+    """
+    held = {}
+    for path in sorted(info.root.glob(re.sub(r"{[^}]*}", "*", info.data_path))):
+        if count_rows(path):
+            try:
+                numbers = column_numbers(path, "index", read_table(path, ["index"])["index"].combine_chunks())
+            except UserError:  # without such a column the index in meta/episodes counts, and is held against the rows
+                continue
+            held[path] = (int(numbers[0]), int(numbers[-1]) + 1)
+    return held
 
 
 def read_numbers(path: Path, episodes: list[EpisodeFiles], keys: list[str]) -> dict[str, np.ndarray]:
@@ -240,81 +327,14 @@ def _episode_v2(info: DatasetInfo, row: dict[str, Any], video_keys: list[str]) -
     number = row["episode_index"]
     place = {"episode_chunk": number // info.chunks_size, "episode_index": number}
     file = info.root / info.data_path.format(**place)
-    videos = {key: (info.root / info.video_path.format(video_key=key, **place), 0.0) for key in video_keys}
+    videos = {key: VideoPlace(info.root / info.video_path.format(video_key=key, **place), 0.0) for key in video_keys}
     return EpisodeFiles(index=number, length=row["length"], file=file, row=0, videos=videos)
 
 
-def _data_file(info: DatasetInfo, row: dict[str, Any]) -> Path:
-    return info.root / info.data_path.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-
-
-def _episode(
-    info: DatasetInfo, row: dict[str, Any], file_starts: dict[Path, int], video_keys: list[str]
-) -> EpisodeFiles:
-    file = _data_file(info, row)
+def _episode(info: DatasetInfo, row: dict[str, Any], file: Path, first: int, video_keys: list[str]) -> EpisodeFiles:
     videos = {}
     for key in video_keys:
         chunk, number = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
         path = info.video_path.format(video_key=key, chunk_index=chunk, file_index=number)
-        videos[key] = (info.root / path, float(row[f"videos/{key}/from_timestamp"]))
-    first = row["dataset_from_index"] - file_starts[file]
+        videos[key] = VideoPlace(info.root / path, float(row[f"videos/{key}/from_timestamp"]))
     return EpisodeFiles(index=row["episode_index"], length=row["length"], file=file, row=first, videos=videos)
-
-
-def feature_key(view: str) -> str:
-    """Return the feature that holds a camera's frames."""
-    return f"observation.images.{view}"
-
-
-def make_features(
-    fps: int, action_names: list[str], proprio_names: list[str], sizes: dict[str, tuple[int, int]], video: bool
-) -> dict[str, dict[str, Any]]:
-    """Describe the features of a data set as `meta/info.json` does; `sizes` are (height, width) by view."""
-    features: dict[str, dict[str, Any]] = {}
-    for view, (height, width) in sizes.items():
-        feature: dict[str, Any] = {"shape": [height, width, 3], "names": ["height", "width", "channels"]}
-        if video:
-            info = {"height": height, "width": width, "channels": 3, "fps": fps, "codec": "h264", "pix_fmt": "yuv420p"}
-            info = {f"video.{key}": value for key, value in info.items()}
-            feature["info"] = {**info, "video.is_depth_map": False, "has_audio": False}
-        features[feature_key(view)] = {"dtype": "video" if video else "image", **feature}
-    for key, names in (("observation.state", proprio_names), ("action", action_names)):
-        features[key] = {"dtype": "float32", "shape": [len(names)], "names": names}
-    return features | {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in SCALARS.items()}
-
-
-def arrow_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
-    """Return the columns of a data file, with the note by which the `datasets` library recognises images."""
-    columns = {key: _column_type(feature) for key, feature in features.items() if feature["dtype"] != "video"}
-    notes = {key: note for key, (_, note) in columns.items()}
-    fields = [(key, kind) for key, (kind, _) in columns.items()]
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": notes}})})
-
-
-def _column_type(feature: dict[str, Any]) -> tuple[pa.DataType, dict[str, Any]]:
-    dtype, size = feature["dtype"], feature["shape"][0]
-    if dtype == "image":
-        return IMAGE_TYPE, {"_type": "Image"}
-    kind, note = pa.type_for_alias(dtype), {"dtype": dtype, "_type": "Value"}
-    if size == 1:  # lerobot stores vectors of one entry as scalars
-        return kind, note
-    return pa.list_(kind, size), {"feature": note, "length": size, "_type": "Sequence"}
-
-
-def make_tasks_table(tasks: list[str]) -> pa.Table:
-    """Return the table that pandas reads as a frame of `task_index`, indexed by the instruction."""
-    name = "__index_level_0__"
-    text: dict[str, Any] = {"pandas_type": "unicode", "numpy_type": "object"}
-    number: dict[str, Any] = {"pandas_type": "int64", "numpy_type": "int64"}
-    note = {
-        "index_columns": [name],
-        "column_indexes": [{**text, "name": None, "field_name": None, "metadata": {"encoding": "UTF-8"}}],
-        "columns": [
-            {"name": "task_index", "field_name": "task_index", **number, "metadata": None},
-            {"name": None, "field_name": name, **text, "metadata": None},
-        ],
-        "creator": {"library": "pyarrow", "version": pa.__version__},
-        "pandas_version": "2.2.3",
-    }
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), name: pa.array(tasks, pa.string())})
-    return table.replace_schema_metadata({"pandas": json.dumps(note)})

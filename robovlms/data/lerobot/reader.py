@@ -1,29 +1,30 @@
-"""LeRobotDataset folders, v2.0, v2.1 and v3.0, with embedded images or mp4 videos.
+"""LeRobotDataset folders, v2.0, v2.1 and v3.0, with images in or beside the tables, or mp4 videos.
 
 Source: github.com/huggingface/lerobot, codebase versions v2.0, v2.1 and v3.0.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import struct
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from jaxtyping import Int64, UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Float64, Int64, UInt8
 
 from robovlms.data.base import EpisodeInfo, Numbers, Reader
 from robovlms.data.files.opened import OpenFiles
 from robovlms.data.files.vectors import VectorSpec
 from robovlms.data.files.video import open_video, read_frames
 from robovlms.data.lerobot.format import EpisodeFiles, read_episodes, read_info, read_numbers, read_tasks
+from robovlms.data.lerobot.images import ParquetImages, decode_cell
+from robovlms.data.lerobot.names import order_problem, recorded_names
+from robovlms.data.lerobot.recording import Problems, image_problems, place_videos
 from robovlms.data.lerobot.schema import LeRobotDataConfig
+from robovlms.data.lerobot.timing import SHARE, ClockError
 from robovlms.data.splits import choose_episodes
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS, nearest
@@ -31,31 +32,6 @@ from robovlms.registry import DATASETS, nearest
 logger = logging.getLogger(__name__)
 
 _NUMERIC = ("float32", "float64", "int64", "int32", "uint8", "bool")  # features that have a column of numbers
-_BATCH_ROWS = 256  # an episode's row group in one read, and no more of a foreign, huge one than needed
-
-
-class ParquetImages:
-    """Encoded images of a memory-mapped parquet file, by row; reads a row group only up to the last row needed."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path, memory_map=True)
-        groups = self._file.metadata
-        self._ends = np.cumsum([groups.row_group(group).num_rows for group in range(groups.num_row_groups)])
-
-    def read(self, key: str, row: int, count: int) -> list[bytes | None]:
-        """Return the PNG or JPEG bytes of `count` rows, None where a row has none."""
-        schema = self._file.schema_arrow
-        kind = schema.field(key).type if schema.names.count(key) == 1 else pa.null()
-        if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-            raise UserError(f"there is no column of images called '{key}'")
-        first, last = np.searchsorted(self._ends, [row, row + count - 1], side="right")
-        skip = row - (int(self._ends[first - 1]) if first else 0)
-        batches = self._file.iter_batches(
-            batch_size=_BATCH_ROWS, row_groups=list(range(first, last + 1)), columns=[f"{key}.bytes"], use_threads=False
-        )
-        needed = list(islice(batches, (skip + count - 1) // _BATCH_ROWS + 1))
-        table = pa.Table.from_batches(needed).slice(skip, count)
-        return [cell["bytes"] if cell else None for cell in table[key].to_pylist()]
 
 
 @DATASETS.register("lerobot")
@@ -94,13 +70,12 @@ class LeRobotReader(Reader):
         self._check_numeric_keys()
         self._videos = OpenFiles(open_video)
         self._images = OpenFiles(ParquetImages)
-        self._faults: dict[Path, Exception] = {}
         self._tasks = read_tasks(self._info)
         found = read_episodes(self._info, [key for key in self._keys.values() if key in self._info.keys("video")])
-        self._columns = self._read_columns(found)
-        good = self._keep_good(found)
+        self._columns, faults = self._read_columns(found)
+        good = self._keep_good(found, faults)
         chosen = choose_episodes([self._task(e) for e in good], split, config.validation_fraction, config.fraction)
-        self._files = [good[i] for i in chosen]
+        self._files = [stretch for i in chosen for stretch in self._stretches(good[i])]
         self.episodes = [EpisodeInfo(e.length, self._tasks[self._task(e)]) for e in self._files]
 
     def frames(self, episode: int, steps: Int64[np.ndarray, "w"]) -> dict[str, UInt8[np.ndarray, "w _h _x c"]]:
@@ -110,12 +85,13 @@ class LeRobotReader(Reader):
     def numbers(self, episode: int, steps: Int64[np.ndarray, "n"]) -> Numbers:
         """Take rows of the tables in memory."""
         place = self._files[episode]
-        columns, rows = self._columns[place.file], place.row + steps
+        columns, rows = self._columns[place.file], place.start + steps
         return Numbers(columns["action"][rows], columns["proprio"][rows] if self._proprio else None)
 
     def location(self, episode: int, first: int, last: int) -> str:
         """Name the data file, episode and frames."""
-        return f"{self._files[episode].file}: episode {self._files[episode].index}, frames {first}-{last}"
+        place = self._files[episode]
+        return f"{place.file}: episode {place.index}, frames {place.first + first}-{place.first + last}"
 
     def summary(self) -> str:
         """Describe the split in one line."""
@@ -127,38 +103,55 @@ class LeRobotReader(Reader):
         return f"lerobot {self._root.resolve()} {files} {[e.index for e in self._files]}"
 
     def _image_key(self, view: str) -> str:
-        key, known = self._config.views[view], self._info.keys("image", "video")
+        key, known = self._config.views[view], self._info.keys("image", "video", "depth")
         if key not in known:
             raise UserError(
                 f"data.views.{view}={key} is not a camera of {self._root}.{nearest(key, known)} "
                 f"It has: {', '.join(known) or 'none'}. Set data.views.{view}=<key>."
             )
+        if key in self._info.depth_keys:
+            colour = [other for other in known if other not in self._info.depth_keys]
+            raise UserError(
+                f"data.views.{view}={key} is a depth map (meta/info.json of {self._root}), and policies see colours. "
+                f"Cameras are: {', '.join(colour) or 'none'}. Set data.views.{view}=<key>."
+            )
         return key
 
     def _check_numeric_keys(self) -> None:
-        self._action.check_width(self._config.contract.names, "data.contract.names")
+        vectors = [(self._action, self._config.contract.names, "data.contract.names")]
         if self._proprio is not None:
-            self._proprio.check_width(self._config.proprio_names, "data.proprio_names")
+            vectors.append((self._proprio, self._config.proprio_names, "data.proprio_names"))
+        for spec, names, option in vectors:
+            spec.check_width(names, option)
+            recorded = recorded_names(spec, self._info.features)
+            if recorded is not None and (problem := order_problem(recorded, names)) is not None:
+                raise UserError(
+                    f"{option}={names}: {problem} in meta/info.json of {self._root}, which names them "
+                    f"{', '.join(recorded)}. Write {option} in the order of the recording; entries are put in another "
+                    f"order by {spec.option}, e.g. {spec.option}=<key>[1:7]+<key>[0]."
+                )
 
-    def _read_columns(self, episodes: list[EpisodeFiles]) -> dict[Path, dict[str, np.ndarray]]:
+    def _read_columns(
+        self, episodes: list[EpisodeFiles]
+    ) -> tuple[dict[Path, dict[str, np.ndarray]], dict[Path, Exception]]:
+        """Return the numbers of every data file, and why those of others cannot be used."""
         by_file: dict[Path, list[EpisodeFiles]] = {}
         for episode in episodes:
             by_file.setdefault(episode.file, []).append(episode)
         specs = {"action": self._action} | ({"proprio": self._proprio} if self._proprio else {})
         keys = sorted({key for spec in specs.values() for key in spec.keys})
+        order = ["frame_index"] if "frame_index" in self._info.features else []
         columns: dict[Path, dict[str, np.ndarray]] = {}
+        faults: dict[Path, Exception] = {}
         for file, members in by_file.items():
-            if not file.is_file() and self._config.skip_bad:
-                continue
             try:
-                read = read_numbers(file, members, [*keys, "timestamp", self._config.language_key])
+                read = read_numbers(file, members, [*keys, *order, "timestamp", self._config.language_key])
                 columns[file] = {name: spec.take(read, file) for name, spec in specs.items()}
-                columns[file] |= {"timestamp": read["timestamp"].reshape(-1), "task": self._read_tasks(read, file)}
-            except ValueError as error:
-                if not self._config.skip_bad:
-                    raise
-                self._faults[file] = error
-        return columns
+                columns[file] |= {name: read[name].reshape(-1) for name in ("timestamp", *order)}
+                columns[file]["task"] = self._read_tasks(read, file)
+            except (UserError, FileNotFoundError) as error:
+                faults[file] = error
+        return columns, faults
 
     def _read_tasks(self, read: dict[str, np.ndarray], file: Path) -> Int64[np.ndarray, "r"]:
         key = self._config.language_key
@@ -172,62 +165,108 @@ class LeRobotReader(Reader):
             )
         return numbers.astype(np.int64)
 
-    def _keep_good(self, episodes: list[EpisodeFiles]) -> list[EpisodeFiles]:
-        problems = {episode.index: self._problem(episode) for episode in episodes}
-        bad = {index: problem for index, problem in problems.items() if problem is not None}
-        if not bad:
-            return episodes
-        first = next(iter(bad.values()))
-        if not self._config.skip_bad or len(bad) == len(episodes):
-            raise first
-        logger.warning("%s: %d of %d episodes dropped; the first: %s", self._root, len(bad), len(episodes), first)
-        return [episode for episode in episodes if episode.index not in bad]
+    def _keep_good(self, episodes: list[EpisodeFiles], faults: dict[Path, Exception]) -> list[EpisodeFiles]:
+        """Return the episodes that can be read, with the places of their frames in the videos.
 
-    def _problem(self, episode: EpisodeFiles) -> Exception | None:
-        hint = "complete the folder, or set data.skip_bad=true to drop such episodes"
-        for path in (episode.file, *(path for path, _ in episode.videos.values())):
+        Raises:
+            FileNotFoundError, UserError: one cannot, and `data.skip_bad` is false; or none can.
+        """
+        found = {episode.index: self._problem(episode, faults) for episode in episodes}
+        bad: Problems = {number: problem for number, problem in found.items() if problem is not None}
+        good, unplaced = place_videos(
+            [episode for episode in episodes if episode.index not in bad],
+            self._stamps,
+            fps=self._info.fps,
+            tolerance=self._tolerance(),
+            is_alone=self._info.is_v2,
+            cache_dir=self._config.cache_dir,
+        )
+        embedded = [key for key in self._keys.values() if key in self._info.keys("image")]
+        bad |= unplaced | image_problems(good, embedded, self._root)
+        if bad:
+            self._report(bad, len(episodes))
+        return [episode for episode in good if episode.index not in bad]
+
+    def _report(self, bad: Problems, total: int) -> None:
+        """Warn of episodes that are dropped, or refuse them."""
+        first, is_dropped = bad[min(bad)], self._config.skip_bad and len(bad) < total
+        told = [f"{str(first).rstrip('.')}."]
+        missing = sum(isinstance(problem, FileNotFoundError) for problem in bad.values())
+        if missing > 1:
+            told.append(f"Files of {missing} of {total} episodes are missing: the download is incomplete, complete it.")
+        elif len(bad) > 1:
+            told.append(f"Of {total} episodes, {len(bad)} have this or another fault.")
+        if isinstance(first, ClockError):
+            off = max(problem.off for problem in bad.values() if isinstance(problem, ClockError))
+            told.append(
+                "If the frames lie in the videos in the order of the rows, data.timestamp_tolerance_s="
+                f"{1.05 * off + 0.001:.2g} finds them by number; else correct the timestamps."
+            )
+        if is_dropped:
+            logger.warning(
+                "data.skip_bad: %d of %d episodes are dropped, the first: %s", len(bad), total, " ".join(told)
+            )
+            return
+        if len(bad) < total:
+            told.append("Correct the folder, or set data.skip_bad=true to drop such episodes.")
+        raise (FileNotFoundError if isinstance(first, FileNotFoundError) else UserError)(" ".join(told))
+
+    def _problem(self, episode: EpisodeFiles, faults: dict[Path, Exception]) -> Exception | None:
+        """Return what the files' presence and numbers show to be wrong."""
+        for path in (episode.file, *(place.path for place in episode.videos.values())):
             if not path.is_file():
-                return FileNotFoundError(f"{path} (episode {episode.index}) does not exist: {hint}.")
-        if fault := self._faults.get(episode.file):
+                return FileNotFoundError(f"{path} (episode {episode.index}) does not exist")
+        if fault := faults.get(episode.file):
             return fault
-        rows = slice(episode.row, episode.row + episode.length)
+        columns, rows = self._columns[episode.file], slice(episode.row, episode.row + episode.length)
         for name, key in (("action", self._config.action_key), ("proprio", self._config.proprio_key)):
-            if name not in self._columns[episode.file]:
+            if name not in columns:
                 continue
-            finite = np.isfinite(self._columns[episode.file][name][rows]).all(axis=1)
+            finite = np.isfinite(columns[name][rows]).all(axis=1)
             if not finite.all():
-                return ValueError(
-                    f"{episode.file}: '{key}' of episode {episode.index}, frame {int(np.argmin(finite))} is not "
-                    f"finite: {hint}."
-                )
+                frame = int(np.argmin(finite))
+                return UserError(f"{episode.file}: '{key}' of episode {episode.index}, frame {frame} is not finite")
+        if "frame_index" in columns and (np.diff(columns["frame_index"][rows]) <= 0).any():
+            return UserError(f"{episode.file}: the rows of episode {episode.index} are not in order of frame_index")
         return None
 
+    def _stamps(self, episode: EpisodeFiles) -> Float64[np.ndarray, "_t"]:
+        stamps = self._columns[episode.file]["timestamp"][episode.row : episode.row + episode.length]
+        return stamps.astype(np.float64)
+
+    def _tolerance(self) -> float:
+        """Return the seconds by which a timestamp may differ from frame_index / fps."""
+        asked = self._config.timestamp_tolerance_s
+        return SHARE / self._info.fps if asked is None else asked
+
+    def _stretches(self, episode: EpisodeFiles) -> Sequence[EpisodeFiles]:
+        """Divide an episode where its instruction changes, so that no window has two."""
+        tasks = self._columns[episode.file]["task"][episode.row : episode.row + episode.length]
+        starts = [0, *(np.flatnonzero(np.diff(tasks)) + 1).tolist()]
+        ends = [*starts[1:], episode.length]
+        return [replace(episode, first=start, length=end - start) for start, end in zip(starts, ends, strict=True)]
+
     def _task(self, episode: EpisodeFiles) -> int:
-        return int(self._columns[episode.file]["task"][episode.row]) if episode.length else min(self._tasks)
+        return int(self._columns[episode.file]["task"][episode.start]) if episode.length else min(self._tasks)
 
     def _read_frames(
         self, key: str, episode: EpisodeFiles, steps: Int64[np.ndarray, "w"]
     ) -> UInt8[np.ndarray, "w _h _x c"]:
-        rows = episode.row + steps
-        path = episode.videos[key][0] if key in episode.videos else episode.file
+        place = episode.videos.get(key)
+        path = episode.file if place is None else place.path
         try:
-            if key not in episode.videos:
+            if place is None:
+                rows = episode.start + steps
                 cells = self._images[path].read(key, int(rows[0]), int(rows[-1] - rows[0]) + 1)
-                return np.stack([_decode(cells[row - rows[0]]) for row in rows.tolist()])
-            stamps = self._columns[episode.file]["timestamp"]
-            passed = stamps[rows].astype(np.float64) - float(stamps[episode.row])  # some count from 1 / fps
-            return read_frames(self._videos[path], episode.videos[key][1] + passed, 0.25 / self._info.fps)
-        except (ValueError, OSError, pa.ArrowException, av.FFmpegError) as error:
+                images = [decode_cell(cells[row - rows[0]], self._root) for row in rows.tolist()]
+                if len(sizes := {image.shape[:2] for image in images}) > 1:
+                    raise UserError(f"the pictures have different sizes, {sorted(sizes)}")
+                return np.stack(images)
+            stamps = self._columns[episode.file]["timestamp"][episode.row : episode.start + episode.length]
+            times = place.times(stamps.astype(np.float64), episode.first + steps, self._info.fps)
+            return read_frames(self._videos[path], times, SHARE / self._info.fps)
+        except (UserError, OSError, UnicodeError, pa.ArrowException, av.FFmpegError) as error:
             raise UserError(
                 f"{path}: cannot read '{key}' of episode {episode.index}, frames {steps[0]}-{steps[-1]}: {error}. "
                 "Repair the file or remove the episode."
             ) from error
-
-
-def _decode(image: bytes | None) -> UInt8[np.ndarray, "_h _x c"]:
-    if image is None:
-        raise UserError("the image is not embedded in the parquet file")
-    try:
-        return np.asarray(Image.open(io.BytesIO(image), formats=["PNG", "JPEG"]).convert("RGB"))
-    except (UnidentifiedImageError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError("neither PNG nor JPEG") from error

@@ -13,4 +13,5 @@ class LeRobotDataConfig(DataConfig):
 
     action_key: str = "action"  # or parts put together: action.position+action.rotation[0:3]+action.gripper
     language_key: str = "task_index"  # column of numbers of tasks
+    timestamp_tolerance_s: float | None = None  # off frame_index / fps, of videos; null: a quarter of a frame's period
     validation_fraction: float = 0.05  # share of the episodes of every task kept for validation, at least one

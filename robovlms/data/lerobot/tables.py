@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 
-REPAIR = "collect with scripts/collect_demos.py or point data.root at a LeRobotDataset folder"
+REPAIR = "download or record it again, or point data.root at another LeRobotDataset folder"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
+        refuse_pointer(path)
         raise UserError(f"{path} is not valid JSON ({error}): {REPAIR}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object: {REPAIR}.")
@@ -53,6 +55,7 @@ def read_json_lines(path: Path, fields: dict[str, type]) -> list[dict[str, Any]]
             if any(kind is int and not 0 <= row[name] < 2**31 for name, kind in fields.items()):
                 raise UserError("numbers must be at least 0 and below 2 ** 31")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            refuse_pointer(path)
             raise UserError(f"{path}, line {number}: {error!r}") from error
         rows.append(row)
     return rows
@@ -86,7 +89,16 @@ def read_table(path: Path, columns: list[str] | None = None, rows: int | None = 
             table.validate(full=True)  # text that is not UTF-8 would raise later, without the file's name
             return table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        refuse_pointer(path)
         raise UserError(f"{path} cannot be read as parquet ({error}): {REPAIR}.") from error
+
+
+def count_rows(path: Path) -> int | None:
+    """Return how many rows a parquet file holds, by its footer; None where it cannot be read."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError):
+        return None
 
 
 def read_rows(path: Path, whole: list[str], seconds: list[str]) -> list[dict[str, Any]]:

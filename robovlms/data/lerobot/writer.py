@@ -20,21 +20,23 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from robovlms.data.files.video import write_video
-from robovlms.data.lerobot.format import (
-    CHUNKS_SIZE,
-    DATA_PATH,
-    EPISODES_PATH,
+from robovlms.data.lerobot.features import (
     IMAGE_TYPE,
-    INFO_PATH,
     SCALARS,
-    STATS_PATH,
-    TASKS_PATH,
-    VERSION,
-    VIDEO_PATH,
     arrow_schema,
     feature_key,
     make_features,
     make_tasks_table,
+)
+from robovlms.data.lerobot.format import (
+    CHUNKS_SIZE,
+    DATA_PATH,
+    EPISODES_PATH,
+    INFO_PATH,
+    STATS_PATH,
+    TASKS_PATH,
+    VERSION,
+    VIDEO_PATH,
 )
 from robovlms.data.lerobot.stats import PixelCounts, Stats, number_stats
 from robovlms.errors import UserError

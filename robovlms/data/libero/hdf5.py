@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 
 MAX_ROWS = 10**6  # of a demonstration: half a day at 20 Hz; a file of a few bytes may claim any number
 MAX_ROW_BYTES = 2**26  # of one row, and 8 of them of a chunk: a picture of 4096 x 4096
@@ -31,6 +32,7 @@ def naming(path: Path) -> Iterator[None]:
         UnicodeError,
         MemoryError,
     ) as error:
+        refuse_pointer(path)
         raise UserError(f"{path} cannot be read as HDF5 ({error}): download it again.") from error
 
 

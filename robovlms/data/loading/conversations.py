@@ -6,7 +6,6 @@ A record is {"image": "coco/train/1.jpg", "conversations": [{"from": "human", "v
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,13 +23,14 @@ from robovlms.config.cotrain import CotrainConfig
 from robovlms.data.loading.loader import make_loader
 from robovlms.data.loading.sampler import Draw, StepSampler
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
+from robovlms.images.decoding import decode_picture
 from robovlms.images.processor import Processor, pad
 from robovlms.types import Conversations
 
 log = logging.getLogger(__name__)
 
 MARK = "<image>"  # where LLaVA puts the image; a backbone puts it where its family does
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]  # others of Pillow start programs, as EPS does
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
 
@@ -86,6 +86,7 @@ class ConversationDataset:
             try:
                 record, end = decode(text, at)
             except (ValueError, RecursionError) as error:
+                refuse_pointer(self.path)
                 raise UserError(f"cotrain.file={self.path} is not JSON at byte {at}: {error}") from error
             yield at, end, record
             at = end
@@ -117,10 +118,10 @@ class ConversationDataset:
 
     def _picture(self, index: int, name: str) -> UInt8[np.ndarray, "h x c"]:
         try:
-            data = io.BytesIO((self.folder / name).read_bytes())  # of a file Pillow reads as much as its chunks claim
-            with Image.open(data, formats=FORMATS) as image:
-                return self._processor.picture(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            data = (self.folder / name).read_bytes()  # of a file Pillow reads as much as its chunks claim
+            return self._processor.picture(Image.fromarray(decode_picture(data)))
+        except (OSError, ValueError) as error:
+            refuse_pointer(self.folder / name)
             raise UserError(
                 f"{self.folder / name} ({self.path.name}, record {self._numbers[index]}) cannot be read: {error}"
             ) from error

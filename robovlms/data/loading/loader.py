@@ -19,7 +19,7 @@ from robovlms.actions.normalizer import ActionNormalizer, chunk_actions
 from robovlms.config.policy import WindowConfig
 from robovlms.data.base import RobotDataset
 from robovlms.data.loading.ring import Ring
-from robovlms.data.loading.sampler import Draw, StepSampler
+from robovlms.data.loading.sampler import Draw, StepSampler, sample_seeds
 from robovlms.errors import UserError
 from robovlms.images.draws import Augmentation, Drawn
 from robovlms.images.processor import Processor
@@ -32,6 +32,7 @@ class Collator:
     Args:
         normalizers: by the number of a sample's part.
         augmentation: draws the random changes of the samples' images; None: none, as validation needs.
+        seed: of what a head draws at random, together with the samples' numbers.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Collator:
         normalizers: Sequence[ActionNormalizer],
         window: WindowConfig,
         augmentation: Augmentation | None = None,
+        seed: int = 0,
     ) -> None:
         self.processor, self.normalizers, self.window, self.augmentation = processor, normalizers, window, augmentation
+        self.seed = seed
 
     def __call__(self, samples: Sequence[tuple[Sample, Draw]]) -> Batch:
         rows = [sample for sample, _ in samples]
@@ -50,7 +53,8 @@ class Collator:
         chunks, chunk_mask = chunk_actions(self._actions(rows), mask, self.window.window_size, self.window.chunk_size)
         text_ids, text_mask = self.processor.text([row.instruction for row in rows])
         proprio = [row.proprio for row in rows if row.proprio is not None]
-        drawn = self.augmentation.draw([draw.number for draw in draws]) if self.augmentation else Drawn()
+        numbers = [draw.number for draw in draws]
+        drawn = self.augmentation.draw(numbers) if self.augmentation else Drawn()
         return Batch(
             frames={view: self._frames(rows, view) for view in self.processor.views},
             text_ids=text_ids,
@@ -61,6 +65,7 @@ class Collator:
             view_mask=self._seen(rows),
             proprio=torch.from_numpy(np.stack(proprio)) if proprio else None,
             source=torch.tensor([row.source for row in rows]),
+            seeds=torch.from_numpy(sample_seeds(self.seed, numbers)),
             index=torch.tensor([draw.window for draw in draws]),
             **drawn._asdict(),
         )
@@ -136,6 +141,8 @@ def validation_loader(
 ) -> DataLoader[Batch]:
     """Return this rank's share of an evenly spread selection of windows, the same at every call.
 
+    A window's number is its place in the data set, so a head draws the same for it whatever ranks and batch sizes are.
+
     Raises:
         UserError: fewer windows than processes.
     """
@@ -145,7 +152,7 @@ def validation_loader(
         )
     count = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size * world_size)
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    mine = [Draw(index, number) for number, index in enumerate(indices)][rank::world_size]
+    mine = [Draw(index, index) for index in indices][rank::world_size]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     return make_loader(dataset, _ringed(collator, num_workers), batches, num_workers, pin_memory)
 

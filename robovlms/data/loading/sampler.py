@@ -18,7 +18,7 @@ from robovlms.errors import UserError
 
 
 class Draw(NamedTuple):
-    """One sample to read: which window, and its number in the run, which seeds its augmentation."""
+    """One sample to read: which window, and its number in the run, which seeds its augmentation and noise."""
 
     window: int
     number: int
@@ -44,6 +44,12 @@ def permute(positions: Int64[np.ndarray, "n"], size: int, key: int) -> Int64[np.
     while len(outside := np.flatnonzero(x >= size)):
         x[outside] = network(x[outside])
     return x.astype(np.int64)
+
+
+def sample_seeds(seed: int, numbers: Sequence[int]) -> Int64[np.ndarray, "n"]:
+    """Return a seed for every sample, from the run's seed and the sample's number alone; none is given twice."""
+    run = _mix(np.array([seed % 2**64], np.uint64))
+    return _mix(run + np.array(numbers, np.uint64)).astype(np.int64)
 
 
 def _mix(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robovlms.errors import UserError
+from robovlms.files import refuse_pointer
 from robovlms.registry import nearest
 
 INFO, FEATURES = "dataset_info.json", "features.json"
@@ -163,6 +164,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
+        refuse_pointer(path)
         raise UserError(f"{path} is not valid JSON ({error}): download it again.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object: download it again.")

@@ -24,6 +24,7 @@ from robovlms.data.rlds.features import Shard, StepFeature
 from robovlms.data.rlds.steps import read_numbers, read_text
 from robovlms.data.rlds.tfrecord import Feature, parse_example, scan_records
 from robovlms.errors import UserError
+from robovlms.files import pointer_problem
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,9 @@ def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_
         yield FileNotFoundError(
             f"{shard.path} does not exist: complete the download, or set data.skip_bad=true to leave it out."
         )
+        return
+    if (problem := pointer_problem(shard.path)) is not None:
+        yield ValueError(f"{shard.path} cannot be read: {problem}.")
         return
     record = -1
     for record, scanned in enumerate(scan_records(shard.path)):

@@ -7,20 +7,17 @@ Source: github.com/tensorflow/datasets core/example_serializer.py, core/features
 
 from __future__ import annotations
 
-import io
-import math
 import zlib
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
-from PIL import Image
 
 from robovlms.config.choices import PictureFormat
 from robovlms.data.rlds.features import StepFeature
 from robovlms.data.rlds.tfrecord import Feature
 from robovlms.errors import UserError
+from robovlms.images.decoding import decode_picture, to_rgb
 
-_MAX_PIXELS = 2**26  # of a picture whose size features.json leaves open
 _FORMATS = ("JPEG", "PNG")
 
 
@@ -84,7 +81,7 @@ def read_pictures(
             if entries:
                 picture = _picture(spec, entries[step], bgr)
             else:
-                picture = _to_rgb(pixels[step].astype(np.uint8).reshape(spec.shape))
+                picture = to_rgb(pixels[step].astype(np.uint8).reshape(spec.shape))
             first = next(iter(pictures.values()), picture)
             if picture.shape != first.shape:
                 raise UserError(f"its shape is {list(picture.shape)}, that of others {list(first.shape)}")
@@ -118,23 +115,7 @@ def _raw(spec: StepFeature, entry: memoryview, width: int) -> np.ndarray:
 
 def _picture(spec: StepFeature, entry: memoryview, bgr: PictureFormat | None) -> UInt8[np.ndarray, "_h _x c"]:
     if spec.kind == "tensor":
-        return _to_rgb(_raw(spec, entry, _area(spec)).reshape(spec.shape))
-    try:
-        with Image.open(io.BytesIO(entry), formats=_FORMATS) as image:
-            wanted, size = spec.shape[:2], (image.height, image.width)
-            if any(want not in (-1, have) for want, have in zip(wanted, size, strict=True)) or math.prod(size) > (
-                math.prod(wanted) if -1 not in wanted else _MAX_PIXELS
-            ):
-                raise UserError(f"the picture is {list(size)} px, but features.json says {list(wanted)}")
-            pixels = np.asarray(image.convert("RGB"))
-            return np.ascontiguousarray(pixels[:, :, ::-1]) if str(image.format).lower() == bgr else pixels
-    except ValueError:
-        raise
-    except (
-        Exception
-    ) as error:  # what decoders raise for damaged files is open-ended: OSError, SyntaxError, struct.error
-        raise UserError(f"neither JPEG nor PNG, or damaged: {error}") from error
-
-
-def _to_rgb(pixels: UInt8[np.ndarray, "_h _x _c"]) -> UInt8[np.ndarray, "_h _x c"]:
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[:, :, :3])
+        return to_rgb(_raw(spec, entry, _area(spec)).reshape(spec.shape))
+    pixels = decode_picture(entry, _FORMATS, (spec.shape[0], spec.shape[1]))
+    kind = PictureFormat.png if bytes(entry[:4]) == b"\x89PNG" else PictureFormat.jpeg
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if kind is bgr else pixels

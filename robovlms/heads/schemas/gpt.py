@@ -16,7 +16,7 @@ class GPTHeadConfig(HeadConfig):
 
     num_layers: int = 8
     num_heads: int = 8
-    dropout: float = 0.0
+    dropout: float = 0.1
 
     @property
     def kind(self) -> HeadKind:

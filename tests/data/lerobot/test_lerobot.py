@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation
 from robovlms.config.data import ActionContract, NormalizationConfig
 from robovlms.data.files.video import open_video, read_frames, write_video
-from robovlms.data.lerobot.format import arrow_schema, make_features, read_episodes, read_info, read_numbers
+from robovlms.data.lerobot.features import arrow_schema, make_features
+from robovlms.data.lerobot.format import read_episodes, read_info, read_numbers
 from robovlms.data.lerobot.reader import LeRobotReader
 from robovlms.data.lerobot.schema import LeRobotDataConfig
 from robovlms.data.lerobot.stats import PixelCounts, number_stats
@@ -429,7 +430,7 @@ def test_the_writer_refuses_odd_videos_and_dotted_views(tmp_path):
 
 
 def test_a_missing_folder_says_how_to_get_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"info\.json does not exist: collect with scripts/collect_demos\.py"):
+    with pytest.raises(FileNotFoundError, match=r"data\.root=.*nowhere is not a folder\. Set data\.root to a LeRobot"):
         read(tmp_path / "nowhere")
 
 
@@ -519,7 +520,7 @@ def test_a_nan_action_is_refused_or_its_episode_dropped_with_a_count(damaged, ca
         dataset = read(damaged, skip_bad=True)
     assert len(dataset) == 3  # only episode 0 remains for training
     assert len(caplog.records) == 1
-    assert "1 of 3 episodes dropped" in caplog.text
+    assert "1 of 3 episodes are dropped" in caplog.text
 
 
 def test_a_missing_data_file_is_named(damaged):
@@ -540,16 +541,17 @@ def test_a_missing_video_is_refused_or_its_episode_dropped(tmp_path):
 
 def test_a_damaged_image_and_a_damaged_video_are_named(damaged, tmp_path):
     cells = pq.read_table(damaged / DATA)["observation.images.side"].to_pylist()
-    cells[0]["bytes"] = b"no image"
+    cells[1]["bytes"] = b"no image"
     edit_column(damaged / DATA, "observation.images.side", cells)
     with pytest.raises(
         ValueError, match=r"cannot read 'observation\.images\.side' of episode 0, frames 0-2: neither PNG"
     ):
         read(damaged)[0]
     root = write(tmp_path / "videos", video=True)
+    dataset = read(root)
     (root / "videos/observation.images.side/chunk-000/file-000.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"file-000\.mp4: cannot read 'observation\.images\.side' of episode 0"):
-        read(root)[0]
+        dataset[0]
 
 
 def test_a_video_that_is_too_short_is_refused(video_folder):

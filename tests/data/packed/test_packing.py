@@ -23,10 +23,11 @@ from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.opening import open_reader
 from robovlms.data.packed import shards as packing_shards
 from robovlms.data.packed import writer as packing
-from robovlms.data.packed.reader import PackedReader, decode_jpeg
+from robovlms.data.packed.reader import PackedReader
 from robovlms.data.packed.shards import encode_jpeg, lay_out
 from robovlms.data.packed.writer import pack, verify
 from robovlms.data.windows import WindowDataset
+from robovlms.images.decoding import decode_own_jpeg
 
 SEGMENTS = [(10, 16), (13, 20), (30, 35)]  # 6, 7 and 5 frames; the first two overlap in 13, 14 and 15
 VIEWS = {"side": "rgb_static", "wrist": "rgb_gripper"}
@@ -394,16 +395,16 @@ def test_a_damaged_jpeg_is_named(root: Path) -> None:
 
 def test_only_jpegs_of_the_expected_size_are_decoded_whatever_their_bytes() -> None:
     good = encode_jpeg(ramp(20, 16))
-    assert decode_jpeg(good, 16, 16).shape == (16, 16, 3)
+    assert decode_own_jpeg(good, 16, 16).shape == (16, 16, 3)
     with pytest.raises(ValueError, match=r"a JPEG of \(16, 16\), expected \(16, 32\)"):
-        decode_jpeg(good, 16, 32)
+        decode_own_jpeg(good, 16, 32)
     generator = np.random.default_rng(0)
     for _ in range(300):
         data = bytearray(good)
         for place in generator.integers(0, len(data), 3):
             data[place] = generator.integers(256)
         try:
-            assert decode_jpeg(bytes(data[: generator.integers(len(data) // 2, len(data) + 1)]), 16, 16).shape == (
+            assert decode_own_jpeg(bytes(data[: generator.integers(len(data) // 2, len(data) + 1)]), 16, 16).shape == (
                 16,
                 16,
                 3,

@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from composing import completed, composed
+from composing import completed, composed, open_windows, plan_of
 from omegaconf import OmegaConf
 from oxe_layouts import LAYOUTS, STEPS, TOLD, make_oxe_folder
 
 from robovlms.actions.checks import Severity, numeric_findings
 from robovlms.actions.contract import GRIPPER, position_entries, rotation_entries
-from robovlms.actions.plan import find_source
 from robovlms.config.choices import RLDSTransform, Rotation
 from robovlms.config.data import ActionContract, DataConfig
 from robovlms.config.run import TrainConfig
-from robovlms.data.opening import build_dataset
 from robovlms.data.rlds.reader import RldsReader
 from robovlms.data.rlds.schema import RLDSDataConfig
 from robovlms.data.windows import WindowDataset
@@ -119,7 +117,7 @@ def test_only_roboturk_and_cable_routing_have_no_proprioception_whose_meaning_is
 
 
 def test_all_together_are_a_mixture_of_seven_entries_that_teaches_what_each_of_them_means(plus):
-    dataset = build_dataset(plus, "train")
+    dataset = open_windows(plus, "train")
     starts = np.cumsum([0, *dataset.sizes[:-1]])
     assert list(plus.data.sources) == list(WEIGHTS)
     for name, start in zip(plus.data.sources, starts.tolist(), strict=True):
@@ -161,7 +159,7 @@ def test_pictures_that_were_published_blue_first_come_out_red_first(plus, name, 
 
 def test_a_policy_acts_as_one_data_set_in_its_own_words(plus):
     def words(name: str) -> tuple[str, str, float | None, list[str]]:
-        contract = find_source(plus.data, name).contract
+        contract = plan_of(plus).find(name).contract
         return str(contract.representation), str(contract.rotation), contract.position_unit, contract.names
 
     assert words("viola") == ("delta", "axis_angle", 0.05, ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"])
@@ -189,8 +187,8 @@ def in_our_words(values: list[float], contract: ActionContract) -> list[float]:
 @pytest.mark.parametrize("name", [name for name in WEIGHTS if name not in ("language_table", "droid")])
 def test_the_numbers_of_the_real_files_can_mean_what_the_contract_says(plus, shared_data, name):
     published = json.loads((shared_data / "norm_stats" / "openvla_style" / "config.json").read_text())["norm_stats"]
-    part = find_source(plus.data, name)
-    folder = Path(part.data.root).name
+    part = plan_of(plus).find(name)
+    folder = Path(part.config.root).name
     statistics = published[OPENVLA.get(name, folder)]["action"]
     rows = np.array([in_our_words(statistics[key], part.contract) for key in ("q01", "mean", "q99")])
     findings = numeric_findings(rows, part.contract, part.contract.names)
@@ -236,14 +234,14 @@ def test_what_is_missing_of_a_mixture_is_said_before_anything_is_read(tmp_path):
     config = completed(composed("data=oxe", "view=side", f"data.root={tmp_path}"))
     said = r"2 of 2 data sets .*\n.*Did you mean 'bridge_dataset'\?\n.*fractal2022"
     with pytest.raises(FileNotFoundError, match=said):
-        build_dataset(config, "train")
+        open_windows(config, "train")
 
 
 def test_a_data_set_is_an_option_of_its_own(plus):
     folder = plus.data.sources["droid"].root
     config = completed(composed("data=droid", "view=side", f"data.root={folder}", "window=w1_c1"))
     assert config.data.weight == 1.0
-    assert len(build_dataset(config, "validation")) == STEPS
+    assert len(open_windows(config, "validation")) == STEPS
 
 
 # ---- the table in the docs

@@ -1,0 +1,126 @@
+"""What a policy sees, says and how often: one frozen value, written into every checkpoint as `spec.json`.
+
+It is what a simulator, a robot or a client is held against before anything moves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from robovlms.actions.contract import check_contract
+from robovlms.actions.plan import DataPlan, Source
+from robovlms.actions.statistics import Statistics
+from robovlms.config.choices import ReferenceFrame, Representation, Rotation
+from robovlms.config.data import ActionContract
+from robovlms.config.policy import WindowConfig
+from robovlms.errors import UserError
+
+SPEC = "spec.json"
+VERSION = 1  # of the file's layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """What holds for the actions of one source; a policy of one data set has one."""
+
+    contract: ActionContract
+    proprio_names: list[str]  # what an observation's proprioception holds, in this order
+    statistics: str  # SHA-256 of the action statistics that undo the normalisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """What a policy sees, says and how often."""
+
+    name: str  # of the run
+    views: dict[str, int]  # cameras by our names, and the side in px that their pictures are resized to
+    window_size: int  # frames that it remembers
+    chunk_size: int  # actions that it predicts at once
+    sources: dict[str, SourceSpec]
+
+    @classmethod
+    def of(
+        cls, plan: DataPlan, window: WindowConfig, views: dict[str, int], statistics: dict[str, Statistics], name: str
+    ) -> PolicySpec:
+        """Describe a policy that was trained by a plan."""
+        return cls(
+            name=name,
+            views=views,
+            window_size=window.window_size,
+            chunk_size=window.chunk_size,
+            sources={source.name: _source_spec(source, statistics[source.name]) for source in plan.sources},
+        )
+
+    @property
+    def control_hz(self) -> dict[str, float]:
+        """Actions a second, by source."""
+        return {name: source.contract.control_hz for name, source in self.sources.items()}
+
+    def find(self, source: str | None) -> SourceSpec:
+        """Return what holds for a source; the only one needs no name.
+
+        Raises:
+            UserError: there are several and none is named, or there is none of that name.
+        """
+        if source is None and len(self.sources) == 1:
+            return next(iter(self.sources.values()))
+        if source not in self.sources:
+            raise UserError(
+                f"source={source}: this policy has the sources {', '.join(self.sources)}: name one of them."
+            )
+        return self.sources[source]
+
+    def check_environment(self, contract: ActionContract, name: str, source: str | None = None) -> None:
+        """Refuse an environment whose actions mean something else.
+
+        Raises:
+            UserError: lists both sides of every disagreement, and what converts the data.
+        """
+        check_contract(self.find(source).contract, contract, name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"version": VERSION, **asdict(self)}
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> PolicySpec:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is damaged, or of another version; names it.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("version") != VERSION:
+                raise UserError(f"{path} was written by another version of robovlms.")
+            values["sources"] = {name: _read_source(source) for name, source in values["sources"].items()}
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _source_spec(source: Source, statistics: Statistics) -> SourceSpec:
+    text = json.dumps(asdict(statistics), sort_keys=True)
+    return SourceSpec(
+        contract=source.contract,
+        proprio_names=list(source.proprio_names),
+        statistics=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def _read_source(values: dict[str, Any]) -> SourceSpec:
+    words: dict[str, Any] = {"representation": Representation, "frame": ReferenceFrame, "rotation": Rotation}
+    contract: dict[str, Any] = {
+        key: words[key](value) if key in words else value for key, value in values["contract"].items()
+    }
+    return SourceSpec(**{**values, "contract": ActionContract(**contract)})
