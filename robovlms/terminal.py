@@ -19,9 +19,9 @@ def printable(text: str, keep: str = "\n\t") -> str:
     return "".join(c if c.isprintable() or c in allowed else c.encode("unicode_escape").decode() for c in text)
 
 
-def show(text: str) -> None:
-    """Print a text on stdout."""
-    sys.stdout.write(f"{printable(text)}\n")
+def show(value: object) -> None:
+    """Print a text, or what prints as one, on stdout."""
+    sys.stdout.write(f"{printable(str(value))}\n")
 
 
 class PrintableFormatter(logging.Formatter):

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
-    """Look at a data set, or at every part of a mixture in a folder of its own; give reports and first pages.
+    """Look at a data set, or at every source of a mixture in a folder of its own; return reports and first pages.
 
     Raises:
         FileNotFoundError, ValueError: the data set cannot be opened, or `episode` is not one that training sees.
@@ -45,7 +45,7 @@ def _open_source(plan: DataPlan, source: Source, config: InspectConfig) -> Windo
 def write_inspection(
     dataset: WindowDataset, views: list[str], folder: Path, *, name: str, config: InspectConfig
 ) -> tuple[Report, Path]:
-    """Write the folder of a data set that is open; give the report and `index.html`."""
+    """Write the folder of a data set that is open; return the report and `index.html`."""
     replay = load_replay(dataset, config.episode, config.max_page_frames)  # first: a wrong episode= costs no scan
     log.info("reading %s", dataset.summary())
     report = inspect_dataset(

@@ -23,12 +23,12 @@ class EpisodeKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One rollout to make: the scene of `task` from `seed`, with the words the policy is told."""
+    """One rollout to make: the scene of `task` from `seed`, with the instruction that the policy gets."""
 
     task: Task
     seed: int
     instruction: str
-    opposite: bool = False  # told the instruction of `task.opposite`: reaching the task's own goal is a mistake
+    opposite: bool = False  # with the instruction of `task.opposite`: reaching the task's own goal is a mistake
     record: bool = False  # write a video
 
     @property
@@ -39,7 +39,7 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeResult:
-    """How one episode ended. `success`: the goal of `task` was reached, whatever the policy was told."""
+    """How one episode ended. `success`: the goal of `task` was reached, whatever the instruction."""
 
     task: str
     seed: int
@@ -68,7 +68,7 @@ class EpisodeResult:
 
 
 def plan_episodes(tasks: Sequence[Task], config: EvaluationConfig) -> list[Episode]:
-    """List every episode, task by task: first told the task's own instruction, then the opposite one.
+    """List every episode, task by task: first with the task's own instruction, then with the opposite one.
 
     Episode i of either kind starts from `config.seed + i`, so that both kinds see the same scenes.
 

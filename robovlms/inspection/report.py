@@ -188,14 +188,14 @@ def _masked_share(dataset: WindowDataset) -> float:
 
 
 def _tables(dataset: WindowDataset, rows: ScannedRows) -> tuple[list[Table], list[Finding]]:
-    """Return the statistics of what is recorded and, where it is converted, of what is taught; and why it cannot be."""
+    """Return the statistics of what is recorded and, where it is converted, of the targets; and why these cannot be computed."""
     source, target = dataset.converter.source, dataset.converter.target
     tables = _table("Actions as recorded", source.names, rows.actions)
     found: list[Finding] = []
     if not dataset.converter.is_trivial:
         try:
             tables += _table(
-                "Actions as taught, converted", target.names, dataset.rows(max(len(rows.actions), 1)).actions
+                "Target actions, converted", target.names, dataset.rows(max(len(rows.actions), 1)).actions
             )
         except (OSError, ValueError) as error:
             what, to_do = f"the actions cannot be converted: {error}", "Correct what the other findings name first."

@@ -41,6 +41,11 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+def without_blocks(text: str) -> str:
+    """Return a page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def commands(text: str) -> list[list[str]]:
     """Return the words of every command line that starts one of ours, comments and line ends aside."""
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
@@ -59,7 +64,7 @@ def written_commands() -> list[tuple[str, list[str]]]:
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        inline = [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]{8,})`(?!`)", text)]
+        inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", without_blocks(text))]
         for source in [*blocks(page, "bash"), *inline]:
             found += [(page.name, words) for words in commands(source)]
     return found
@@ -74,14 +79,15 @@ def test_every_command_composes(page: str, words: list[str]) -> None:
     name, overrides = script_of(words[start]), []
     for word in words[start + 1 :]:
         if word not in ("...", "--help", "--cfg", "job"):
-            overrides.append(re.sub(r"=(\.\.\.|HOST\S*)$", "=somewhere", word).replace("$DATA", "/data"))
+            word = word.replace("experiment=...", "experiment=calvin_perform").replace("$DATA", "/data")
+            overrides.append(word.replace("=...", "=somewhere"))
     config = composed(*overrides, config_name=str(name))
     if name == "train" and not {"~data.sources.franka.views.wrist", "sweep=appendix_c"} & set(overrides):
         completed(config)
 
 
 def test_the_pages_have_as_many_commands_as_one_finds_by_eye() -> None:
-    assert len(COMMAND_LINES) > 40
+    assert len(COMMAND_LINES) > 35
     assert {script_of(word) for _, words in COMMAND_LINES for word in words if script_of(word)} == set(COMMANDS)
 
 
@@ -103,15 +109,16 @@ def is_option(key: str) -> bool:
     return key in keys or key in groups
 
 
-# In backticks, with the dots and the = of options, and something else.
 OTHER_WORDS = {
-    "data.sources.*.contract": "a pattern",
+    "file_format=tfrecord": "an argument of TensorFlow Datasets",
+    "strict=False": "an argument of torch's load_state_dict",
 }
+UPSTREAM = ("configs/data/calvin", "robovlms/model/")  # folders of RoboVLMs' repository
 
 
 def named_options(page: Path) -> set[str]:
     """Return the options, `key=value` or `group.key`, that a page names in backticks."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = without_blocks(page.read_text(encoding="utf-8"))
     found = set()
     for code in re.findall(r"`([^`\n]+)`", text):
         for word in code.split():
@@ -126,7 +133,7 @@ def named_options(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_that_is_named_exists(page: Path) -> None:
     _, groups = known_options()
-    for word in named_options(page):
+    for word in named_options(page) - OTHER_WORDS.keys():
         key, equals, value = word.partition("=")
         if key.partition(".")[0] not in groups | {"batch_size", "device_batch_size"} and "." in key:
             continue  # a file, a column of a data set, an attribute of transformers
@@ -142,7 +149,7 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in set(re.findall(r"(?<![\w/.-])((?:robovlms|configs|scripts|tests|benchmarks|docs)/[\w./*<>-]*)", text)):
         pattern = re.sub(r"<\w+>", "*", name.rstrip(".")).rstrip("/")
-        assert list(ROOT.glob(pattern)), f"{page.name} names {name}"
+        assert list(ROOT.glob(pattern)) or name.startswith(UPSTREAM), f"{page.name} names {name}"
 
 
 def anchors(page: Path) -> set[str]:

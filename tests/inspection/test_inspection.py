@@ -122,7 +122,7 @@ def test_a_histogram_counts_every_value_whatever_their_range(values):
 
 def test_converted_actions_have_a_table_of_their_own():
     converted = report(MemoryReader([20] * 3), contract=make_contract(), convert=ConvertConfig(position_unit=0.01))
-    assert [table.title for table in converted.tables] == ["Actions as recorded", "Actions as taught, converted"]
+    assert [table.title for table in converted.tables] == ["Actions as recorded", "Target actions, converted"]
     recorded, supervised = (table.statistics.max[0] for table in converted.tables)
     assert supervised == pytest.approx(100 * recorded, rel=1e-5)
 
