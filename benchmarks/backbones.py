@@ -60,7 +60,7 @@ def read_yaml(name: str) -> tuple[str, str, int]:
     Raises:
         ValueError: its first line does not state them.
     """
-    text = (ROOT / "configs" / "backbone" / f"{name}.yaml").read_text()
+    text = (ROOT / "configs" / "backbone" / f"{name}.yaml").read_text(encoding="utf-8")
     first = text.splitlines()[0].rstrip(".")
     size = re.search(r" tokens per (\d+) px view", first)
     licence = next((part for part in first.split(". ")[1:] if "licence" in part.lower()), None)
@@ -134,9 +134,9 @@ def main() -> None:
         if name != "nano":
             lines.append(str(measure(name)))
             print(lines[-1], flush=True)
-    page = PAGE.read_text()
+    page = PAGE.read_text(encoding="utf-8")
     before, after = page.split(START)[0], page.split(END)[1]
-    PAGE.write_text(before + START + "\n".join(lines) + "\n" + END + after)
+    PAGE.write_text(before + START + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

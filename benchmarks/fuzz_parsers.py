@@ -27,7 +27,7 @@ from test_damaged_files import to_v2
 
 from robovlms.actions.statistics import import_statistics
 from robovlms.backbones.families.nano import Nano
-from robovlms.config.cotrain import CotrainConfig
+from robovlms.config.training import CotrainConfig
 from robovlms.data.base import Reader
 from robovlms.data.calvin.reader import CalvinReader
 from robovlms.data.lerobot.reader import LeRobotReader
@@ -39,7 +39,7 @@ from robovlms.data.packed.reader import PackedReader
 from robovlms.data.packed.writer import pack
 from robovlms.data.rlds.features import StepFeature, open_folder, read_features
 from robovlms.data.rlds.reader import RldsReader
-from robovlms.data.rlds.steps import read_numbers, read_pictures, read_text
+from robovlms.data.rlds.steps import read_numbers, read_pictures, read_texts
 from robovlms.data.rlds.tfrecord import Feature, parse_example, scan_records
 from robovlms.data.statistics import load_rows
 from robovlms.data.windows import WindowDataset
@@ -80,8 +80,8 @@ def read_example(folder: Path) -> None:
     packed = StepFeature("tensor", "uint8", (4, 6, 3), "zlib")
     steps = np.arange(STEPS)
     ways: list[Callable[[Feature], object]] = [
-        lambda found: read_text(StepFeature("text", "string", (), "none"), found),
-        lambda found: read_text(StepFeature("tensor", "int32", (8,), "none"), found),
+        lambda found: read_texts(StepFeature("text", "string", (), "none"), found),
+        lambda found: read_texts(StepFeature("tensor", "int32", (8,), "none"), found),
         lambda found: read_numbers(vector, found),
         lambda found: read_numbers(scalar, found),
         lambda found: read_pictures(picture, found, steps, STEPS),
@@ -156,7 +156,7 @@ def make_calvin(folder: Path) -> list[Path]:
         test_calvin.write_annotations(folder / split, [(10, 13), (20, 22)])
         np.save(folder / split / "ep_start_end_ids.npy", np.array([[10, 13], [20, 22]]))
         np.save(folder / split / "scene_info.npy", {"calvin_scene_A": [10, 14], "calvin_scene_B": [20, 22]})
-    (folder / "few.json").write_text(json.dumps({"task_0": [[10, 13]], "task_1": [[20, 22]]}))
+    (folder / "few.json").write_text(json.dumps({"task_0": [[10, 13]], "task_1": [[20, 22]]}), encoding="utf-8")
     files = [*sorted((folder / "training").rglob("*.np[yz]")), folder / "few.json"]
     return [path for path in files if path.suffix != ".npz" or path.stem.endswith(("10", "20"))]
 
@@ -218,8 +218,10 @@ def make_vl(folder: Path) -> list[Path]:
     rows = [{"id": i, "image": name, "conversations": turns * (i + 1)} for i, name in enumerate(["1.png", "2.jpg"])]
     rows[1]["conversations"] = [turns[0], turns[1], {"from": "human", "value": "Why?"}, turns[1]]
     rows.append({"conversations": [{"from": "user", "value": "é?"}, {"from": "assistant", "value": "é!"}]})
-    (folder / "array.json").write_text(json.dumps(rows, indent=1))
-    (folder / "lines.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    (folder / "array.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (folder / "lines.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return sorted(folder.iterdir())
 
 
@@ -246,7 +248,7 @@ def make_statistics(folder: Path) -> list[Path]:
         "openpi.json": {"norm_stats": {"state": columns, "actions": columns}},
     }
     for name, content in layouts.items():
-        (folder / name).write_text(json.dumps(content))
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return sorted(folder.iterdir())
 
 

@@ -68,7 +68,7 @@ def read_damaged(parser: Parser, folder: Path, originals: dict[Path, bytes], see
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries complain there
     signal.signal(signal.SIGALRM, too_slow)
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, resource.RLIM_INFINITY))
     chance, paths = random.Random(seed), list(originals)
     while True:

@@ -311,7 +311,7 @@ def compare(rows: dict[str, Row], args: argparse.Namespace) -> int:
         if row.target is not None and (ratio < row.target or megabytes > MAX_MEGABYTES):
             missed.append(name)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if missed:
         print(f"missed: {', '.join(missed)}")
     return 1 if missed else 0

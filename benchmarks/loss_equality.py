@@ -25,8 +25,8 @@ TINY = [
 ]  # fmt: skip
 RUNS = {
     "quickstart": [
-        "experiment=quickstart", f"data.root={DEMOS}", "evaluation.enabled=false", "schedule.total=50 step",
-        "trainer.log_every=1 step", "trainer.validate_every=50 step", "trainer.save_every=50 step",
+        "experiment=quickstart", f"data.root={DEMOS}", "evaluation.enabled=false", "schedule.total=100 step",
+        "trainer.log_every=1 step", "trainer.validate_every=50 step", "trainer.save_every=100 step",
         "data.num_workers=0", "trainer.num_threads=1", "trainer.max_validation_batches=2",
     ],
     "calvin_mini": [
@@ -40,6 +40,7 @@ RUNS = {
     "paligemma": [*TINY, "backbone=paligemma"],
     "qwen2_5_vl": [*TINY, "backbone=qwen2_5_vl"],
 }  # fmt: skip
+FIRST = {"quickstart": 50}  # steps that are compared, of a run that is longer: its warm-up has 100
 TIMES = ("samples_per_s", "data_wait")  # what differs from run to run
 
 
@@ -50,13 +51,14 @@ def losses(name: str) -> list[dict[str, float]]:
         command = [sys.executable, str(ROOT / "train.py"), *RUNS[name], f"output_dir={run}"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         subprocess.run(command, check=True, cwd=ROOT, env=environment)
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [row for row in rows if row["step"] <= FIRST.get(name, row["step"])]
     return [{key: value for key, value in row.items() if not key.endswith(TIMES)} for row in rows]
 
 
 def compare(left: Path, right: Path) -> int:
     """Print how many of the numbers of two files are equal, and give the exit status."""
-    before, after = json.loads(left.read_text()), json.loads(right.read_text())
+    before, after = json.loads(left.read_text(encoding="utf-8")), json.loads(right.read_text(encoding="utf-8"))
     status = 0
     for name in before:
         pairs = [
@@ -77,4 +79,4 @@ if __name__ == "__main__":
     if "--compare" in sys.argv:
         sys.exit(compare(*files))
     names = [argument for argument in sys.argv[1:] if argument in RUNS] or list(RUNS)
-    files[0].write_text(json.dumps({name: losses(name) for name in names}, indent=1) + "\n")
+    files[0].write_text(json.dumps({name: losses(name) for name in names}, indent=1) + "\n", encoding="utf-8")

@@ -131,7 +131,7 @@ def main() -> int:
         print(f"one pass than frame by frame: {gains['one pass']:.1f} x")
         slow = slow or min(gains.values()) < 1
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 1 if slow else 0
 
 

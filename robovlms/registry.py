@@ -1,7 +1,8 @@
 """Names to classes, imported on first use.
 
 `kosmos` is found where a class is decorated with `@BACKBONES.register("kosmos")`, in any module of the registry's
-package. Adding an option therefore adds files and edits none.
+package, or where an installed package names a module as entry point `kosmos` of the group `robovlms.backbones`. Adding
+an option therefore adds files and edits none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ast
 import difflib
 import importlib
 import importlib.metadata
+import tomllib
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -55,7 +57,16 @@ class Registry:
             inner = path.relative_to(folder).with_suffix("").parts
             for name in _registered(path, self.name):
                 found[name] = ".".join([self.package, *inner])
-        return dict(sorted(found.items()))
+        return dict(sorted({**found, **self._of_other_packages(found)}.items()))
+
+    def _of_other_packages(self, ours: dict[str, str]) -> dict[str, str]:
+        """Return the modules that installed packages name as entry points, by option."""
+        found = {}
+        for point in entry_points(self.package.replace(".families", "")):
+            if point.name in ours:
+                raise UserError(f"{point.group}: {point.value} brings {self.kind}={point.name}, which is one of ours.")
+            found[point.name] = point.module
+        return found
 
     def names(self) -> list[str]:
         """List every option, without importing any of them."""
@@ -77,6 +88,8 @@ class Registry:
             if self._library is not None:
                 check_version(self._library)
             importlib.import_module(self.modules[name])
+        if name not in self._classes:
+            raise UserError(f'{self.modules[name]} has no class decorated with @{self.name}.register("{name}").')
         return self._classes[name]
 
 
@@ -93,6 +106,24 @@ def _registered(path: Path, registry: str) -> list[str]:
     ]
 
 
+def entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
+    """List what installed packages bring to a group, e.g. `robovlms.heads`, in the order of names."""
+    return sorted(importlib.metadata.entry_points(group=group), key=lambda point: (point.name, point.value))
+
+
+def requirements() -> list[str]:
+    """Return what this package needs: as it was installed, or as the checkout that it is run from says."""
+    try:
+        return importlib.metadata.requires("robovlms") or []
+    except importlib.metadata.PackageNotFoundError:
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        if not project.is_file():
+            return []
+        said = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+        extras = said["optional-dependencies"].items()
+        return said["dependencies"] + [f'{need}; extra == "{extra}"' for extra, needs in extras for need in needs]
+
+
 def check_version(library: str) -> None:
     """Compare the installed version of a library with what pyproject.toml asks for.
 
@@ -102,7 +133,7 @@ def check_version(library: str) -> None:
     from packaging.requirements import Requirement
 
     installed = importlib.metadata.version(library)
-    for text in importlib.metadata.requires("robovlms") or []:
+    for text in requirements():
         wanted = Requirement(text)
         if wanted.name == library and wanted.marker is None and installed not in wanted.specifier:
             raise ImportError(

@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from robovlms.actions.plan import DataPlan
-from robovlms.cli.app import store_schemas, to_dataclass
+from robovlms.cli.app import store_schemas
+from robovlms.cli.jobs import to_dataclass
 from robovlms.config.presets import config_folder, options
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset

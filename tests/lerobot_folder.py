@@ -21,7 +21,7 @@ LEVEL = 12  # frame i of an episode is gray LEVEL * i
 
 
 def gray(step: int) -> np.ndarray:
-    return np.full((32, 32, 3), LEVEL * step, np.uint8)
+    return np.full((32, 32, 3), LEVEL * (step % 20), np.uint8)
 
 
 def shown(frames: np.ndarray) -> list[int]:
@@ -44,7 +44,7 @@ def write_mp4(path: Path, count: int, *, fps: int = FPS, times: Sequence[float] 
         stream.height, stream.width, stream.pix_fmt = 32, 32, pixels
         stream.codec_context.time_base = Fraction(1, 1000)
         for step in range(count):
-            frame = av.VideoFrame.from_ndarray(gray(step % 20), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(gray(step), format="rgb24")
             seconds = step / fps if times is None else times[step]
             frame.pts, frame.time_base = round(seconds * 1000), Fraction(1, 1000)
             video.mux(stream.encode(frame))

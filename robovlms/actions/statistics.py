@@ -60,12 +60,12 @@ class Statistics:
 def save_statistics(path: Path, statistics: dict[str, Statistics]) -> None:
     """Write {data set: {"action": statistics}}, the layout of OpenVLA's dataset_statistics.json."""
     content = {name: {"action": asdict(stats)} for name, stats in statistics.items()}
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_statistics(path: Path) -> dict[str, Statistics]:
     """Read what `save_statistics` wrote."""
-    return {name: Statistics(**entry["action"]) for name, entry in json.loads(path.read_text()).items()}
+    return {name: Statistics(**entry["action"]) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
@@ -88,7 +88,7 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
     if not path.is_file():
         raise FileNotFoundError(f"{option} does not exist.")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("norm_stats", content)
         found = content.get("actions") or content.get("action")
         if found is None:

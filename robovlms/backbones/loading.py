@@ -111,7 +111,9 @@ def _find_vocabulary_head(config: BackboneConfig, shape: tuple[int, ...]) -> Ten
     with _explained(config, "the vocabulary head"):
         index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
         files = (
-            {"model.safetensors"} if index is None else set(json.loads(Path(index).read_text())["weight_map"].values())
+            {"model.safetensors"}
+            if index is None
+            else set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
         )
         for name in sorted(files):
             path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)

@@ -31,7 +31,7 @@ def add_lora(backbone: Backbone, config: LoRAConfig) -> None:
         UserError: a part does not exist or has no linear layer, or no layer of it is called as `modules` says.
     """
     if importlib.util.find_spec("peft") is None:
-        raise ImportError('backbone.lora.rank > 0 needs peft. Install it with pip install "robovlms[lora]".')
+        raise ImportError('backbone.lora.rank > 0 needs peft. Install it with pip install -e ".[lora]".')
     from peft import LoraConfig, inject_adapter_in_model
 
     parts = backbone.parts()

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from robovlms.config.closed_loop import CollectConfig, SimConfig
+from robovlms.config.fields import DEMO, fields_that_keep
 from robovlms.data.lerobot.writer import LeRobotWriter
 from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS
@@ -34,10 +35,6 @@ from robovlms.sims.demos import Attempt, Goal, load_demo, record_demo, save_demo
 log = logging.getLogger(__name__)
 VERSION = 1  # raise it when the same request would give other demonstrations
 REQUEST_FILE = "robovlms_collect.json"
-SELECTION = {  # leaves a single episode as it is
-    "collect.demos_per_task", "collect.contrast_tasks", "collect.contrast_demos_per_task", "collect.video",
-    "sim.tasks", "instructions",
-}  # fmt: skip
 MIN_SUCCESS_RATE = 0.2
 MIN_ATTEMPTS = 20  # before the success rate is judged
 
@@ -79,14 +76,14 @@ def collect_demos(config: CollectConfig, sim: SimConfig, root: Path) -> Path:
         log.info("demonstrations are already in %s", root)
         return root
     work = root.with_name(f"{root.name}.partial")
-    episode = {key: value for key, value in request.items() if key not in SELECTION}
+    episode = describe_episode(request, config, sim)
     if work.is_dir():
         check_request(work, work / REQUEST_FILE, episode)
     work.mkdir(parents=True, exist_ok=True)
-    (work / REQUEST_FILE).write_text(json.dumps(episode, indent=2))
+    (work / REQUEST_FILE).write_text(json.dumps(episode, indent=2), encoding="utf-8")
     kept = _collect(config, sim, goals, work)
     dataset = _assemble(kept, work, simulator, config, sim)
-    (dataset / "meta" / REQUEST_FILE).write_text(json.dumps(request, indent=2))
+    (dataset / "meta" / REQUEST_FILE).write_text(json.dumps(request, indent=2), encoding="utf-8")
     dataset.replace(root)
     shutil.rmtree(work)
     log.info("%d demonstrations of %d tasks are in %s", len(kept), len(simulator.tasks()), root)
@@ -102,6 +99,13 @@ def describe_request(config: CollectConfig, sim: SimConfig, tasks: list[Task]) -
     return request | {"instructions": [task.instruction for task in tasks], "version": VERSION}
 
 
+def describe_episode(request: dict[str, Any], config: CollectConfig, sim: SimConfig) -> dict[str, Any]:
+    """Return what of a request decides how a single episode comes out."""
+    selection = {"instructions", *(f"collect.{name}" for name in fields_that_keep(config, DEMO))}
+    selection |= {f"sim.{name}" for name in fields_that_keep(sim, DEMO)}
+    return {key: value for key, value in request.items() if key not in selection}
+
+
 def check_request(folder: Path, file: Path, request: dict[str, Any]) -> None:
     """Refuse a folder that was not made by this request.
 
@@ -111,7 +115,7 @@ def check_request(folder: Path, file: Path, request: dict[str, Any]) -> None:
     advice = f"Choose another data.root, or delete {folder}."
     if not file.is_file():
         raise UserError(f"{folder} exists and is not a collection of demonstrations ({file.name} is missing). {advice}")
-    made = json.loads(file.read_text())
+    made = json.loads(file.read_text(encoding="utf-8"))
     keys = [key for key in made | request if made.get(key) != request.get(key)]
     if keys:
         differences = "; ".join(f"{key} is {made.get(key)} there, {request.get(key)} here" for key in keys)

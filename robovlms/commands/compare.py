@@ -62,7 +62,7 @@ def compare(folders: list[str], latency_steps: int) -> tuple[str, Path]:
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     picture = roots[0] / "comparison.png"
     plot_comparison({run.name: run.own for run in runs if run.own}, {run.name: run.act_ms for run in runs}, picture)
-    (roots[0] / "comparison.md").write_text(table + "\n")
+    (roots[0] / "comparison.md").write_text(table + "\n", encoding="utf-8")
     return table, picture
 
 
@@ -70,7 +70,9 @@ def read_run(folder: Path, latency_steps: int) -> RunSummary:
     """Read one run's results and metrics, and time its policy."""
     checkpoint = resolve_checkpoint(folder)
     config, policy, *_ = load_policy(checkpoint)
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("evaluation/*/results.json"))]
+    results = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("evaluation/*/results.json"))
+    ]
     own, opposite = (results[-1]["own"], results[-1]["opposite"]) if results else (None, None)
     rate = own and own["overall"]
     count = sum(p.numel() for p in policy.head.parameters())
@@ -98,7 +100,9 @@ def describe(config: TrainConfig) -> str:
 
 def last(metrics: Path, key: str) -> float | None:
     """Return the newest value of `key`."""
-    values = [entry[key] for line in metrics.read_text().splitlines() if key in (entry := json.loads(line))]
+    values = [
+        entry[key] for line in metrics.read_text(encoding="utf-8").splitlines() if key in (entry := json.loads(line))
+    ]
     return float(values[-1]) if values else None
 
 

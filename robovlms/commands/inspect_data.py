@@ -8,6 +8,7 @@ from pathlib import Path
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.commands import InspectConfig
 from robovlms.data.windows import WindowDataset
+from robovlms.errors import UserError
 from robovlms.inspection.contact_sheet import draw_contact_sheet
 from robovlms.inspection.episode import load_replay
 from robovlms.inspection.episode_page import write_episode
@@ -38,6 +39,8 @@ def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
 def _open_source(plan: DataPlan, source: Source, config: InspectConfig) -> WindowDataset:
     with plan.naming(source):
         reader = DATASETS.get(source.config.name)(source.config, config.split.value, views=source.views)
+        if not len(reader.episodes):
+            raise UserError(f"{reader.summary()}: there is nothing to look at. Set split=train.")
         window = config.window
         return WindowDataset(reader, source.config, window_size=window.window_size, chunk_size=window.chunk_size)
 

@@ -13,8 +13,9 @@ from robovlms.actions.statistics import load_statistics
 from robovlms.commands.evaluate import evaluate
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
-from robovlms.data.opening import build_dataset, join_sources, open_sources
+from robovlms.data.opening import join_sources, open_sources, open_validation
 from robovlms.data.statistics import compute_statistics, proprio_rows, sample_chunks
+from robovlms.data.windows import find_instructions
 from robovlms.policy.checkpoint import STATS, VOCABULARY_HEAD, load_weights, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
@@ -39,10 +40,12 @@ def train(config: TrainConfig) -> Path:
                 collect_demos(config.collect, config.sim, Path(config.data.root))
         windows = open_sources(plan, config.window, "train")
         train_set = join_sources(plan, windows, "train")
-        validation_set = build_dataset(plan, config.window, "validation")
+        kept_out = open_validation(plan, config.window, config.trainer.validate_every)
+        validation_set = None if kept_out is None else join_sources(plan, kept_out, "validation")
         resumed = trainer.resume_from
         stats = load_statistics(resumed / STATS) if resumed else compute_statistics(plan, windows)
         policy = VLAPolicy.from_config(config, plan)
+        policy.processor.check_instructions(find_instructions([*windows, *(kept_out or [])]))
         if config.trainer.init_from is not None and not resumed:
             load_weights(policy, resolve_checkpoint(Path(config.trainer.init_from)), optional=VOCABULARY_HEAD)
         elif not resumed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum, auto
 from typing import Any
 
@@ -11,16 +11,6 @@ from robovlms.errors import UserError
 from robovlms.registry import nearest
 
 MISSING: Any = "???"  # OmegaConf's mark for "the user must say this"
-
-
-def ask(example: str, unless: tuple[str, str] | None = None) -> Any:
-    """Declare a value that only the user knows; the error that asks for it shows `example`.
-
-    Args:
-        example: what it may be.
-        unless: (field beside it, value): where that has this value, nobody is asked, and it is null.
-    """
-    return field(default=MISSING, metadata={"example": example, "unless": unless})
 
 
 class Structure(StrEnum):
@@ -197,6 +187,12 @@ class Precision(StrEnum):
     bf16 = auto()
 
 
+class Parallel(StrEnum):
+    """How a step is spread over processes."""
+
+    ddp = auto()  # every process has all weights, gradients are averaged
+
+
 class TrackerName(StrEnum):
     """Where metrics may go besides the console and `metrics.jsonl`."""
 
@@ -235,7 +231,7 @@ class Duration:
         Raises:
             UserError: anything else; names `option` and both forms.
         """
-        match = re.fullmatch(r"\s*([0-9_.eE+]+)\s*([a-z]+?)s?\s*", text)
+        match = re.fullmatch(r"\s*([+-]?[0-9._]+(?:[eE][+-]?[0-9]+)?|inf|nan)\s*([A-Za-z]+?)s?\s*", text)
         units = [unit.value for unit in Unit]
         if match is None or match[2] not in units:
             hint = nearest(match[2], units) if match else ""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from robovlms.config.choices import MISSING, Execution
+from robovlms.config.fields import DEMO, MAX_PROCESSES, marked, number
+from robovlms.config.schemas import schema
 
 
+@schema("sim/base")
 @dataclass(kw_only=True)
 class SimConfig:
     """A simulator and the tasks of its suite."""
 
     name: str = MISSING
-    tasks: list[str] = field(default_factory=list)  # empty: all of the suite
-    image_size: int = MISSING  # px, square, every view
-    control_hz: float = MISSING  # actions per second
-    max_steps: int = MISSING  # actions before an episode counts as failed
+    tasks: list[str] = marked(list, keeps=DEMO)  # empty: all of the suite
+    image_size: int = number(at_least=1, at_most=8192)  # px, square, every view
+    control_hz: float = number(above=0, at_most=10_000)  # actions per second
+    max_steps: int = number(at_least=1)  # actions before an episode counts as failed
 
 
 @dataclass(kw_only=True)
@@ -23,14 +26,15 @@ class CollectConfig:
     """Demonstrations by a simulator's scripted experts."""
 
     enabled: bool = False  # collect into data.root before training, unless the demonstrations are there
-    demos_per_task: int = 20
-    contrast_tasks: list[str] = field(default_factory=list)  # in their scene the opposite is told and acted as well
-    contrast_demos_per_task: int = 20
-    max_start_steps: int = 0  # in a random direction before recording starts
-    noise: float = 0.1  # standard deviation of the noise executed on top of the recorded expert action
-    seed: int = 0
-    num_workers: int = 2
-    video: bool = False  # mp4 instead of PNG embedded in parquet
+    demos_per_task: int = number(20, at_least=1, keeps=DEMO)
+    contrast_tasks: list[str] = marked(list, keeps=DEMO)  # in their scene the opposite is told and acted as well
+    contrast_demos_per_task: int = number(20, at_least=0, keeps=DEMO)
+    max_start_steps: int = number(0, at_least=0)  # in a random direction before recording starts
+    # standard deviation of the noise executed on top of the recorded expert action
+    noise: float = number(0.1, at_least=0, at_most=10)
+    seed: int = number(0, at_least=0)
+    num_workers: int = number(2, at_least=1, at_most=MAX_PROCESSES)
+    video: bool = marked(False, keeps=DEMO)  # mp4 instead of PNG embedded in parquet
 
 
 @dataclass(kw_only=True)
@@ -38,13 +42,11 @@ class EvaluationConfig:
     """Closed-loop evaluation of the final checkpoint."""
 
     enabled: bool = False
-    episodes_per_task: int = 10
-    seed: int = 10_000  # episode i of a task starts from seed + i
-    opposite_episodes_per_task: int = (
-        0  # episodes told the opposite instruction; success there counts against the policy
-    )
+    episodes_per_task: int = number(10, at_least=1)
+    seed: int = number(10_000, at_least=0)  # episode i of a task starts from seed + i
+    opposite_episodes_per_task: int = number(0, at_least=0)  # told the opposite; success counts against the policy
     execution: Execution = Execution.chunk
-    execute_steps: int = 1  # actions of a chunk executed before the policy is asked again
-    num_workers: int = 1
-    videos_per_task: int = 1
+    execute_steps: int = number(1, at_least=1)  # actions of a chunk executed before the policy is asked again
+    num_workers: int = number(1, at_least=1, at_most=MAX_PROCESSES)
+    videos_per_task: int = number(1, at_least=0)
     source: str | None = None  # of a mixture: whose actions the policy gives; a policy of one data set needs none

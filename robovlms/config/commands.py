@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from robovlms.config.checks import (
     check_data,
     check_views,
-    check_window,
 )
 from robovlms.config.choices import (
     MISSING,
     ImageFormat,
     Split,
-    ask,
 )
 from robovlms.config.closed_loop import CollectConfig, EvaluationConfig, SimConfig
 from robovlms.config.data import (
     DataConfig,
 )
+from robovlms.config.fields import MAX_PROCESSES, Checked, ask, number
 from robovlms.config.policy import ViewConfig, WindowConfig
+from robovlms.config.schemas import schema
 from robovlms.errors import UserError
 
 
@@ -28,19 +28,19 @@ class PackConfig:
     """How `scripts/convert_data.py` packs."""
 
     image_format: ImageFormat = ImageFormat.raw
-    workers: int = 1  # processes
+    workers: int = number(1, at_least=1, at_most=MAX_PROCESSES)  # processes
     splits: list[str] = field(default_factory=lambda: ["train", "validation"])
     verify: bool = False  # compare what is packed with its SHA-256, and write nothing
 
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"pack.workers={self.workers} must be at least 1.")
+    def check(self, option: str) -> None:
+        """Refuse splits that no data set has."""
         if not self.splits or set(self.splits) - {"train", "validation"}:
-            raise UserError(f"pack.splits={self.splits} must name train, validation or both.")
+            raise UserError(f"{option}.splits={self.splits} must name train, validation or both.")
 
 
+@schema("evaluate")
 @dataclass(kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Checked):
     """Closed-loop evaluation of a checkpoint folder (`scripts/evaluate.py`)."""
 
     checkpoint: str = ask("runs/quickstart_nano/checkpoints/step_1000")
@@ -50,8 +50,9 @@ class EvaluateConfig:
     evaluation: EvaluationConfig = MISSING
 
 
+@schema("collect_demos")
 @dataclass(kw_only=True)
-class CollectDemosConfig:
+class CollectDemosConfig(Checked):
     """Demonstrations without training (`scripts/collect_demos.py`)."""
 
     root: str = ask("datasets/demos")
@@ -59,8 +60,9 @@ class CollectDemosConfig:
     collect: CollectConfig = MISSING
 
 
+@schema("convert_backbone")
 @dataclass(kw_only=True)
-class ConvertBackboneConfig:
+class ConvertBackboneConfig(Checked):
     """An original checkpoint to be made a folder of ours (`scripts/convert_backbone.py`)."""
 
     family: str = ask("moondream")  # a backbone's name
@@ -68,29 +70,33 @@ class ConvertBackboneConfig:
     output_dir: str = ask("checkpoints/moondream")
 
 
+@schema("convert_data")
 @dataclass(kw_only=True)
-class ConvertDataConfig:
+class ConvertDataConfig(Checked):
     """A data set to be packed (`scripts/convert_data.py`)."""
 
     data: DataConfig = MISSING
     view: ViewConfig = MISSING
     pack: PackConfig = field(default_factory=PackConfig)
 
-    def __post_init__(self) -> None:
+    def check(self, _: str) -> None:
+        """Refuse views that the data do not have, or data that contradict themselves."""
         check_views(self.view, self.data)
         check_data(self.data)
 
 
+@schema("merge_lora")
 @dataclass(kw_only=True)
-class MergeLoRAConfig:
+class MergeLoRAConfig(Checked):
     """A checkpoint whose adapters are to be merged (`scripts/merge_lora.py`)."""
 
     checkpoint: str = ask("runs/calvin_perform")
     output_dir: str = ask("runs/calvin_perform_merged")
 
 
+@schema("inspect_data")
 @dataclass(kw_only=True)
-class InspectConfig:
+class InspectConfig(Checked):
     """A data set to look at (`scripts/inspect_data.py`)."""
 
     data: DataConfig = MISSING
@@ -98,27 +104,25 @@ class InspectConfig:
     window: WindowConfig = MISSING
     output_dir: str = MISSING
     split: Split = Split.train
-    episode: int = 0  # number of the episode that gets a page
-    max_frames_scanned: int = 5000  # frames that are read; of larger data sets whole episodes, evenly spread
-    outlier_iqr: float = 3.0  # interquartile ranges beyond the 1st and 99th percentile that make an outlier
-    sheet_episodes: int = 8  # rows of the contact sheet
-    sheet_frames: int = 8  # its columns
-    max_page_frames: int = 500  # pictures per view of the page; of longer episodes every n-th
+    episode: int = number(0, at_least=0)  # number of the episode that gets a page
+    # frames that are read; of larger data sets whole episodes, evenly spread
+    max_frames_scanned: int = number(5000, at_least=1)
+    # interquartile ranges beyond the 1st and 99th percentile that make an outlier
+    outlier_iqr: float = number(3.0, above=0)
+    sheet_episodes: int = number(8, at_least=1, at_most=1000)  # rows of the contact sheet
+    sheet_frames: int = number(8, at_least=1, at_most=1000)  # its columns
+    max_page_frames: int = number(500, at_least=1)  # pictures per view of the page; of longer episodes every n-th
 
-    def __post_init__(self) -> None:
-        check_window(self.window)
+    def check(self, _: str) -> None:
+        """Refuse views that the data do not have, or data that contradict themselves."""
         check_views(self.view, self.data)
         check_data(self.data)
-        for key in ("max_frames_scanned", "sheet_episodes", "sheet_frames", "max_page_frames"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}={getattr(self, key)} must be at least 1.")
-        if self.outlier_iqr <= 0:
-            raise UserError(f"outlier_iqr={self.outlier_iqr} must be above 0.")
 
 
+@schema("compare")
 @dataclass(kw_only=True)
-class CompareConfig:
+class CompareConfig(Checked):
     """Finished runs side by side (`scripts/compare.py`)."""
 
-    folders: list[str] = field(default=MISSING, metadata={"example": "[runs/structure_grid]"})  # searched for runs
-    latency_steps: int = 20  # control steps that are timed
+    folders: list[str] = ask("[runs/structure_grid]")  # searched for runs
+    latency_steps: int = number(20, at_least=1)  # control steps that are timed

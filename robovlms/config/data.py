@@ -13,8 +13,13 @@ from robovlms.config.choices import (
     Representation,
     Resize,
     Rotation,
-    ask,
 )
+from robovlms.config.fields import MAX_PROCESSES, NUMBERS, READING, RUN, ask, marked, number
+from robovlms.config.schemas import schema
+from robovlms.errors import UserError
+
+WHERE = f"{READING} {NUMBERS} {RUN}"  # where and how fast data are read, not what
+PICTURES = f"{READING} {NUMBERS}"  # what becomes of pictures, or how often they are seen, after reading
 
 
 @dataclass(kw_only=True)
@@ -27,15 +32,14 @@ class ActionContract:
 
     names: list[str] = MISSING  # one per entry, e.g. [dx, dy, dz, droll, dpitch, dyaw, gripper]
     representation: Representation = MISSING
-    frame: ReferenceFrame = field(default=MISSING, metadata={"example": "tcp"})
+    frame: ReferenceFrame = ask("tcp")
     rotation: Rotation = Rotation.none
-    position_unit: float | None = ask(
-        "1.0", unless=("frame", "joint")
-    )  # metres of a position entry of 1.0; null: unknown
-    rotation_unit: float | None = 1.0  # radians that an angle of 1.0 stands for; null: not known
-    gripper_closed: float = -1.0  # what a closed gripper is recorded as; policies always speak -1 and +1
-    gripper_open: float = 1.0
-    control_hz: float = ask("10")  # actions a second
+    # metres that a position entry of 1.0 stands for; null: not known
+    position_unit: float | None = number(above=0, example="1.0", unless=("frame", "joint"))
+    rotation_unit: float | None = number(1.0, above=0)  # radians that an angle of 1.0 stands for; null: not known
+    gripper_closed: float = number(-1.0)  # what a closed gripper is recorded as; policies always speak -1 and +1
+    gripper_open: float = number(1.0)
+    control_hz: float = number(above=0, at_most=10_000, example="10")  # actions a second
 
 
 @dataclass(kw_only=True)
@@ -45,9 +49,9 @@ class ConvertConfig:
     representation: Representation | None = None
     frame: ReferenceFrame | None = None
     rotation: Rotation | None = None
-    position_unit: float | None = None
-    rotation_unit: float | None = None
-    control_hz: float | None = None  # below the recorded rate
+    position_unit: float | None = number(None, above=0)
+    rotation_unit: float | None = number(None, above=0)
+    control_hz: float | None = number(None, above=0, at_most=10_000)  # below the recorded rate
 
 
 @dataclass(kw_only=True)
@@ -55,12 +59,18 @@ class NormalizationConfig:
     """How arm actions reach [-1, 1]."""
 
     mode: NormalizationMode = MISSING
-    low: float = -1.0  # for mode=bounds
-    high: float = 1.0
+    low: float = number(-1.0)  # for mode=bounds
+    high: float = number(1.0)
     modes: dict[str, NormalizationMode] = field(default_factory=dict)  # by entry name, where it differs from `mode`
-    mu: float = 0.0  # above 0: mu-law companding of the normalised entries, e.g. 255; small motions get more room
+    # above 0: mu-law companding of the normalised entries, e.g. 255; small motions get more room
+    mu: float = number(0.0, at_least=0)
     statistics_file: str | None = None  # of RoboVLMs, OpenVLA or openpi, instead of those of the data
     statistics_key: str | None = None  # data set within such a file
+
+    def check(self, option: str) -> None:
+        """Refuse bounds that leave nothing between them."""
+        if self.low >= self.high:
+            raise UserError(f"{option}.low={self.low:g} must be below {option}.high={self.high:g}.")
 
 
 @dataclass(kw_only=True)
@@ -71,41 +81,50 @@ class AugmentationConfig:
     hue 0.05 (prismatic/vla/datasets/datasets.py); its colours are TensorFlow's, see `augmentation.jitter_colors`.
     """
 
-    crop: dict[str, float] = field(default_factory=dict)  # smallest area share of a crop per view; 1 or absent: none
-    largest_crop: float = 1.0  # largest area share of a crop
-    brightness: float = 0.0  # factor from [1 - x, 1 + x]
-    contrast: float = 0.0  # likewise
-    saturation: float = 0.0  # likewise
-    hue: float = 0.0  # turns from [-x, x], at most 0.5
+    # smallest area share of a crop per view; 1 or absent: none
+    crop: dict[str, float] = number(dict, above=0, at_most=1)
+    largest_crop: float = number(1.0, above=0, at_most=1)  # largest area share of a crop
+    brightness: float = number(0.0, at_least=0, at_most=1)  # factor from [1 - x, 1 + x]
+    contrast: float = number(0.0, at_least=0, at_most=1)  # likewise
+    saturation: float = number(0.0, at_least=0, at_most=1)  # likewise
+    hue: float = number(0.0, at_least=0, at_most=0.5)  # turns from [-x, x], at most 0.5
     views: list[str] = field(default_factory=list)  # whose colours are changed; empty: all
     per_frame: bool = True  # every frame of a window is changed its own way; false: all alike, shifts too
 
 
+@schema("data/base")
 @dataclass(kw_only=True)
 class DataConfig:
     """A data set: where it lies, how its keys map to ours, what its actions mean."""
 
     name: str = MISSING
-    root: str = ask("/path/to/dataset")
-    views: dict[str, str] = MISSING  # our view name -> the data set's key
-    contract: ActionContract = MISSING
-    convert: ConvertConfig = field(default_factory=ConvertConfig)
-    normalization: NormalizationConfig = MISSING
-    shift: dict[str, int] = field(default_factory=dict)  # random shift per view, px at 224 x 224; 0 or absent: none
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    root: str = ask("/path/to/dataset", keeps=WHERE)
+    views: dict[str, str] = marked(keeps=PICTURES)  # our view name -> the data set's key
+    contract: ActionContract = marked(keeps=READING)
+    convert: ConvertConfig = marked(ConvertConfig, keeps=READING)
+    normalization: NormalizationConfig = marked(keeps=PICTURES)
+    # random shift per view, px at 224 x 224; 0 or absent: none
+    shift: dict[str, int] = number(dict, at_least=0, at_most=224, keeps=PICTURES)
+    augmentation: AugmentationConfig = marked(AugmentationConfig, keeps=PICTURES)
     proprio_key: str | None = None  # the data set's key of proprioception; null: the policy does not see it
     proprio_names: list[str] = field(default_factory=list)  # one per entry of proprio_key, e.g. [x, y, z, opening]
-    proprio_rotation: Rotation = Rotation.none  # how the pose in it is written, for conversions that need it
-    proprio_seen: list[str] | None = None  # entries that the policy sees; null: all
-    resize: Resize = Resize.device
-    fit: Fit = Fit.stretch  # of frames that are not square
+    # how the pose in it is written, for conversions that need it
+    proprio_rotation: Rotation = marked(Rotation.none, keeps=READING)
+    proprio_seen: list[str] | None = marked(None, keeps=READING)  # entries that the policy sees; null: all
+    resize: Resize = marked(Resize.device, keeps=PICTURES)
+    fit: Fit = marked(Fit.stretch, keeps=PICTURES)  # of frames that are not square
     skip_bad: bool = False  # drop unreadable segments with a counted warning instead of stopping
-    num_workers: int = 4  # loader processes per rank; 0 reads in the training process
-    cache_mb: int = 0  # windows kept decoded by every process that reads, 10**6 bytes of pixels; 0: none
-    cache: CacheMode = CacheMode.native  # whether a packed copy is read, see scripts/convert_data.py
-    cache_dir: str | None = None  # of packed copies, indices and numbers; null: ROBOVLMS_CACHE, else ~/.cache/robovlms
-    fraction: float = 1.0  # share of the training segments or episodes, evenly spread
-    weight: float = 1.0  # in a mixture
+    # loader processes per rank; 0 reads in the training process
+    num_workers: int = number(4, at_least=0, at_most=MAX_PROCESSES, keeps=WHERE)
+    # windows kept decoded by every process that reads, 10**6 bytes of pixels; 0: none
+    cache_mb: int = number(0, at_least=0, keeps=WHERE)
+    # whether a packed copy is read, see scripts/convert_data.py
+    cache: CacheMode = marked(CacheMode.native, keeps=WHERE)
+    # of packed copies, indices and numbers; null: ROBOVLMS_CACHE, else ~/.cache/robovlms
+    cache_dir: str | None = marked(None, keeps=WHERE)
+    # share of the training segments or episodes, evenly spread
+    fraction: float = number(1.0, above=0, at_most=1, keeps=READING)
+    weight: float = number(1.0, above=0, at_most=1e9, keeps=PICTURES)  # in a mixture
 
     @property
     def view_names(self) -> list[str]:
@@ -119,11 +138,21 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
+class Hdf5DataConfig(DataConfig):
+    """HDF5 files of demonstrations."""
+
+    action_key: str = MISSING
+    validation_fraction: float = number(0.05, at_least=0, below=1)
+    instruction: str | None = None  # of all demonstrations; null: the files' own
+
+
+@schema("data/mixture")
+@dataclass(kw_only=True)
 class MixtureDataConfig(DataConfig):
     """Several data sets in one run; `contract` and `proprio_names` are the policy's."""
 
-    root: str = ""  # folder that the roots of parts may lie below: ${data.root}/kuka
-    views: dict[str, str] = field(default_factory=dict)
+    root: str = marked("", keeps=WHERE)  # folder that the roots of parts may lie below: ${data.root}/kuka
+    views: dict[str, str] = marked(dict, keeps=PICTURES)
     sources: dict[str, DataConfig] = field(default_factory=dict)
     agree: bool = True  # refuse parts whose actions mean different things; false: only axes are matched
     weigh_by_size: bool = True  # a part's share is weight x windows (OpenVLA); false: weight alone

@@ -14,26 +14,24 @@ from robovlms.config.choices import (
     Structure,
     WeightType,
 )
-from robovlms.errors import UserError
+from robovlms.config.fields import number, template
+from robovlms.config.schemas import schema
 
 
 @dataclass(kw_only=True)
 class LoRAConfig:
     """Low-rank adapters instead of full weights (arXiv:2106.09685)."""
 
-    rank: int = 0  # 0 = no adapters
-    alpha: int = 16  # the adapter's output is scaled by alpha / rank
-    dropout: float = 0.0
+    rank: int = number(0, at_least=0)  # 0 = no adapters
+    alpha: int = number(16, at_least=1)  # the adapter's output is scaled by alpha / rank
+    dropout: float = number(0.0, at_least=0, below=1)
     parts: list[str] = field(default_factory=lambda: ["text"])  # of vision, text
     modules: list[str] = field(
         default_factory=list
     )  # ends of the linear layers' names, e.g. [q_proj, v_proj]; empty: all
 
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise UserError(f"backbone.lora.rank={self.rank} must be at least 0 (no adapters).")
 
-
+@schema("backbone/base")
 @dataclass(kw_only=True)
 class BackboneConfig:
     """A vision-language model and what of it is trained."""
@@ -42,30 +40,35 @@ class BackboneConfig:
     checkpoint: str | None = None  # hub id or local folder
     size: ModelSize = ModelSize.full
     random_init: bool = False  # the checkpoint's architecture and tokenizer, random weights
-    prompt: str = "{instruction}"
-    max_text_tokens: int = 256
+    prompt: str = template("{instruction}", "instruction")
+    max_text_tokens: int = number(256, at_least=1)
     freeze_vision: bool = False
     freeze_text: bool = False
     freeze_embeddings: bool = False
-    train_text_layers: int | None = None  # only the last so many decoder layers are trained; unset: all
+    # only the last so many decoder layers are trained; unset: all
+    train_text_layers: int | None = number(None, at_least=1)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     gradient_checkpointing: bool = False
     attn_implementation: str = "sdpa"
     weights: WeightType = WeightType.fp32
-    resample: int | None = None  # tokens per view, by a perceiver trained from scratch; unset: the family's own
+    # tokens per view, by a perceiver trained from scratch; unset: the family's own
+    resample: int | None = number(None, at_least=1)
 
 
+@schema("head/base")
 @dataclass(kw_only=True)
 class HeadConfig:
     """Action head: what it is and how its loss is weighed."""
 
     name: str = MISSING
-    num_queries: int = 1  # learned queries per frame
+    num_queries: int = number(1, at_least=1)  # learned queries per frame
     query_init: QueryInit = QueryInit.zero
     loss: ArmLoss = ArmLoss.huber
-    gripper_weight: float = 0.01  # loss = arm + gripper_weight * gripper (arXiv:2412.14058, lambda)
-    arm_weights: list[float] = field(default_factory=list)  # of the arm's entries in the loss; empty: all alike
-    hidden_dim: int = 1024
+    # loss = arm + gripper_weight * gripper (arXiv:2412.14058, lambda)
+    gripper_weight: float = number(0.01, at_least=0, at_most=1e6)
+    # of the arm's entries in the loss; empty: all alike
+    arm_weights: list[float] = number(list, at_least=0, at_most=1e6)
+    hidden_dim: int = number(1024, at_least=1)
 
     @property
     def kind(self) -> HeadKind:
@@ -85,8 +88,8 @@ class StructureConfig:
 class WindowConfig:
     """History and prediction lengths, in control steps."""
 
-    window_size: int = MISSING
-    chunk_size: int = MISSING
+    window_size: int = number(at_least=1)
+    chunk_size: int = number(at_least=1)
 
 
 @dataclass(kw_only=True)

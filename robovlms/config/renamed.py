@@ -2,4 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 RENAMED = {"data.parts": "data.sources", "evaluation.part": "evaluation.source"}
+# What was allowed and is not any more, by option: it meant the same, or meant nothing once a run is over.
+REPLACED: dict[str, dict[Any, Any]] = {
+    "trainer.keep_last": {0: 1_000_000},  # meant all
+    "optimizer.max_grad_norm": {0: None},
+}
+
+
+def rename(node: Any) -> None:
+    """Change the keys and values of a saved config, nested mappings, to what they are called today, in place."""
+    for old, new in RENAMED.items():
+        group, _, key = old.partition(".")
+        if group in node and key in node[group]:
+            node[group][new.partition(".")[2]] = node[group].pop(key)
+    for option, changes in REPLACED.items():
+        group, _, key = option.partition(".")
+        if group in node and node[group].get(key) in changes:
+            node[group][key] = changes[node[group][key]]

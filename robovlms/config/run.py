@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from robovlms.config.checks import check_policy
 from robovlms.config.choices import MISSING, HeadKind
 from robovlms.config.closed_loop import CollectConfig, EvaluationConfig, SimConfig
-from robovlms.config.cotrain import CotrainConfig
 from robovlms.config.data import (
     DataConfig,
 )
+from robovlms.config.fields import RUN, Checked, marked, number
 from robovlms.config.policy import BackboneConfig, HeadConfig, StructureConfig, ViewConfig, WindowConfig
+from robovlms.config.schemas import schema, schema_of
 from robovlms.config.training import (
     ClusterConfig,
+    CotrainConfig,
     OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
@@ -24,43 +26,46 @@ from robovlms.config.training import (
 from robovlms.errors import NotAllowedError, UserError
 
 
+@schema("train")
 @dataclass(kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """One complete run."""
 
-    name: str = MISSING
-    output_dir: str = MISSING
-    seed: int = 0
-    batch_size: int = 128  # global: windows per optimizer step over all processes
-    device_batch_size: int = MISSING
+    name: str = marked(keeps=RUN)
+    output_dir: str = marked(keeps=RUN)
+    seed: int = number(0, at_least=0)
+    batch_size: int = number(128, at_least=1)  # global: windows per optimizer step over all processes
+    device_batch_size: int = number(at_least=1, keeps=RUN)
     backbone: BackboneConfig = MISSING
     head: HeadConfig = MISSING
     structure: StructureConfig = MISSING
     window: WindowConfig = MISSING
     view: ViewConfig = MISSING
     data: DataConfig = MISSING
-    optimizer: OptimizerConfig = MISSING
-    schedule: ScheduleConfig = MISSING
-    precision: PrecisionConfig = MISSING
-    parallel: ParallelConfig = MISSING
-    cluster: ClusterConfig = MISSING
-    tracking: TrackingConfig = MISSING
-    trainer: TrainerConfig = MISSING
-    cotrain: CotrainConfig | None = None
-    sim: SimConfig | None = None
-    collect: CollectConfig = MISSING
-    evaluation: EvaluationConfig = MISSING
+    optimizer: OptimizerConfig = marked(keeps=RUN)
+    schedule: ScheduleConfig = marked(keeps=RUN)
+    precision: PrecisionConfig = marked(keeps=RUN)
+    parallel: ParallelConfig = marked(keeps=RUN)
+    cluster: ClusterConfig = marked(keeps=RUN)
+    tracking: TrackingConfig = marked(keeps=RUN)
+    trainer: TrainerConfig = marked(keeps=RUN)
+    cotrain: CotrainConfig | None = marked(None, keeps=RUN)
+    sim: SimConfig | None = marked(None, keeps=RUN)
+    collect: CollectConfig = marked(keeps=RUN)
+    evaluation: EvaluationConfig = marked(keeps=RUN)
 
-    def __post_init__(self) -> None:
+    def check(self, _: str) -> None:
+        """Refuse groups that do not go together, and names of options whose fields are not there."""
+        for group in ("backbone", "head", "data", "sim"):
+            part = getattr(self, group)
+            if part is not None and schema_of(group, part.name) is not type(part):
+                raise UserError(f"{group}.name={part.name}: choose {group}={part.name}, which brings its options.")
         check_policy(self.structure, self.head, self.window, self.view, self.data)
         if self.cotrain is not None and self.head.kind is HeadKind.slots:
             raise NotAllowedError(
                 "cotrain with head.parallel=true is not allowed: queries that see each other would tell the words of "
                 "an answer before they are predicted. Set head.parallel=false, or cotrain=null."
             )
-        for key in ("batch_size", "device_batch_size"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}={getattr(self, key)} must be at least 1.")
         if self.batch_size % self.device_batch_size:
             raise UserError(
                 f"batch_size={self.batch_size} is not a multiple of device_batch_size={self.device_batch_size}: "

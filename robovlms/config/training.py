@@ -1,10 +1,14 @@
-"""How it is trained: optimizer, schedule, machine, trackers and the loop."""
+"""How it is trained: optimizer, schedule, machine, trackers, the loop, and conversations beside the robot's data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.config.choices import MISSING, Duration, Precision, ScheduleName, TrackerName, WandbMode
+from robovlms.config.choices import MISSING, Duration, Parallel, Precision, ScheduleName, TrackerName, WandbMode
+from robovlms.config.fields import MAX_PROCESSES, ask, number, template
+from robovlms.errors import UserError
+
+MANY = 1e9  # epochs or steps
 
 
 @dataclass(kw_only=True)
@@ -12,11 +16,16 @@ class OptimizerConfig:
     """AdamW; weight decay spares biases, norms, embeddings and learned queries."""
 
     name: str = MISSING
-    lr: float = MISSING
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = 1.0
+    lr: float = number(above=0, at_most=1)
+    betas: list[float] = number(lambda: [0.9, 0.999], at_least=0, below=1)
+    eps: float = number(1e-8, above=0, at_most=1)
+    weight_decay: float = number(0.0, at_least=0, at_most=10)
+    max_grad_norm: float | None = number(1.0, above=0, hint="null turns clipping off")
+
+    def check(self, option: str) -> None:
+        """Refuse other than two betas."""
+        if len(self.betas) != 2:
+            raise UserError(f"{option}.betas={self.betas} must be two numbers, e.g. [0.9,0.999].")
 
 
 @dataclass(kw_only=True)
@@ -24,13 +33,18 @@ class ScheduleConfig:
     """Length of the run and shape of the learning rate; durations are `<number> epoch` or `<number> step`."""
 
     name: ScheduleName = ScheduleName.constant
-    warmup: str = MISSING
-    total: str = MISSING
-    min_lr_ratio: float = 0.0  # of the peak, at the end of a cosine
+    warmup: str = number(at_least=0, at_most=MANY)
+    total: str = number(above=0, at_most=MANY)
+    min_lr_ratio: float = number(0.0, at_least=0, at_most=1)  # of the peak, at the end of a cosine
 
-    def __post_init__(self) -> None:
-        for key in ("warmup", "total"):
-            Duration.parse(getattr(self, key), f"schedule.{key}")
+    def check(self, option: str) -> None:
+        """Refuse a warm-up that outlasts the run, where both have one unit; others are known with the data's size."""
+        warmup, total = Duration.parse(self.warmup), Duration.parse(self.total)
+        if warmup.unit is total.unit and warmup.amount > total.amount:
+            raise UserError(
+                f"{option}.warmup={self.warmup} is longer than {option}.total={self.total}, so the learning rate would "
+                f"never reach optimizer.lr: shorten it, e.g. '{option}.warmup=0 step'."
+            )
 
 
 @dataclass(kw_only=True)
@@ -45,8 +59,8 @@ class PrecisionConfig:
 class ParallelConfig:
     """How a step is spread over processes."""
 
-    name: str = MISSING
-    bucket_cap_mb: int = 25
+    name: Parallel = MISSING
+    bucket_cap_mb: int = number(25, at_least=1)
     gradient_as_bucket_view: bool = True
 
 
@@ -55,8 +69,20 @@ class ClusterConfig:
     """The machine a preset is meant for; `num_processes` 0 accepts any launch."""
 
     name: str = MISSING
-    num_processes: int = 0
-    device_batch_size: int = MISSING  # windows per process and micro-step; accumulation is derived
+    num_processes: int = number(0, at_least=0)
+    device_batch_size: int = number(at_least=1)  # windows per process and micro-step; accumulation is derived
+
+    def check_launch(self, num_processes: int) -> None:
+        """Refuse a launch of another size.
+
+        Raises:
+            UserError: names both counts.
+        """
+        if self.num_processes not in (0, num_processes):
+            raise UserError(
+                f"cluster={self.name} means {self.num_processes} processes, but {num_processes} were launched: launch "
+                "with torchrun --nnodes ... --nproc-per-node ..., or choose cluster=local."
+            )
 
 
 @dataclass(kw_only=True)
@@ -76,13 +102,41 @@ class TrainerConfig:
     resume: str = "never"  # never | auto (newest checkpoint of output_dir, or start) | path of a checkpoint folder
     init_from: str | None = None  # run or checkpoint whose weights are started from: pre-train, then fine-tune
     overwrite: bool = False  # delete an existing output_dir first
-    log_every: str = "10 step"
-    validate_every: str = "1 epoch"
-    save_every: str = "1 epoch"
-    max_validation_batches: int | None = 100
-    keep_last: int = 2  # newest checkpoints kept; the last one of a run always is
-    num_threads: int | None = None  # CPU threads of torch; unset leaves its default
+    log_every: str = number("10 step", above=0, at_most=MANY)
+    validate_every: str | None = number("1 epoch", above=0, at_most=MANY, hint="null trains without validation")
+    save_every: str = number("1 epoch", above=0, at_most=MANY)
+    max_validation_batches: int | None = number(
+        100, at_least=1, hint="null reads them all, trainer.validate_every=null trains without validation"
+    )
+    # newest checkpoints kept; the last one of a run always is
+    keep_last: int = number(2, at_least=1, hint="to keep all, give a number larger than there will be")
+    num_threads: int | None = number(None, at_least=1, at_most=4096)  # CPU threads of torch; unset leaves its default
 
-    def __post_init__(self) -> None:
-        for key in ("log_every", "validate_every", "save_every"):
-            Duration.parse(getattr(self, key), f"trainer.{key}")
+    def check(self, option: str) -> None:
+        """Refuse yes and no where a choice of three is asked for."""
+        if self.resume.lower() in ("true", "false", "yes", "no", "on", "off", "1", "0", ""):
+            raise UserError(
+                f"{option}.resume={self.resume.lower()}: write auto for the newest checkpoint of output_dir, never, or "
+                "the path of a checkpoint folder."
+            )
+
+
+@dataclass(kw_only=True)
+class CotrainConfig:
+    """Conversations in LLaVA's format, so that a VLM that learns to act keeps what it knew.
+
+    loss = action loss + weight * cross-entropy of the answers' tokens.
+    """
+
+    name: str = MISSING
+    file: str = ask("/path/to/llava_v1_5_mix665k.json")  # JSON array or JSON lines
+    image_folder: str = ask("/path/to/images")  # that the file's image paths start from
+    batch_size: int = number(16, at_least=1)  # global: conversations per optimizer step over all processes
+    # arXiv:2412.14058's code, vl_cotrain_ratio
+    weight: float = number(0.05, above=0, at_most=1e6, hint="cotrain=null turns it off")
+    question: str = template("Question: {text} Answer:", "text")  # how the family writes what a human says
+    answer: str = template(" {text}", "text")  # and what it says itself; its end token follows
+    max_tokens: int = number(512, at_least=1)  # longer conversations are cut
+    skip_bad: bool = False  # leave out records that cannot be used, counted, instead of stopping
+    # loader processes per rank; 0 reads in the training process
+    num_workers: int = number(2, at_least=0, at_most=MAX_PROCESSES)

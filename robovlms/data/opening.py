@@ -13,10 +13,12 @@ from robovlms.actions.checks import Finding, Severity
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.choices import CacheMode, ImageFormat
 from robovlms.config.data import ActionContract, DataConfig
+from robovlms.config.fields import READING, fields_that_keep
 from robovlms.config.policy import WindowConfig
 from robovlms.data.base import Reader, RobotDataset, unlabelled
 from robovlms.data.cached import CachedDataset
 from robovlms.data.files.cache_folder import cache_folder
+from robovlms.data.formats import foreign
 from robovlms.data.mixture import MixtureDataset
 from robovlms.data.packed.index import INDEX, load_index
 from robovlms.data.packed.reader import PackedReader
@@ -31,6 +33,29 @@ log = logging.getLogger(__name__)
 def build_dataset(plan: DataPlan, window: WindowConfig, split: str) -> RobotDataset:
     """Return the `train` or `validation` windows of the only data set, or of all sources of a mixture."""
     return join_sources(plan, open_sources(plan, window, split), split)
+
+
+def open_validation(plan: DataPlan, window: WindowConfig, every: str | None) -> list[WindowDataset] | None:
+    """Open the validation windows of every source, or return None and say why where nothing is to be validated on.
+
+    Args:
+        plan: a source of a mixture may have none.
+        window: size of windows and chunks.
+        every: `trainer.validate_every`; None asks for none.
+    """
+    if every is None:
+        log.info("validation: none, as trainer.validate_every=null says")
+        return None
+    windows = open_sources(plan, window, "validation")
+    without = [source.name for source, dataset in zip(plan.sources, windows, strict=True) if not len(dataset)]
+    if without:
+        log.warning(
+            "validation: %s keeps no episode for it, all are trained on (data.validation_fraction=0, or tasks of one "
+            "episode each)%s",
+            ", ".join(without),
+            "; no val/ metric is measured" if len(without) == len(windows) else "",
+        )
+    return None if len(without) == len(windows) else windows
 
 
 def open_sources(plan: DataPlan, window: WindowConfig, split: str) -> list[WindowDataset]:
@@ -72,13 +97,6 @@ logger = logging.getLogger(__name__)
 PACKED = "packed"  # folder of the copies, in the cache folder
 
 
-# What readers do not look at, or what their fingerprint tells; a setting that is not among these makes another copy.
-FREE = {
-    "root", "views", "contract", "convert", "normalization", "shift", "augmentation", "proprio_rotation",
-    "proprio_seen", "resize", "fit", "num_workers", "cache_mb", "cache", "cache_dir", "weight", "fraction",
-}  # fmt: skip
-
-
 def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     """Return the reader of a split, as `data.cache` says.
 
@@ -91,11 +109,11 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
             are not recorded at `data.contract.control_hz`. An episode has no frame or no instruction, and
             `data.skip_bad` is false.
     """
-    native: Reader = DATASETS.get(config.name)(config, split, views=views)
+    native = native_reader(config, split, views)
     if wrong_rate := rate_findings(native, config.contract):
         raise UserError(f"{wrong_rate[0].where}: {wrong_rate[0].what}. {wrong_rate[0].to_do}")
     _check_episodes(native, config)
-    if config.cache is CacheMode.native:
+    if config.cache is CacheMode.native or not len(native.episodes):  # of a validation split without episodes
         return native
     fingerprint, stale = digest(native.fingerprint()), None
     for folder in _packed_folders(config, split, views):
@@ -111,6 +129,21 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     elif config.cache is CacheMode.packed:
         raise FileNotFoundError(f"data.cache=packed, but {native.summary()} is not packed. Pack it: {command}")
     return native
+
+
+def native_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
+    """Return the format's own reader of a split.
+
+    Raises:
+        FileNotFoundError: the folder or a file of it is missing, or it holds another format, which is named.
+        UserError: the folder contradicts itself or the config.
+    """
+    try:
+        return DATASETS.get(config.name)(config, split, views=views)
+    except (FileNotFoundError, ValueError) as error:
+        if (said := foreign(Path(config.root).expanduser(), config.name)) is not None:
+            raise FileNotFoundError(said) from error
+        raise
 
 
 def _check_episodes(reader: Reader, config: DataConfig) -> None:
@@ -138,7 +171,8 @@ def packed_folder(config: DataConfig, split: str, views: list[str], reader: Read
 
 def _origin(config: DataConfig, split: str, views: list[str]) -> dict[str, Any]:
     """Return the settings that decide what is read; where it lies is the fingerprint's to say."""
-    settings = {key: value for key, value in asdict(config).items() if key not in FREE}
+    free = fields_that_keep(config, READING)
+    settings = {key: value for key, value in asdict(config).items() if key not in free}
     root = str(Path(config.root).expanduser().resolve())
     return settings | {"split": split, "root": root, "views": {view: config.views[view] for view in views}}
 

@@ -42,10 +42,8 @@ def choose_episodes(tasks: Sequence[str | int], split: str, validation_fraction:
         if (remaining[task] <= kept_out) == (split != "train"):
             chosen.append(number)
         remaining[task] -= 1
-    if not chosen:
-        raise UserError(
-            f"The {split} split is empty: there are {len(tasks)} episodes, and validation gets its own. Add episodes."
-        )
+    if not chosen and split == "train":
+        raise UserError(f"there is no episode to train on: of {len(tasks)} none can be used. Add episodes.")
     return thin(chosen, fraction) if split == "train" else chosen
 
 

@@ -18,6 +18,7 @@ from robovlms.actions.checks import Severity, numeric_findings, representation_f
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.actions.statistics import Statistics, import_statistics
 from robovlms.config.data import DataConfig
+from robovlms.config.fields import NUMBERS, fields_that_keep
 from robovlms.data.base import RobotDataset
 from robovlms.data.files.cache_folder import cache_folder, keep
 from robovlms.data.splits import evenly_spaced
@@ -125,13 +126,6 @@ def sample_chunks(
 VERSION = 1  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes
 
 
-# What has no influence on them, or what the reader's fingerprint tells.
-IRRELEVANT = {
-    "root", "views", "normalization", "shift", "augmentation", "resize", "fit", "num_workers", "cache_mb",
-    "cache", "cache_dir", "weight",
-}  # fmt: skip
-
-
 def load_rows(dataset: WindowDataset, max_rows: int) -> tuple[Rows, str]:
     """Return `dataset.rows(max_rows)`, read or kept in the cache folder, and say in words which.
 
@@ -145,7 +139,8 @@ def load_rows(dataset: WindowDataset, max_rows: int) -> tuple[Rows, str]:
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
-    return {key: value for key, value in asdict(config).items() if key not in IRRELEVANT}
+    irrelevant = fields_that_keep(config, NUMBERS)
+    return {key: value for key, value in asdict(config).items() if key not in irrelevant}
 
 
 def _rows(dataset: WindowDataset, arrays: dict[str, np.ndarray]) -> Rows:

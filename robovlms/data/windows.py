@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,16 @@ class Rows(NamedTuple):
 
     actions: Float32[np.ndarray, "r a"]
     proprio: Float32[np.ndarray, "r p"]  # the entries that the policy sees
+
+
+def find_instructions(datasets: Iterable[WindowDataset]) -> list[str]:
+    """Return the instructions of all windows, each once, in their order."""
+    found: dict[str, None] = {}
+    for dataset in datasets:
+        for number, episode in enumerate(dataset.reader.episodes):
+            if episode.instruction not in found and len(dataset.windows(number)):
+                found[episode.instruction] = None
+    return list(found)
 
 
 class WindowDataset(RobotDataset):
@@ -50,7 +61,7 @@ class WindowDataset(RobotDataset):
         self._seen = [config.proprio_names.index(name) for name in config.seen_names]
         self._action_dims = self._recorded_dims()
         self._bad: set[int] = set()
-        if not len(self._index):
+        if not len(self._index) and len(reader.episodes):
             raise UserError(
                 f"window.window_size={window_size} is longer than every episode of {reader.summary()}: the longest has "
                 f"{max(self._lengths, default=0)} steps. Choose window.window_size <= {max(self._lengths, default=0)}."

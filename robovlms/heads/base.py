@@ -232,11 +232,11 @@ def arm_and_gripper(
     mask, action_dims = targets.mask, targets.action_dims
     arm_loss = masked_mean(weighted_mean(error, config, action_dims), mask)
     is_open = (targets.actions[..., -1] > 0).float()
-    taught = mask if action_dims is None else mask & action_dims[:, None, None, -1]
+    supervised = mask if action_dims is None else mask & action_dims[:, None, None, -1]
     count = mask.sum().clamp(min=1)
     entropy = F.binary_cross_entropy_with_logits(gripper.float(), is_open, reduction="none")
-    gripper_loss = torch.where(taught, entropy, 0).sum() / count
-    accuracy = masked_mean(((gripper > 0) == is_open.bool()).float(), taught)
+    gripper_loss = torch.where(supervised, entropy, 0).sum() / count
+    accuracy = masked_mean(((gripper > 0) == is_open.bool()).float(), supervised)
     loss = arm_loss + config.gripper_weight * gripper_loss
     return {"loss": loss, "arm": arm_loss, "gripper": gripper_loss, "gripper_accuracy": accuracy.detach()}
 
@@ -244,7 +244,7 @@ def arm_and_gripper(
 def weighted_mean(
     error: Float[Tensor, "b w k e"], config: HeadConfig, action_dims: Bool[Tensor, "b a"] | None = None
 ) -> Float[Tensor, "b w k"]:
-    """Average over the arm's taught entries, by `head.arm_weights`.
+    """Average over the arm's recorded entries, by `head.arm_weights`.
 
     Raises:
         UserError: there are not as many weights as entries, or one is negative, or all are 0.

@@ -146,9 +146,9 @@ class DenoisingHead(ActionHead):
     def act(
         self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
     ) -> Float[Tensor, "b k a"]:
-        """Read once, then carry the stored noise to the newest frame's chunk; a plan is painted in on the way.
+        """Read once, then carry the stored noise to the newest frame's chunk; a prefix is inpainted on the way.
 
-        Source of the painting: replacement, as in RePaint (arXiv:2201.09865), with the weights of arXiv:2506.07339.
+        Source of the inpainting: replacement, as in RePaint (arXiv:2201.09865), with the weights of arXiv:2506.07339.
         """
         features = read(self.queries(b, w))
 

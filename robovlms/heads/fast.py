@@ -66,15 +66,15 @@ class FastHead(ActionHead):
             self._take(FastTokenizer.from_json(*texts))
 
     def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
-        """Return the learned query, and behind it the taught tokens without the end token."""
+        """Return the learned query, and behind it the target tokens without the end token."""
         first = self.query.expand(b, w, 1, -1)
         if targets is None:
             return first
-        return torch.cat([first, self.embed[self._teach(targets)[0][:, :, :-1]]], dim=2)
+        return torch.cat([first, self.embed[self._target_tokens(targets)[0][:, :, :-1]]], dim=2)
 
     def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
         """Cross-entropy and the share that is right: means over a chunk's tokens, which each of its real steps has."""
-        ids, is_token = self._teach(targets)
+        ids, is_token = self._target_tokens(targets)
         logits = features.float() @ self.unembed.T.float()
         entropy = F.cross_entropy(logits.flatten(0, -2), ids.flatten(), reduction="none").view(ids.shape)
 
@@ -128,7 +128,7 @@ class FastHead(ActionHead):
             self.num_malformed += not is_whole
         return torch.from_numpy(actions)
 
-    def _teach(self, targets: Targets) -> tuple[Int64[Tensor, "b w q"], Bool[Tensor, "b w q"]]:
+    def _target_tokens(self, targets: Targets) -> tuple[Int64[Tensor, "b w q"], Bool[Tensor, "b w q"]]:
         """Return every chunk's tokens, end token included and again as padding, and which of them are no padding.
 
         A chunk is written with the entries that its data records alone.

@@ -41,7 +41,10 @@ class FastTokenizer:
                     f"{folder / name} does not exist: head.tokenizer must be the folder of a FAST tokenizer, or null, "
                     "which fits one to the training set."
                 )
-        return cls.from_json((folder / "tokenizer.json").read_text(), (folder / "processor_config.json").read_text())
+        return cls.from_json(
+            (folder / "tokenizer.json").read_text(encoding="utf-8"),
+            (folder / "processor_config.json").read_text(encoding="utf-8"),
+        )
 
     @classmethod
     def from_json(cls, tokenizer: str, processor: str) -> FastTokenizer:

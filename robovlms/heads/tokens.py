@@ -63,7 +63,7 @@ class TokensHead(ActionHead):
             self.arm, self.gripper = ActionDecoder(sizes.feature_dim, 1), ActionDecoder(sizes.feature_dim, 1)
 
     def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
-        """Return the slots; or the learned query, and behind it the taught tokens but the last."""
+        """Return the slots; or the learned query, and behind it the target tokens but the last."""
         if self.config.parallel:
             return repeat(self.slots, "q d -> b w q d", b=b, w=w)
         first = repeat(self.query, "d -> b w 1 d", b=b, w=w)

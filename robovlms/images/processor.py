@@ -7,7 +7,6 @@ images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,18 +15,20 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from robovlms.backbones.base import Backbone
+from robovlms.backbones.base import Backbone, text_side
 from robovlms.config.choices import Fit, Resize
 from robovlms.errors import UserError
 from robovlms.images.augmentation import crop_images, jitter_colors, shift_images
 from robovlms.images.resizing import resize_frames, resize_picture
 from robovlms.types import Batch
 
+TOKENIZED = 1000  # instructions at once, when all are looked at
+MAX_KNOWN = 10_000  # prompts whose token ids are kept
 REFERENCE_PX = 224  # image size at which random shifts are given
 
 
 class Processor:
-    """What stands between robot data and a backbone."""
+    """What stands between robot data and a backbone; it goes to loader processes, so it holds no weights."""
 
     def __init__(
         self,
@@ -44,7 +45,15 @@ class Processor:
         # Source: RoboVLMs base_backbone.py, which inserts the wrist image before the static one.
         self.views = views[::-1]
         self._prompt, self._max_text_tokens = backbone.prompt, max_text_tokens
-        self._tokens = lru_cache(maxsize=10_000)(lambda prompt: backbone.tokenize([prompt])[0])
+        self._tokenize = text_side(backbone).tokenize
+        self._known: dict[str, list[int]] = {}  # token ids of prompts
+
+    def _tokens(self, prompt: str) -> list[int]:
+        if prompt not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[prompt] = self._tokenize([prompt])[0]
+        return self._known[prompt]
 
     def text(self, instructions: list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
         """Tokenise and right-pad to the longest of the batch.
@@ -52,14 +61,33 @@ class Processor:
         Raises:
             UserError: an instruction longer than backbone.max_text_tokens.
         """
-        rows = [self._tokens(self._prompt.format(instruction=instruction.strip())) for instruction in instructions]
-        longest = max(len(row) for row in rows)
+        rows = [self._tokens(self._written(instruction)) for instruction in instructions]
+        self._check_lengths(instructions, rows)
+        return pad(rows)
+
+    def check_instructions(self, instructions: Sequence[str]) -> None:
+        """Refuse instructions that `text` would refuse, before any of them is met in a batch.
+
+        Raises:
+            UserError: names the longest, and the option with a value that is enough for all.
+        """
+        lengths: list[int] = []
+        for first in range(0, len(instructions), TOKENIZED):
+            texts = [self._written(instruction) for instruction in instructions[first : first + TOKENIZED]]
+            lengths += [len(row) for row in self._tokenize(texts)]
+        self._check_lengths(instructions, [range(length) for length in lengths])
+
+    def _written(self, instruction: str) -> str:
+        return self._prompt.format(instruction=instruction.strip())
+
+    def _check_lengths(self, instructions: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+        longest = max(map(len, rows), default=0)
         if longest > self._max_text_tokens:
             text = instructions[[len(row) for row in rows].index(longest)]
             raise UserError(
-                f"instruction of {longest} tokens exceeds backbone.max_text_tokens={self._max_text_tokens}: {text!r}"
+                f"an instruction has {longest} tokens, more than backbone.max_text_tokens={self._max_text_tokens}: "
+                f"{text!r}. Set backbone.max_text_tokens={longest} or more, or shorten it in the data."
             )
-        return pad(rows)
 
     def host_frames(self, frames: UInt8[np.ndarray, "w _h _x c"]) -> UInt8[np.ndarray, "w h x c"]:
         """Resize with PIL, as the checkpoint's own image processor does, when `resize` is host; otherwise give the

@@ -194,9 +194,7 @@ def _tables(dataset: WindowDataset, rows: ScannedRows) -> tuple[list[Table], lis
     found: list[Finding] = []
     if not dataset.converter.is_trivial:
         try:
-            tables += _table(
-                "Target actions, converted", target.names, dataset.rows(max(len(rows.actions), 1)).actions
-            )
+            tables += _table("Target actions, converted", target.names, dataset.rows(max(len(rows.actions), 1)).actions)
         except (OSError, ValueError) as error:
             what, to_do = f"the actions cannot be converted: {error}", "Correct what the other findings name first."
             found.append(Finding(severity=Severity.error, what=what, where="data.convert", to_do=to_do))

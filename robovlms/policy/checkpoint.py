@@ -18,9 +18,9 @@ from safetensors.torch import load_model, save_model
 from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, load_statistics, save_statistics
 from robovlms.config.choices import ModelSize
-from robovlms.config.renamed import RENAMED
+from robovlms.config.renamed import rename
 from robovlms.config.run import TrainConfig
-from robovlms.config.schemas import SCHEMAS
+from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.spec import SPEC, PolicySpec
@@ -38,13 +38,11 @@ def save_config(config: TrainConfig, path: Path) -> None:
 def load_config(path: Path) -> TrainConfig:
     """Read a config written by `save_config`, typed and checked again."""
     node: Any = OmegaConf.load(path)
-    for old, new in RENAMED.items():
-        group, _, key = old.partition(".")
-        if group in node and key in node[group]:
-            node[group][new.partition(".")[2]] = node[group].pop(key)
+    rename(node)
     schema = OmegaConf.structured(TrainConfig)
-    for group in ("backbone", "head", "data"):
-        schema[group] = _typed(group, node[group].name)
+    for group in ("backbone", "head", "data", "sim"):
+        if node[group] is not None:
+            schema[group] = _typed(group, node[group].name)
     for name, source in (node.data.get("sources") or {}).items():
         schema.data.sources[name] = _typed("data", source.name)
     config = OmegaConf.to_object(OmegaConf.merge(schema, node))
@@ -53,7 +51,7 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def _typed(group: str, name: str) -> Any:
-    return OmegaConf.structured(SCHEMAS.get(f"{group}/{name}", SCHEMAS[f"{group}/base"]))
+    return OmegaConf.structured(schema_of(group, name))
 
 
 class Trained(NamedTuple):

@@ -20,6 +20,7 @@ from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS, nearest
 from robovlms.sims.base import Simulator, Step, Task
+from robovlms.sims.schemas.metaworld import STEPS_PER_SECOND
 from robovlms.types import Observation
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco when it is imported; needs no display and no GPU
@@ -29,7 +30,12 @@ try:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     from metaworld.policies import ENV_POLICY_MAP
 except ModuleNotFoundError as error:
-    raise ImportError(f'sim=metaworld: {error}. Install it with pip install "robovlms[metaworld]".') from error
+    raise ImportError(f'sim=metaworld: {error}. Install it with pip install -e ".[metaworld]".') from error
+except (AttributeError, ImportError) as error:  # what PyOpenGL says of a library that it did not find
+    raise UserError(
+        f"sim=metaworld renders with MUJOCO_GL={os.environ['MUJOCO_GL']}, whose libraries are not there ({error}). Run "
+        "apt-get install libegl1 libegl-mesa0 libgl1, as the README does before anything else."
+    ) from error
 
 INSTRUCTIONS = {
     "assembly": "put the ring on the peg",
@@ -109,8 +115,6 @@ GRIP_EFFORT = 0.6  # what gripper -1 executes; at 1.0 the fingers squeeze object
 SOFT_GRIP_EFFORT = {"peg-unplug-side": 0.1, "pick-out-of-hole": 0.1}
 """Source: the efforts of metaworld.policies, mostly 0.6 and for these tasks 0.1."""
 
-MAX_STEPS = 500  # Meta-World's own horizon in simulation steps; its environments refuse to step beyond
-STEPS_PER_SECOND = 80  # of the simulation
 METRES_PER_STEP = 0.01  # that an action of 1 moves the hand's target by in each of them
 
 
@@ -130,16 +134,7 @@ class MetaWorld(Simulator):
                     f"sim.tasks has '{name}', which Meta-World does not have.{nearest(name, INSTRUCTIONS)} "
                     f"Tasks: {', '.join(INSTRUCTIONS)}."
                 )
-        if config.control_hz <= 0 or STEPS_PER_SECOND % config.control_hz:
-            raise UserError(
-                f"sim.control_hz={config.control_hz:g} must divide {STEPS_PER_SECOND}, Meta-World's simulation rate."
-            )
         self._repeat = round(STEPS_PER_SECOND / config.control_hz)
-        if not 1 <= config.max_steps <= MAX_STEPS // self._repeat:
-            raise UserError(
-                f"sim.max_steps={config.max_steps} must be 1 to {MAX_STEPS // self._repeat}: Meta-World's own horizon "
-                f"is {MAX_STEPS} simulation steps, {self._repeat} for every action."
-            )
         self.contract = ActionContract(
             names=["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
             representation=Representation.delta,
@@ -282,7 +277,13 @@ def _make_renderer(model: Any, image_size: int) -> Any:
     model.vis.global_.offwidth = model.vis.global_.offheight = image_size
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 0
-    renderer = mujoco.Renderer(model, image_size, image_size)
+    try:
+        renderer = mujoco.Renderer(model, image_size, image_size)
+    except (mujoco.FatalError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"sim=metaworld cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}): install libegl1 "
+            "libegl-mesa0 libgl1 (README), or set MUJOCO_GL=osmesa and install libosmesa6."
+        ) from error
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.scene.flags[flag] = 0
     return renderer

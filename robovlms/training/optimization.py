@@ -49,10 +49,21 @@ class Steps:
 
     @classmethod
     def resolve(cls, schedule: ScheduleConfig, trainer: TrainerConfig, steps_per_epoch: int) -> Steps:
-        """Turn epochs into steps; everything but the warm-up is at least one."""
+        """Turn epochs into steps; everything but the warm-up is at least one.
+
+        Raises:
+            UserError: the warm-up outlasts the run.
+        """
         texts = vars(schedule) | vars(trainer)
+        texts["validate_every"] = trainer.validate_every or schedule.total
         steps = {field.name: Duration.parse(texts[field.name]).steps(steps_per_epoch) for field in fields(cls)}
-        return cls(**{name: max(count, int(name != "warmup")) for name, count in steps.items()})
+        found = cls(**{name: max(count, int(name != "warmup")) for name, count in steps.items()})
+        if found.warmup > found.total:
+            raise UserError(
+                f"schedule.warmup={schedule.warmup} ({found.warmup} steps) is longer than schedule.total="
+                f"{schedule.total} ({found.total} steps): shorten it, e.g. 'schedule.warmup=0 step'."
+            )
+        return found
 
 
 def learning_rate(step: int, config: ScheduleConfig, peak: float, steps: Steps) -> float:

@@ -7,24 +7,12 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from robovlms.config.fields import RUN, change_keeps
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import CONFIG, STATE, checkpoints, load_config
 
 log = logging.getLogger(__name__)
-
-# What a resumed run must share with its checkpoint: anything else would make other weights or another order of samples.
-FIXED: tuple[str, ...] = (
-    "backbone",
-    "head",
-    "structure",
-    "window",
-    "view",
-    "seed",
-    "batch_size",
-    "data",
-)
-FREE = ("root", "num_workers", "cache_mb", "cache", "cache_dir")  # of `data` and its parts: where and how it is read
 
 
 def prepare_run_folder(config: TrainConfig) -> None:
@@ -84,7 +72,7 @@ def check_same_run(config: TrainConfig, saved: TrainConfig, folder: Path) -> Non
     """Refuse to resume with a config that would make another model or see other samples."""
     now, then = flatten(asdict(config)), flatten(asdict(saved))
     different = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
-    fatal = [key for key in different if _is_fixed(key)]
+    fatal = [key for key in different if not change_keeps(config, key, RUN)]
     if fatal:
         lines = "\n".join(f"  {key}: checkpoint {then.get(key)}, now {now.get(key)}" for key in fatal)
         raise UserError(
@@ -93,11 +81,6 @@ def check_same_run(config: TrainConfig, saved: TrainConfig, folder: Path) -> Non
         )
     for key in different:
         log.info("resuming with %s=%s (the checkpoint had %s)", key, now.get(key), then.get(key))
-
-
-def _is_fixed(key: str) -> bool:
-    group, _, rest = key.partition(".")
-    return group in FIXED and not (group == "data" and rest.split(".")[-1] in FREE)
 
 
 def flatten(tree: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -37,12 +37,12 @@ class TrainingState:
         for rank, state in enumerate(self.rng):
             save_file(state, folder / f"rng_{rank}.safetensors")
         rest = {"step": self.step, "num_ranks": len(self.rng), "param_groups": self.optimizer["param_groups"]}
-        (folder / "state.json").write_text(json.dumps(rest, indent=2) + "\n")
+        (folder / "state.json").write_text(json.dumps(rest, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> TrainingState:
         """Read what `save` wrote."""
-        rest = json.loads((folder / "state.json").read_text())
+        rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in load_file(folder / "optimizer.safetensors").items():
             index, name = key.split(".", 1)

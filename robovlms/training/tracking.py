@@ -23,10 +23,14 @@ class _JsonLines:
     """One JSON object a line, flushed at once; rows after `start_step` of an interrupted run are dropped."""
 
     def __init__(self, path: Path, start_step: int) -> None:
-        rows = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
+        rows = (
+            [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            if path.is_file()
+            else []
+        )
         kept = [row for row in rows if json.loads(row)["step"] <= start_step]
-        path.write_text("".join(row + "\n" for row in kept))
-        self._file = path.open("a")
+        path.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -77,7 +81,7 @@ class Tracker:
             if TrackerName.wandb in config.trackers:
                 self._sinks.append(_WandB(config, folder, run_config))
         except ImportError as error:
-            raise ImportError(f'{error}: pip install "robovlms[{error.name}]", or choose tracking=console.') from error
+            raise ImportError(f'{error}: pip install -e ".[{error.name}]", or choose tracking=console.') from error
         self._bar = self._progress_bar(start_step, total_steps) if config.progress and sys.stderr.isatty() else None
         self._total_steps = total_steps
 

@@ -26,13 +26,12 @@ from torch import Tensor
 
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.actions.statistics import Statistics, save_statistics
-from robovlms.config.choices import Precision
+from robovlms.config.choices import Parallel, Precision
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.data.loading.conversations import conversation_loader
 from robovlms.data.loading.loader import Collator, training_loader, validation_loader
 from robovlms.data.loading.sampler import StepSampler
-from robovlms.errors import UserError
 from robovlms.files import atomic_folder
 from robovlms.images.draws import Augmentation
 from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
@@ -64,24 +63,20 @@ class Trainer:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision.tf32
         if config.trainer.num_threads:
             torch.set_num_threads(config.trainer.num_threads)
-        ddp = DistributedDataParallelKwargs(
+        wrappers = {Parallel.ddp: DistributedDataParallelKwargs}
+        spread = wrappers[config.parallel.name](
             bucket_cap_mb=config.parallel.bucket_cap_mb, gradient_as_bucket_view=config.parallel.gradient_as_bucket_view
         )
         mixed = {Precision.fp32: "no", Precision.bf16: "bf16"}[config.precision.name]
         self.accelerator = Accelerator(
             mixed_precision=mixed,
             cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[ddp],
+            kwargs_handlers=[spread],
             step_scheduler_with_optimizer=False,
         )
         self.world_size, self.device = self.accelerator.num_processes, self.accelerator.device
         self.is_main = self.accelerator.is_main_process
-        expected = config.cluster.num_processes
-        if expected and expected != self.world_size:
-            raise UserError(
-                f"cluster={config.cluster.name} means {expected} processes, but {self.world_size} were launched: "
-                "launch with torchrun --nnodes ... --nproc-per-node ..., or choose cluster=local."
-            )
+        config.cluster.check_launch(self.world_size)
         if self.is_main:
             prepare_run_folder(config)
         self.accelerator.wait_for_everyone()
@@ -106,9 +101,13 @@ class Trainer:
             yield
 
     def fit(
-        self, policy: VLAPolicy, train_set: RobotDataset, validation_set: RobotDataset, stats: dict[str, Statistics]
+        self,
+        policy: VLAPolicy,
+        train_set: RobotDataset,
+        validation_set: RobotDataset | None,
+        stats: dict[str, Statistics],
     ) -> Path:
-        """Train to the configured length and give the final checkpoint folder.
+        """Train to the configured length, validating where there is data for it; return the final checkpoint folder.
 
         Raises:
             FloatingPointError: the loss became non-finite; names step, terms and the samples.
@@ -130,14 +129,14 @@ class Trainer:
             self._loop()
         return self.folder / "checkpoints" / f"step_{self.step:06d}"
 
-    def _make_data(self, train_set: RobotDataset, validation_set: RobotDataset) -> None:
+    def _make_data(self, train_set: RobotDataset, validation_set: RobotDataset | None) -> None:
         config, data = self.config, self.config.data
         self.train_set = train_set
         self.normalizers = self.plan.normalizers(self.stats)
         means = [self._normal_mean(source) for source in self.plan.sources]
         self.mean_actions = torch.stack(means)[:, :-1].to(self.device)
         if self.resume_from:
-            self.step = json.loads((self.resume_from / STATE / "state.json").read_text())["step"]
+            self.step = json.loads((self.resume_from / STATE / "state.json").read_text(encoding="utf-8"))["step"]
         rank = {"rank": self.accelerator.process_index, "world_size": self.world_size}
         self.sampler = StepSampler(
             train_set.sizes,
@@ -153,15 +152,16 @@ class Trainer:
         augmentation = Augmentation(data, processor, config.window.window_size, config.seed)
         collator = Collator(processor, self.normalizers, config.window, augmentation, config.seed)
         self.train_loader = training_loader(train_set, collator, self.sampler, **loading)  # type: ignore[arg-type]
-        self.validation_loader = validation_loader(
-            validation_set,
-            Collator(processor, self.normalizers, config.window),
-            batch_size=config.device_batch_size,
-            max_batches=config.trainer.max_validation_batches,
-            **rank,
-            **loading,  # type: ignore[arg-type]
-        )
-
+        self.validation_loader: Iterable[Batch] | None = None
+        if validation_set is not None:
+            self.validation_loader = validation_loader(
+                validation_set,
+                Collator(processor, self.normalizers, config.window),
+                batch_size=config.device_batch_size,
+                max_batches=config.trainer.max_validation_batches,
+                **rank,
+                **loading,  # type: ignore[arg-type]
+            )
         self.conversation_loader: Iterable[Conversations] = ()
         if config.cotrain is not None:
             said = (config.cotrain, self.policy.backbone, processor, self.sampler)
@@ -180,7 +180,7 @@ class Trainer:
             save_statistics(self.folder / STATS, self.stats)
             resolved = {**asdict(self.steps), "windows": sum(self.sampler.sizes), "steps_per_epoch": per_epoch}
             resolved |= {"accumulation": self.sampler.accumulation, "num_processes": self.world_size}
-            (self.folder / "durations.json").write_text(json.dumps(resolved, indent=2) + "\n")
+            (self.folder / "durations.json").write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
             log.info("%d windows, %d steps an epoch: %s", sum(self.sampler.sizes), per_epoch, asdict(self.steps))
 
     def _describe(self) -> None:
@@ -307,7 +307,9 @@ class Trainer:
         return bool(self._sum(flag).item())
 
     def validate(self) -> dict[str, float]:
-        """Measure the open-loop metrics of `robovlms.validation` and keep the examples for plots."""
+        """Measure the open-loop metrics of `training.validation` and keep the examples for plots; none without data."""
+        if self.validation_loader is None:
+            return {}
         sources = [source.name for source in self.plan.sources]
         with self.accelerator.autocast():
             metrics, examples = validate(self.policy, self.validation_loader, self.mean_actions, sources, self._sum)

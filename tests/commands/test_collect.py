@@ -18,13 +18,13 @@ from robovlms.config.data import ActionContract
 from robovlms.sims.base import Simulator, Step, Task
 from robovlms.types import Observation
 
-pytest.importorskip("metaworld", reason='pip install "robovlms[metaworld]"')
+pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
 
 from robovlms.commands.collect_demos import (
     REQUEST_FILE,
-    SELECTION,
     check_request,
     collect_demos,
+    describe_episode,
     describe_request,
     list_goals,
     next_attempts,
@@ -92,7 +92,7 @@ def request(config=CONFIG, sim=SIM):
 def pretend(work: Path, outcomes: list[Demo | None]) -> None:
     """Leave behind what an interrupted collection leaves: finished attempts."""
     work.mkdir()
-    episode = {key: value for key, value in request().items() if key not in SELECTION}
+    episode = describe_episode(request(), CONFIG, SIM)
     (work / REQUEST_FILE).write_text(json.dumps(episode))
     for number, demo in enumerate(outcomes):
         save_demo(Attempt(PRESS, number).path(work), demo)

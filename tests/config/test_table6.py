@@ -67,7 +67,7 @@ def test_the_default_backbone_is_the_papers_best() -> None:
     assert composed("experiment=calvin_perform").backbone.name == "kosmos"
 
 
-@pytest.mark.parametrize(("preset", "num_micro_steps"), [("calvin_perform", 1), ("simplerenv_perform_appendix", 4)])
-def test_on_the_papers_cluster_only_the_texts_batch_of_512_accumulates(preset: str, num_micro_steps: int) -> None:
+@pytest.mark.parametrize(("preset", "num_micro_steps"), [("calvin_perform", 2), ("simplerenv_perform_appendix", 8)])
+def test_on_the_papers_cluster_two_windows_at_once_make_the_papers_batch(preset: str, num_micro_steps: int) -> None:
     config = composed(f"experiment={preset}", "cluster=a100_4x8")
     assert config.batch_size == config.cluster.num_processes * config.device_batch_size * num_micro_steps

@@ -18,7 +18,7 @@ from composing import completed, composed
 
 from robovlms.cli.errors import option_names
 from robovlms.config.presets import config_folder, options
-from robovlms.config.schemas import SCHEMAS
+from robovlms.config.schemas import schemas
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,7 +95,7 @@ def test_the_pages_have_as_many_commands_as_one_finds_by_eye() -> None:
 def known_options() -> tuple[set[str], set[str]]:
     """Return the dotted keys of all commands, and the config groups."""
     groups = {str(path.relative_to(config_folder())) for path in config_folder().iterdir() if path.is_dir()}
-    return {key for command in COMMANDS for key in option_names(SCHEMAS[command])}, groups
+    return {key for command in COMMANDS for key in option_names(schemas()[command])}, groups
 
 
 def is_option(key: str) -> bool:
@@ -160,9 +160,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    for target in re.findall(
-        r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    ):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(page.read_text(encoding="utf-8"))):
         if target.startswith(("http:", "https:")):
             continue
         path, _, anchor = target.partition("#")

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from composing import composed
-from omegaconf import OmegaConf
+from small_heads import small_head
 
 from robovlms.config.choices import ArmLoss
 from robovlms.heads.base import HeadSizes, Prefix, Targets, masked_mean
@@ -15,10 +14,6 @@ from robovlms.heads.schemas.lstm import LSTMHeadConfig
 from robovlms.registry import HEADS
 
 B, W, K, A, D = 2, 3, 4, 7, 16
-SMALL = {
-    "hidden_dim": 32, "num_layers": 2, "num_heads": 4, "dropout": 0.0, "num_train_steps": 20, "num_steps": 20,
-    "vocab_size": 300,
-}  # fmt: skip
 VARIANTS = {  # further ways to set a head up
     "mlp_plain": ("mlp", {"plain": True, "hidden_dim": 256}),
     "tokens_parallel": ("tokens", {"parallel": True}),
@@ -33,14 +28,8 @@ LONGER = {  # a way to learn, or many words: steps, top learning rate
 LACKING = torch.tensor([[True] * A, [True, False, True, True, False, True, False]])  # the second row's data
 
 
-def small_config(name):
-    """Return a head's config as `head=<name>` gives it, of small sizes."""
-    head, changes = VARIANTS.get(name, (name, {}))
-    config = OmegaConf.to_object(composed(f"head={head}").head)
-    return replace(config, **{key: value for key, value in SMALL.items() if hasattr(config, key)} | changes)
-
-
-CONFIGS = {name: small_config(name) for name in NAMES}
+CONFIGS = {name: small_head(name) for name in HEADS.names()}
+CONFIGS |= {name: small_head(head, **changes) for name, (head, changes) in VARIANTS.items()}
 
 
 def make_head(name, **changes):

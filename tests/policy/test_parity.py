@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from small_heads import small_head
 
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.plan import Source
 from robovlms.actions.statistics import Statistics
 from robovlms.config.checks import REFUSED
 from robovlms.config.choices import (
-    ArmLoss,
     FrameCache,
     HeadKind,
     NormalizationMode,
@@ -19,13 +19,6 @@ from robovlms.config.choices import (
 )
 from robovlms.config.data import ActionContract, DataConfig, NormalizationConfig
 from robovlms.heads.base import HeadSizes
-from robovlms.heads.schemas.diffusion import DiffusionHeadConfig
-from robovlms.heads.schemas.fast import FastHeadConfig
-from robovlms.heads.schemas.flow import FlowHeadConfig
-from robovlms.heads.schemas.gpt import GPTHeadConfig
-from robovlms.heads.schemas.lstm import LSTMHeadConfig
-from robovlms.heads.schemas.mlp import MLPHeadConfig
-from robovlms.heads.schemas.tokens import TokensHeadConfig
 from robovlms.images.processor import Processor
 from robovlms.policy.policy import ProprioEncoder, VLAPolicy
 from robovlms.policy.runner import PolicyRunner
@@ -35,16 +28,9 @@ from robovlms.types import Batch, Observation
 W, K, A, P = 3, 4, 7, 2
 VIEWS = ["side", "wrist"]
 ROWS = np.random.default_rng(0).uniform(-1, 1, (50, A)).astype(np.float32)
-HEAD_CONFIGS = {
-    "fast": FastHeadConfig(name="fast", vocab_size=300, max_tokens=5),
-    "diffusion": DiffusionHeadConfig(name="diffusion", hidden_dim=16, loss=ArmLoss.mse, eta=0.5),
-    "flow": FlowHeadConfig(name="flow", hidden_dim=16, loss=ArmLoss.mse),
-    "gpt": GPTHeadConfig(name="gpt", hidden_dim=16),
-    "lstm": LSTMHeadConfig(name="lstm", hidden_dim=16),
-    "mlp": MLPHeadConfig(name="mlp", hidden_dim=16),
-    "slots": TokensHeadConfig(name="tokens", parallel=True, num_bins=16),
-    "tokens": TokensHeadConfig(name="tokens", num_bins=16),
-}
+SMALLER = {"hidden_dim": 16, "num_heads": 8, "num_train_steps": 100, "eta": 0.5, "max_tokens": 5, "num_bins": 16}
+HEAD_CONFIGS = {name: small_head(name, **SMALLER) for name in HEADS.names()}
+HEAD_CONFIGS["slots"] = small_head("tokens", **SMALLER, parallel=True)
 ALLOWED = [
     (structure, name)
     for structure in Structure
@@ -96,7 +82,7 @@ def observe(step):
 
 
 def whole_window(policy, steps):
-    frames = {view: torch.from_numpy(np.stack([observe(step).frames[view] for step in steps]))[None] for view in VIEWS}
+    frames = {view: stacked(view, steps)[None] for view in VIEWS}
     ids, mask = policy.processor.text(["open the drawer"])
     proprio = torch.from_numpy(np.stack([observe(step).proprio for step in steps]))[None]
     chunk = policy.predict(Batch(frames=frames, text_ids=ids, text_mask=mask, proprio=proprio))
@@ -127,6 +113,41 @@ def test_each_streamed_action_equals_the_batch_forward_of_its_window(backbone_na
         for step in range(W + 2):  # before the window is full, and after it slides
             expected = whole_window(policy, range(max(0, step - w + 1), step + 1))
             np.testing.assert_allclose(runner.step(observe(step)), expected, atol=1e-5)
+
+
+def pairs():
+    """Every backbone with one head, and the others with one backbone."""
+    for backbone_name in BACKBONES.names():
+        yield backbone_name, Structure.policy_head, "mlp"
+        if backbone_name in ("nano", "paligemma"):
+            yield from ((backbone_name, *allowed) for allowed in ALLOWED)
+
+
+@pytest.mark.parametrize(("backbone_name", "structure", "head_name"), dict.fromkeys(pairs()))
+def test_a_batch_of_two_instructions_equals_each_alone(backbone_name, structure, head_name):
+    w = 1 if structure is Structure.one_step else W
+    policy = make_policy(backbone_name, structure, head_name)
+    frames = {view: torch.stack([stacked(view, range(i, i + w)) for i in range(2)]) for view in VIEWS}
+
+    def act(rows, instructions):
+        ids, mask = policy.processor.text(instructions)
+        asked = Batch(frames={view: f[rows] for view, f in frames.items()}, text_ids=ids, text_mask=mask)
+        with torch.no_grad():
+            queries = policy.head.queries(len(ids), w)
+            return policy.predict(asked), policy.read(asked, queries)
+
+    instructions = ["open the drawer", "put the small red block down"]
+    both, alone = act([0, 1], instructions), [act([i], instructions[i : i + 1]) for i in range(2)]
+    for i, (chunk, features) in enumerate(alone):
+        torch.testing.assert_close(both[0][i], chunk[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(both[1][i], features[0], rtol=0, atol=1e-4)
+    _, mixed_up = act([0, 1], instructions[::-1])
+    assert (mixed_up - both[1]).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def stacked(view, steps):
+    """Return what a camera shows in these steps, "w h x c"."""
+    return torch.from_numpy(np.stack([observe(step).frames[view] for step in steps]))
 
 
 def test_staggered_caches_see_half_a_window_to_a_whole_one():

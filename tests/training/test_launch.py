@@ -104,8 +104,8 @@ def test_ctrl_c_leaves_no_processes_behind(calvin_folder, tmp_path):
 
 
 def test_two_jobs_of_a_sweep_run_in_one_process(calvin_folder, tmp_path):
-    sweep = [*tiny_run(calvin_folder, tmp_path / "sweep", "schedule.total=1 step"), "optimizer.lr=1e-3,1e-4"]
+    sweep = [*tiny_run(calvin_folder, tmp_path / "sweep", "schedule.total=2 step"), "optimizer.lr=1e-3,1e-4"]
     finish(start(["--multirun", *sweep]))
     jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert jobs == ["0_lr=0.001", "1_lr=0.0001"]
+    assert jobs == ["0_lr-0.001", "1_lr-0.0001"]
     assert all(len(checkpoints(tmp_path / "sweep" / job)) == 1 for job in jobs)

@@ -137,8 +137,8 @@ def test_an_existing_run_is_neither_mixed_nor_lost(calvin_folder, tmp_path):
     with pytest.raises(ValueError, match=r"window\.window_size: checkpoint 4, now 2"):
         run(calvin_folder, folder, "trainer.resume=auto", "window.window_size=2")
     assert len(checkpoints(folder)) == 1
-    run(calvin_folder, folder, "trainer.overwrite=true", "schedule.total=1 step")
-    assert resolve_checkpoint(folder).name == "step_000001"
+    run(calvin_folder, folder, "trainer.overwrite=true", "schedule.total=2 step")
+    assert resolve_checkpoint(folder).name == "step_000002"
 
 
 def test_overwrite_never_deletes_a_folder_that_is_no_run(calvin_folder, tmp_path):
@@ -226,7 +226,7 @@ def test_the_learning_rate_warms_up_then_stays_or_falls():
 
 def test_a_run_starts_from_the_weights_of_another(calvin_folder, tmp_path):
     first = run(calvin_folder, tmp_path / "first")
-    still = ["optimizer.lr=0", "schedule.total=1 step", f"trainer.init_from={first}"]
+    still = ["optimizer.lr=1e-30", "schedule.total=2 step", f"trainer.init_from={first}"]
     second = run(calvin_folder, tmp_path / "second", *still)
     before, after = weights(first), weights(second)
     assert all(torch.equal(before[key], after[key]) for key in before)

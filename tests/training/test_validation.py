@@ -9,7 +9,7 @@ from composing import completed, composed, plan_of
 from mixed_data import make_arm_folder, mixture
 
 from robovlms.commands.train import train
-from robovlms.data.loading.loader import Collator
+from robovlms.data.loading.loader import Collator, validation_loader
 from robovlms.data.loading.sampler import Draw
 from robovlms.data.opening import build_dataset, open_sources
 from robovlms.data.statistics import compute_statistics
@@ -83,6 +83,20 @@ def test_ranks_without_a_sample_of_a_part_agree_with_one_process(setup):
     for ranks in ([batches[:2], batches[2:]], [batches[:1], batches[2:], batches[1:2]]):
         for metrics in on_ranks(policy, ranks):
             assert metrics == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_head_draws_the_same_for_a_window_whichever_others_are_measured(calvin_folder, arm_folder, tmp_path):
+    config = completed(composed(*mixture(calvin_folder, arm_folder, tmp_path)))
+    policy = VLAPolicy.from_config(config)
+    normalizers = make_normalizers(config.data, compute_statistics(config, open_sources(config, "train")))
+    dataset, collator = build_dataset(config, "validation"), Collator(policy.processor, normalizers, config.window)
+    seeds = {}
+    for options in ({"batch_size": 8}, {"batch_size": 3, "rank": 1, "world_size": 2}, {"batch_size": 2, "most": 3}):
+        options = {"max_batches": options.pop("most", None), **options}
+        for batch in validation_loader(dataset, collator, **options):
+            for index, seed in zip(batch.index.tolist(), batch.seeds.tolist(), strict=True):
+                assert seeds.setdefault(index, seed) == seed
+    assert len(set(seeds.values())) == len(seeds) == len(dataset)
 
 
 def test_a_single_data_set_has_no_metrics_by_part(setup):

@@ -173,7 +173,7 @@ class Flamingo(HuggingFaceBackbone):
         own = torch.load(source / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
         own = {key.removeprefix("module."): value for key, value in own.get("model_state_dict", own).items()}
         gated = {int(match[1]) for key in own if (match := re.search(r"gated_cross_attn_layers\.(\d+)\.", key))}
-        text = read_text_config(json.loads((source / "language" / "config.json").read_text()))
+        text = read_text_config(json.loads((source / "language" / "config.json").read_text(encoding="utf-8")))
         text.vocab_size = next(len(value) for key, value in own.items() if re.fullmatch(EMBEDDING, key))
         config = FlamingoConfig(
             vision_config=CLIPVisionConfig.from_pretrained(source / "clip"), text_config=text,

@@ -85,7 +85,7 @@ class Llava(HuggingFaceBackbone):
                     f"{source / file} does not exist: put the published folder of LLaVA-MPT there, and the folder of "
                     "its CLIP model (mm_vision_tower in config.json) into clip/."
                 )
-        values = json.loads((source / "config.json").read_text())
+        values = json.loads((source / "config.json").read_text(encoding="utf-8"))
         if values["model_type"] not in ("llava_mpt", "mpt"):
             raise UserError(
                 f"{source} holds a '{values['model_type']}' model: only LLaVA-MPT is converted, of the others there "

@@ -202,7 +202,9 @@ class Nano(PrefixBackbone):
 
         folder.mkdir(parents=True, exist_ok=True)
         sizes = {key: getattr(self.config, key) for key in SIZES}
-        (folder / "config.json").write_text(json.dumps({"model_type": "nano", **sizes}, indent=2) + "\n")
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": "nano", **sizes}, indent=2) + "\n", encoding="utf-8"
+        )
         if weights:
             save_file(self.state_dict(), folder / "model.safetensors")
 
@@ -213,7 +215,7 @@ class Nano(PrefixBackbone):
 
 
 def _read_sizes(folder: Path) -> dict[str, Any]:
-    saved = json.loads(_existing(folder / "config.json").read_text())
+    saved = json.loads(_existing(folder / "config.json").read_text(encoding="utf-8"))
     if (found := saved.get("model_type", "nameless")) != "nano":
         raise UserError(
             f"backbone=nano reads 'nano' checkpoints, but backbone.checkpoint={folder} holds a '{found}' model: "

@@ -294,7 +294,10 @@ def read_tokenizer(file: Path) -> Qwen2Tokenizer:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: give the published folder, with its qwen.tiktoken.")
-    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, file.read_text().splitlines())}
+    ranks = {
+        base64.b64decode(token): int(rank)
+        for token, rank in map(str.split, file.read_text(encoding="utf-8").splitlines())
+    }
     text = {token: token.decode("latin-1").translate(BYTE_CHARACTERS) for token in ranks}
     vocab = {text[token]: rank for token, rank in ranks.items()}
     vocab |= {token: len(ranks) + i for i, token in enumerate(SPECIAL_TOKENS)}

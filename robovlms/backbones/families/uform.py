@@ -187,7 +187,7 @@ class UForm(HuggingFaceBackbone):
         if not (source / "config.json").is_file():
             raise FileNotFoundError(f"{source / 'config.json'} does not exist: give the published folder.")
         weights = read_weights(source)
-        config = read_config(json.loads((source / "config.json").read_text()), text_config)
+        config = read_config(json.loads((source / "config.json").read_text(encoding="utf-8")), text_config)
         model = build_converted(lambda: UFormModel(config), convert(weights, config))
         size: Any = config.vision_config.image_size
         resample = Resampling.BICUBIC if config.projects_patches else Resampling.BILINEAR

@@ -14,9 +14,9 @@ from jaxtyping import Float32, Int64, UInt8
 from robovlms.data.base import Clip, EpisodeInfo, Numbers, Reader
 from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.calvin.segments import (
-    ANNOTATIONS,
     Segment,
     drop_segments,
+    find_annotations,
     index_faults,
     read_rate,
     read_segments,
@@ -66,10 +66,11 @@ class CalvinReader(Reader):
         self._keys = {view: config.views[view] for view in views}
         self._proprio_key, self._proprio_names = config.proprio_key, config.proprio_names
         self._image_shapes: dict[str, tuple[int, ...]] = {}  # per view, as in the first readable frame
-        segments = read_segments(self._folder)
+        self._annotations = find_annotations(config, split, self._folder)
+        segments = read_segments(self._annotations)
         if split == "train":
             segments = select_segments(segments, config, self._folder)
-        faults = index_faults(segments, self._folder)
+        faults = index_faults(segments, self._annotations, self._folder)
         if config.skip_bad:
             faults |= self._frame_faults(segments, skip=set(faults))
             segments = drop_segments(segments, faults, self._folder)
@@ -125,7 +126,7 @@ class CalvinReader(Reader):
         """Return the segments that are used, and size and time of the annotations and of frames, evenly spread."""
         frames = self._covered()
         seen = frames[evenly_spaced(len(frames), min(len(frames), MAX_STAMPS))].tolist()
-        stats = [path.stat() for path in (self._folder / ANNOTATIONS, *map(self._path, seen))]
+        stats = [path.stat() for path in (self._annotations, *map(self._path, seen))]
         segments = [(segment.start, segment.end) for segment in self._segments]
         return f"calvin {self._folder.resolve()} {[(s.st_size, s.st_mtime_ns) for s in stats]} {segments}"
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from robovlms.data.files.npz import read_npz
+from robovlms.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,20 @@ TO_DO = f"set data.cache_dir or {VARIABLE} to a folder that can be written"
 
 
 def cache_folder(chosen: str | None) -> Path:
-    """Return the folder: `data.cache_dir`, or what ROBOVLMS_CACHE names, or ~/.cache/robovlms."""
-    return Path(chosen or os.environ.get(VARIABLE) or "~/.cache/robovlms").expanduser()
+    """Return the folder: `data.cache_dir`, or what ROBOVLMS_CACHE names, or ~/.cache/robovlms.
+
+    Who has no home, as in a container under a user number of its own, has it among the temporary files.
+
+    Raises:
+        UserError: a path is given that begins in a home that there is not.
+    """
+    given = chosen or os.environ.get(VARIABLE)
+    try:
+        return Path(given or "~/.cache/robovlms").expanduser()
+    except RuntimeError as error:
+        if given:
+            raise UserError(f"{given}: there is no home folder. Write the whole path, or set HOME.") from error
+        return Path(tempfile.gettempdir()) / f"robovlms-{os.getuid()}"
 
 
 def keep(
@@ -58,7 +71,7 @@ def _alone(path: Path) -> Iterator[bool]:
     """Hold the lock of a file; False where the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
+        lock = path.with_suffix(".lock").open("w", encoding="utf-8")
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         logger.warning("%s is not kept, because %s: %s.", path, error, TO_DO)

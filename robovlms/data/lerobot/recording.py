@@ -144,8 +144,11 @@ def image_problems(episodes: Sequence[EpisodeFiles], keys: Sequence[str], root: 
             try:
                 check_cell(images.read(key, first.row, 1)[0], root)
             except (UserError, OSError, UnicodeError, pa.ArrowException) as error:
-                wrong = members if isinstance(error, NotAPhotographError) else [first]
-                for episode in wrong:
-                    told = f"{file}: the first picture of '{key}' in episode {episode.index} cannot be used: {error}"
+                is_camera = not isinstance(error, NotAPhotographError)
+                hint = "" if is_camera else ". Choose a camera of colours in data.views"
+                for episode in [first] if is_camera else members:
+                    told = (
+                        f"{file}: the first picture of '{key}' in episode {episode.index} cannot be used: {error}{hint}"
+                    )
                     problems.setdefault(episode.index, UserError(told))
     return problems

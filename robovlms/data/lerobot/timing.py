@@ -111,7 +111,8 @@ def _video_problem(rows: int, shown: VideoIndex, fps: float) -> str:
     rate = f" ({1 / shown.period:.4g} a second)" if shown.period else ""
     return (
         f"its {rows} rows at fps={fps:g} (meta/info.json) do not find their pictures: the video holds "
-        f"{shown.num_frames} frames{rate}, shown from {times[0]:.4g} to {times[-1]:.4g} s"
+        f"{shown.num_frames} frames{rate}, shown from {times[0]:.4g} to {times[-1]:.4g} s. Write it again with "
+        "a frame for every row"
     )
 
 

@@ -286,4 +286,4 @@ def _png(frame: UInt8[np.ndarray, "_h _x c"]) -> bytes:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=4) + "\n")
+    path.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")

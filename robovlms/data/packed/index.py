@@ -63,7 +63,7 @@ class PackedIndex:
     def save(self, folder: Path) -> None:
         """Write `index.json`, at once or not at all: a folder that has one is complete."""
         partial = folder / f"{INDEX}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         partial.replace(folder / INDEX)
 
 

@@ -132,7 +132,7 @@ class Packer:
                 records[path.name] = record(path)
         note = self._target / UNFINISHED / f"shard-{shard:05d}.json"
         partial = note.with_suffix(".partial")
-        partial.write_text(json.dumps({name: asdict(entry) for name, entry in records.items()}))
+        partial.write_text(json.dumps({name: asdict(entry) for name, entry in records.items()}), encoding="utf-8")
         partial.replace(note)
 
     def _pieces(self, shard: int) -> Iterator[Span]:

@@ -151,7 +151,7 @@ def _locked(target: Path) -> Iterator[None]:
 
     folder = target / UNFINISHED
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    with (folder / LOCK).open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -163,12 +163,12 @@ def _finished(target: Path, plan: ShardPlan) -> set[int]:
     """Return the shards of this plan that lie there whole; what belongs to another plan is deleted."""
     note = target / UNFINISHED / "plan.json"
     text = json.dumps({"version": VERSION, **asdict(plan)}, indent=1)
-    if not note.is_file() or note.read_text() != text:
+    if not note.is_file() or note.read_text(encoding="utf-8") != text:
         folder = target / UNFINISHED
         stale = [*target.glob("*-*.bin"), *target.glob("*-*.npy"), *folder.glob("*.npz"), *folder.glob("shard-*.json")]
         for path in [target / PROPRIO, *stale]:
             path.unlink(missing_ok=True)
-        note.write_text(text)
+        note.write_text(text, encoding="utf-8")
         return set()
     records = sorted((target / UNFINISHED).glob("shard-*.json"))
     done = {int(path.stem.removeprefix("shard-")) for path in records if _is_whole(target, path)}
@@ -178,7 +178,7 @@ def _finished(target: Path, plan: ShardPlan) -> set[int]:
 
 
 def _is_whole(target: Path, note: Path) -> bool:
-    files = {name: FileRecord(**entry) for name, entry in json.loads(note.read_text()).items()}
+    files = {name: FileRecord(**entry) for name, entry in json.loads(note.read_text(encoding="utf-8")).items()}
     paths = {name: target / name for name in files}
     has_numbers = numbers_of(target, int(note.stem.removeprefix("shard-"))).is_file()
     return has_numbers and all(p.is_file() and p.stat().st_size == files[name].bytes for name, p in paths.items())
@@ -243,7 +243,7 @@ def _finish(reader: Reader, plan: ShardPlan, firsts: Int64[np.ndarray, "e"], tar
     shards = range(-(-plan.rows // plan.shard_rows))
     files: dict[str, FileRecord] = {}
     for shard in shards:
-        content = json.loads((folder / f"shard-{shard:05d}.json").read_text())
+        content = json.loads((folder / f"shard-{shard:05d}.json").read_text(encoding="utf-8"))
         files |= {name: FileRecord(**entry) for name, entry in content.items()}
     _write_columns(target, [numbers_of(target, shard) for shard in shards])
     _write_episodes(reader, firsts, target)
@@ -277,4 +277,4 @@ def _write_episodes(reader: Reader, firsts: Int64[np.ndarray, "e"], target: Path
             table[i] = (firsts[i], episode.length, *texts, written, written + len(line))
             written += len(line) + 1
     np.save(target / EPISODES, table)
-    (target / TEXTS).write_text(json.dumps(list(numbers), indent=0))
+    (target / TEXTS).write_text(json.dumps(list(numbers), indent=0), encoding="utf-8")

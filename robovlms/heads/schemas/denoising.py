@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from robovlms.config.fields import check_divides, number
 from robovlms.config.policy import HeadConfig
 
 
@@ -11,7 +12,11 @@ from robovlms.config.policy import HeadConfig
 class DenoisingHeadConfig(HeadConfig):
     """A small transformer that carries noise to the chunk."""
 
-    num_layers: int = 4
-    num_heads: int = 8
-    dropout: float = 0.0
-    num_steps: int = 10  # from noise to action
+    num_layers: int = number(4, at_least=1)
+    num_heads: int = number(8, at_least=1)
+    dropout: float = number(0.0, at_least=0, below=1)
+    num_steps: int = number(10, at_least=1)  # from noise to action
+
+    def check(self, option: str) -> None:
+        """Refuse a width that the attention heads do not divide."""
+        check_divides(2 * self.num_heads, f"2 * {option}.num_heads", self.hidden_dim, f"{option}.hidden_dim")

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from robovlms.config.choices import (
     HeadKind,
 )
+from robovlms.config.fields import number
 from robovlms.config.policy import HeadConfig
+from robovlms.config.schemas import schema
 
 
+@schema("head/fast")
 @dataclass(kw_only=True)
 class FastHeadConfig(HeadConfig):
     """Chunks as tokens of their compressed cosine transform."""
 
     tokenizer: str | None = None  # folder of a published one; unset: fitted to the training set
-    vocab_size: int = 1024
-    scale: float = 10.0  # of the coefficients before they are rounded; larger: finer and longer
-    max_tokens: int = 64  # of a chunk in rollout
+    vocab_size: int = number(1024, at_least=2)
+    scale: float = number(10.0, above=0)  # of the coefficients before they are rounded; larger: finer and longer
+    max_tokens: int = number(64, at_least=1)  # of a chunk in rollout
 
     @property
     def kind(self) -> HeadKind:

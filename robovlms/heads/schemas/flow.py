@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from robovlms.config.choices import (
     FlowSolver,
 )
+from robovlms.config.schemas import schema
 from robovlms.heads.schemas.denoising import DenoisingHeadConfig
 
 
+@schema("head/flow")
 @dataclass(kw_only=True)
 class FlowHeadConfig(DenoisingHeadConfig):
     """Flow matching over the chunk."""

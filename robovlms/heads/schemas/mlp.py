@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robovlms.config.policy import HeadConfig
+from robovlms.config.schemas import schema
 
 
+@schema("head/mlp")
 @dataclass(kw_only=True)
 class MLPHeadConfig(HeadConfig):
     """Each frame decoded on its own."""

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from robovlms.config.choices import (
     HeadKind,
 )
+from robovlms.config.fields import number
 from robovlms.config.policy import HeadConfig
+from robovlms.config.schemas import schema
 
 
+@schema("head/tokens")
 @dataclass(kw_only=True)
 class TokensHeadConfig(HeadConfig):
     """Actions as words at the tail of the vocabulary."""
 
-    num_bins: int = 256  # edges from -1 to 1
+    num_bins: int = number(256, at_least=2)  # edges from -1 to 1
     parallel: bool = False  # all slots of a chunk in one pass, instead of token by token
     discrete: bool = True  # false: the slots' values are regressed with head.loss (needs parallel)
 

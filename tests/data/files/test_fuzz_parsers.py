@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("h5py", reason='pip install "robovlms[libero]"')
+pytest.importorskip("h5py", reason='pip install -e ".[libero]"')
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
 from fuzz_damage import damage
 from fuzz_parsers import PARSERS

@@ -492,11 +492,11 @@ def test_a_window_longer_than_every_episode_is_refused(folder):
         read(folder, window_size=7)
 
 
-def test_an_empty_validation_split_is_refused(tmp_path):
+def test_one_episode_alone_is_for_training(tmp_path):
     with open_writer(tmp_path / "demos") as writer:
         writer.add_episode(**make_episode(0, 3), task="push")
-    with pytest.raises(ValueError, match=r"The validation split is empty: there are 1 episodes"):
-        read(tmp_path / "demos", "validation")
+    splits = [read(tmp_path / "demos", split) for split in ("train", "validation")]
+    assert [(len(dataset.reader.episodes), len(dataset)) for dataset in splits] == [(1, 1), (0, 0)]
 
 
 @pytest.mark.parametrize(("option", "value"), [("fraction", 0.0), ("fraction", 1.5), ("validation_fraction", 1.0)])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from robovlms.backbones.families.nano import Nano
-from robovlms.config.cotrain import CotrainConfig
+from robovlms.config.training import CotrainConfig
 from robovlms.data.loading.conversations import ConversationCollator, ConversationDataset, parse
 from robovlms.data.loading.sampler import Draw
 from robovlms.images.processor import Processor

@@ -274,6 +274,11 @@ def test_without_one_validation_is_the_last_share_of_training(tmp_path):
     assert all_actions(thinned)[::2, 0].tolist() == [0, 200, 400, 600]
 
 
+def test_one_recording_alone_is_for_training(tmp_path):
+    root = make_rlds_folder(tmp_path / "toy", {"train": [[episode(0, 2)]]})
+    assert [len(read(root, split).episodes) for split in ("train", "validation")] == [1, 0]
+
+
 def test_a_share_thins_the_training_split_only(folder):
     assert all_actions(read(folder, fraction=0.3))[0, 0] == 0
     assert len(read(folder, fraction=0.3).episodes) == 1

@@ -1,0 +1,116 @@
+"""The commands: each composes and checks its config, then imports what is heavy and runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from robovlms.cli.app import entry
+from robovlms.config.commands import (
+    CollectDemosConfig,
+    CompareConfig,
+    ConvertBackboneConfig,
+    ConvertDataConfig,
+    EvaluateConfig,
+    InspectConfig,
+    MergeLoRAConfig,
+)
+from robovlms.config.run import TrainConfig
+from robovlms.terminal import show
+
+MPI = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "I_MPI_INFO_NP"}
+
+
+def train() -> None:
+    """Run `python train.py` or `robovlms-train`."""
+    entry("train", TrainConfig, _train)
+
+
+def evaluate() -> None:
+    """Run `python scripts/evaluate.py` or `robovlms-evaluate`."""
+    entry("evaluate", EvaluateConfig, _evaluate)
+
+
+def collect_demos() -> None:
+    """Run `python scripts/collect_demos.py` or `robovlms-collect-demos`."""
+    entry("collect_demos", CollectDemosConfig, _collect_demos)
+
+
+def inspect_data() -> None:
+    """Run `python scripts/inspect_data.py` or `robovlms-inspect-data`."""
+    entry("inspect_data", InspectConfig, _inspect_data)
+
+
+def convert_data() -> None:
+    """Run `python scripts/convert_data.py` or `robovlms-convert-data`."""
+    entry("convert_data", ConvertDataConfig, _convert_data)
+
+
+def convert_backbone() -> None:
+    """Run `python scripts/convert_backbone.py` or `robovlms-convert-backbone`."""
+    entry("convert_backbone", ConvertBackboneConfig, _convert_backbone)
+
+
+def compare() -> None:
+    """Run `python scripts/compare.py` or `robovlms-compare`."""
+    entry("compare", CompareConfig, _compare)
+
+
+def merge_lora() -> None:
+    """Run `python scripts/merge_lora.py` or `robovlms-merge-lora`."""
+    entry("merge_lora", MergeLoRAConfig, _merge_lora)
+
+
+def _train(config: TrainConfig) -> None:
+    if not MPI & set(os.environ):  # those processes are counted by accelerate
+        config.cluster.check_launch(int(os.environ.get("WORLD_SIZE", "1")))
+    from robovlms.commands.train import train as run
+
+    run(config)
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from robovlms.commands.evaluate import evaluate as run
+
+    run(config)
+
+
+def _collect_demos(config: CollectDemosConfig) -> None:
+    from robovlms.commands.collect_demos import collect_demos as run
+
+    run(config.collect, config.sim, Path(config.root))
+
+
+def _inspect_data(config: InspectConfig) -> None:
+    from robovlms.commands.inspect_data import inspect_data as run
+    from robovlms.inspection.text import format_report
+
+    for report, index in run(config):
+        show(f"{format_report(report)}\n\n{index}\n")
+
+
+def _convert_data(config: ConvertDataConfig) -> None:
+    from robovlms.commands.convert_data import convert_data as run
+
+    for summary in run(config):
+        show(summary)
+
+
+def _convert_backbone(config: ConvertBackboneConfig) -> None:
+    from robovlms.commands.convert_backbone import convert_folder as run
+
+    run(config.family, config.source, config.output_dir)
+
+
+def _compare(config: CompareConfig) -> None:
+    from robovlms.commands.compare import compare as run
+
+    table, picture = run(config.folders, config.latency_steps)
+    show(f"{table}\n\n{picture}")
+
+
+def _merge_lora(config: MergeLoRAConfig) -> None:
+    from robovlms.commands.merge_lora import merge_checkpoint as run
+    from robovlms.policy.checkpoint import resolve_checkpoint
+
+    run(resolve_checkpoint(Path(config.checkpoint)), Path(config.output_dir))

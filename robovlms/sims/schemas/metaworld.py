@@ -1,0 +1,31 @@
+"""Options of `sim=metaworld`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robovlms.config.closed_loop import SimConfig
+from robovlms.config.schemas import schema
+from robovlms.errors import UserError
+
+STEPS_PER_SECOND = 80  # of the simulation
+MAX_STEPS = 500  # simulation steps, Meta-World's own horizon
+
+
+@schema("sim/metaworld")
+@dataclass(kw_only=True)
+class MetaWorldSimConfig(SimConfig):
+    """Meta-World (MT50)."""
+
+    def check(self, option: str) -> None:
+        """Refuse rates that do not divide the simulation's, and episodes beyond its horizon."""
+        if STEPS_PER_SECOND % self.control_hz:
+            raise UserError(
+                f"{option}.control_hz={self.control_hz:g} must divide {STEPS_PER_SECOND}, Meta-World's simulation rate."
+            )
+        repeat = round(STEPS_PER_SECOND / self.control_hz)
+        if self.max_steps > MAX_STEPS // repeat:
+            raise UserError(
+                f"{option}.max_steps={self.max_steps} must be 1 to {MAX_STEPS // repeat}: Meta-World's own horizon is "
+                f"{MAX_STEPS} simulation steps, {repeat} for every action."
+            )
