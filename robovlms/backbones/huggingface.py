@@ -69,7 +69,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
         super().__init__()
-        self.unembed: nn.Linear | None = None  # the vocabulary head, once `prepare_writing` took it
+        self.unembed: nn.Linear | None = None  # the vocabulary head, once the text head is enabled and needs one
         self.model: Any = model  # transformers' attributes are untyped
         self.tokenizer, self.image_processor = tokenizer, image_processor
         rows, self.hidden_dim = self.embedding.weight.shape
@@ -160,7 +160,8 @@ class HuggingFaceBackbone(PrefixBackbone):
         """Build the model that a config names: checkpoint (hub id or folder), its architecture alone, or tiny.
 
         Raises:
-            FileNotFoundError: the checkpoint, or a file of it, cannot be had; says what was looked for and what to do.
+            FileNotFoundError: the checkpoint, or a file of it, is not available; says what was looked for and what to
+                do.
             UserError: the checkpoint is of another family or incomplete, or an option does not fit the model.
         """
         check_attention(config, cls.attentions)

@@ -41,7 +41,7 @@ def load(
         original: hub id of the files that must be converted first; None: the family is read from the hub.
 
     Raises:
-        FileNotFoundError: a file cannot be had; says what was looked for and what to do.
+        FileNotFoundError: a file is not available; says what was looked for and what to do.
         UserError: the checkpoint is of another family, incomplete or damaged.
     """
     source = _source(config, original)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def run_episodes(
     start: Start, episodes: Sequence[Episode], *, folder: Path, conditions: Mapping[str, object], num_workers: int = 1
 ) -> list[EpisodeResult]:
-    """Play every episode that `folder/episodes.jsonl` does not hold yet and return all results in the order of the plan.
+    """Play every episode that `folder/episodes.jsonl` lacks and return all results in the order of the plan.
 
     Results are appended to that file as they come; videos go to `folder/videos`. The results do not depend on
     `num_workers` as long as policy and simulator are deterministic after their `reset`.

@@ -188,7 +188,7 @@ def _masked_share(dataset: WindowDataset) -> float:
 
 
 def _tables(dataset: WindowDataset, rows: ScannedRows) -> tuple[list[Table], list[Finding]]:
-    """Return the statistics of what is recorded and, where it is converted, of the targets; and why these cannot be computed."""
+    """Return statistics of what is recorded and, where converted, of the targets; and why there are none of these."""
     source, target = dataset.converter.source, dataset.converter.target
     tables = _table("Actions as recorded", source.names, rows.actions)
     found: list[Finding] = []

@@ -63,7 +63,7 @@ class ConversationDataset:
             except ValueError as error:
                 if not config.skip_bad:
                     raise UserError(
-                        f"{self.path}, record {number}: {error}. Mend it, or leave such records out with "
+                        f"{self.path}, record {number}: {error}. Fix it, or leave such records out with "
                         "cotrain.skip_bad=true."
                     ) from error
                 bad += 1
@@ -163,7 +163,7 @@ def parse(record: Any) -> Conversation:
 
 
 class ConversationCollator:
-    """Turn conversations into tokens: the first question, behind it everything else, of which answers are taught."""
+    """Turn conversations into tokens: the first question, behind it the rest, of which answers are supervised."""
 
     def __init__(self, config: CotrainConfig, backbone: Backbone, size: int) -> None:
         self.config, self.size = config, size
