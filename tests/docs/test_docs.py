@@ -186,8 +186,11 @@ def test_every_page_can_be_reached_from_the_readme(page: Path) -> None:
 def test_every_extra_that_is_named_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for page in PAGES:
-        for names in re.findall(r"(?:robovlms|\.)\[([\w,]+)\]", page.read_text(encoding="utf-8")):
+        for names in re.findall(r"\.\[([a-z,]+)\][\"\']", page.read_text(encoding="utf-8")):
             assert set(names.split(",")) <= set(extras), f"{page.name} names [{names}]"
+        assert "robovlms[" not in page.read_text(encoding="utf-8"), (
+            f"{page.name}: no index has robovlms: write .[extra]"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
