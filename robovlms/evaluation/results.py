@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import Any, TypedDict
 from robovlms import __version__
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.statistics import Rate
+from robovlms.files import write_text
 from robovlms.terminal import printable
 
 HEADER = ("task", "success", "mean", "95 % interval", "steps to success")
@@ -102,10 +102,7 @@ def environment_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 def write_results(path: Path, results: Results) -> None:
     """Write `results` as JSON; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(results, indent=1))
 
 
 def format_table(results: Results) -> str:

@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ from robovlms.data.packed.index import (
 )
 from robovlms.data.packed.shards import UNFINISHED, Packer, ShardPlan, Span, encode_jpeg, lay_out, make_plan, numbers_of
 from robovlms.errors import UserError
-from robovlms.files import digest, hash_file
+from robovlms.files import digest, exclusive, hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -147,13 +147,9 @@ def _complete(target: Path, reader: Reader, image_format: ImageFormat, origin: d
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """Keep other processes from packing into the same folder; the lock goes with the process."""
-    import fcntl
-
-    folder = target / UNFINISHED
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w", encoding="utf-8") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(exclusive(target / UNFINISHED / LOCK, wait=False))
         except BlockingIOError as error:
             raise UserError(f"{target} is being packed by another process: wait for it.") from error
         yield
