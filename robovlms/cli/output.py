@@ -68,6 +68,7 @@ def tell_launcher(message: str) -> None:
     given = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not given:
         return
+    message = printable(message)
     told = {"message": {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}}
     try:
         Path(given).write_text(json.dumps(told), encoding="utf-8")

@@ -152,6 +152,17 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
         assert list(ROOT.glob(pattern)) or name.startswith(UPSTREAM), f"{page.name} names {name}"
 
 
+def test_the_trees_of_readme_and_architecture_exist() -> None:
+    tree = next(block for block in blocks(PAGES[0], "") if block.startswith("train.py"))
+    named = [(line.startswith("  "), re.split(r"\s{2,}", line.strip())[0].split()) for line in tree.splitlines()]
+    paths = [f"{'robovlms/' if is_inside else ''}{path}" for is_inside, names in named for path in names]
+    for block in blocks(ROOT / "docs" / "architecture.md", ""):
+        paths += [f"robovlms/{path}" for path in re.findall(r"^(?:  )?(\w+/[\w/<>.]+)", block, re.MULTILINE)]
+    assert len(paths) > 25
+    for path in paths:
+        assert list(ROOT.glob(re.sub(r"<\w+>", "*", path).rstrip("/"))), path
+
+
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
