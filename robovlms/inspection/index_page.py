@@ -14,13 +14,13 @@ MAX_INSTRUCTIONS = 200  # that are listed; the JSON has all
 
 
 class Bar(NamedTuple):
-    """One bar of a histogram: its rectangle in px, and its count."""
+    """One bar of a histogram: its rectangle in px, and how many values it stands for."""
 
     x: str
     y: str
     width: str
     height: str
-    count: int
+    amount: int
 
 
 def write_index(report: Report, path: Path, *, pages: Sequence[Path], sheet: Path) -> Path:

@@ -38,7 +38,8 @@ RUNS = re.compile(r"<!-- runs with: (.*?) -->\n```bash\n(.*?)```", re.DOTALL)
 
 def blocks(page: Path, language: str) -> list[str]:
     """Return the page's blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for kind, text in fences if kind == language]
 
 
 def without_blocks(text: str) -> str:
