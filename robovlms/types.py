@@ -107,11 +107,14 @@ class Conversations(Tensors):
 
 @dataclass(kw_only=True)
 class Observation:
-    """What a robot or simulator shows the policy at one control step."""
+    """What a robot or simulator shows the policy at one control step.
 
-    frames: dict[str, UInt8[np.ndarray, "_h _x c"]]
-    instruction: str
-    proprio: Float32[np.ndarray, "p"] | None = None
+    Simulators give the types named here; what else robots may send is read by `policy/observations.py`.
+    """
+
+    frames: dict[str, Any]  # by camera: uint8 "h x c", RGB
+    instruction: Any  # text
+    proprio: Any = None  # float32 "p"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,4 +124,4 @@ class ImageSpec:
     size: int
     mean: Sequence[float]
     std: Sequence[float]
-    resample: Resampling = Resampling.BICUBIC  # how the checkpoint's own image processor resizes
+    interpolation: Resampling = Resampling.BICUBIC  # how the checkpoint's own image processor resizes

@@ -184,7 +184,7 @@ def _explained(config: BackboneConfig, what: str) -> Iterator[None]:
 
 
 def missing_message(checkpoint: str, what: str, error: Exception) -> str:
-    """Say what of a checkpoint could not be had, and what to do about it."""
+    """Say what of a checkpoint is not available, and what to do about it."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)

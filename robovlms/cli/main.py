@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from robovlms.cli.app import entry
@@ -16,6 +17,7 @@ from robovlms.config.commands import (
     MergeLoRAConfig,
 )
 from robovlms.config.run import TrainConfig
+from robovlms.errors import UserError
 from robovlms.terminal import show
 
 MPI = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "I_MPI_INFO_NP"}
@@ -85,8 +87,13 @@ def _inspect_data(config: InspectConfig) -> None:
     from robovlms.commands.inspect_data import inspect_data as run
     from robovlms.inspection.text import format_report
 
+    num_errors = 0
     for report, index in run(config):
         show(f"{format_report(report)}\n\n{index}\n")
+        num_errors += report.num_errors
+    sys.stdout.flush()
+    if num_errors:  # the pages are written all the same
+        raise UserError(f"{num_errors} of the findings above are errors: correct what they name before you train.")
 
 
 def _convert_data(config: ConvertDataConfig) -> None:

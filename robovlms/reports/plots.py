@@ -67,7 +67,7 @@ def plot_actions(
 ) -> Path:
     """Draw one row per action entry: the first action of each chunk along the windows, and all against the targets.
 
-    The last entry is the gripper (closed below 0, open above): counts of agreement instead of dots.
+    A gripper (closed below 0, open above) has counts of agreement instead of dots.
 
     Args:
         predicted: in the units of `target`; r windows in their order in the data.
@@ -83,7 +83,7 @@ def plot_actions(
         series.plot(predicted[rows, 0, i], color=ORANGE, label="predicted", linewidth=1.1)
         series.set(ylabel=name, xlim=(0, max(len(rows) - 1, 1)))
         true, guess = target[mask][:, i], predicted[mask][:, i]
-        if i == len(names) - 1:
+        if name == "gripper":
             _draw_agreement(scatter, true > 0, guess > 0)
         else:
             _draw_scatter(scatter, true, guess)

@@ -51,9 +51,9 @@ def validate(
         batch = host_batch.to(mean_actions.device)
         assert batch.actions is not None
         assert batch.action_mask is not None
-        predicted, target, mask = policy.predict(batch), batch.actions[:, -1], batch.action_mask[:, -1]
+        (terms, predicted), target, mask = policy.assess(batch), batch.actions[:, -1], batch.action_mask[:, -1]
         count = batch.action_mask.sum()
-        _add(losses, {name: value.float() * count for name, value in policy(batch).items()} | {"steps": count.float()})
+        _add(losses, {name: value.float() * count for name, value in terms.items()} | {"steps": count.float()})
         _add(errors, _errors(batch, predicted, mean_actions))
         if len(examples) * len(batch) < MAX_EXAMPLES:
             examples.append((predicted.float(), target, mask))

@@ -98,7 +98,7 @@ class Gemma4(HuggingFaceBackbone):
         return {"vision": [self.model.vision_tower], "text": own, "embeddings": embeddings}
 
     def cut(self, images: Float[Tensor, "n c h x"]) -> tuple[Float[Tensor, "n p _e"], Int64[Tensor, "n p 2"]]:
-        """Cut images into patches, row by row, and give each one's column and row."""
+        """Cut images into patches, row by row, and return each one's column and row."""
         size = self.model.config.vision_config.patch_size
         side = images.shape[-1] // size
         row = torch.arange(side, device=images.device).expand(side, side).T
