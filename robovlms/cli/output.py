@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from robovlms.terminal import PrintableFormatter, printable
+
 
 def set_up_output() -> None:
     """Log INFO from the first process of a launch and WARNING from the others, on stderr.
@@ -23,9 +25,10 @@ def set_up_output() -> None:
             stream.reconfigure(errors="backslashreplace")
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     if not logging.getLogger().handlers:
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(_is_news)
+        handler = logging.StreamHandler()
+        handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.addFilter(_is_news)
+        logging.basicConfig(level=level, handlers=[handler])
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -57,7 +60,7 @@ def is_first_to_say(text: str) -> bool:
 def say(text: str, stream: TextIO | None = None) -> None:
     """Write an error to stderr, once a launch."""
     if is_first_to_say(text):
-        (stream or sys.stderr).write(text)
+        (stream or sys.stderr).write(printable(text))
 
 
 def tell_launcher(message: str) -> None:
@@ -65,6 +68,7 @@ def tell_launcher(message: str) -> None:
     given = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not given:
         return
+    message = printable(message)
     told = {"message": {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}}
     try:
         Path(given).write_text(json.dumps(told), encoding="utf-8")

@@ -36,7 +36,7 @@ def episode_findings(dataset: WindowDataset) -> list[Finding]:
     steps = dataset.converter.num_steps
     empty = [number for number, e in enumerate(reader.episodes) if not e.length]
     short = [number for number, e in enumerate(reader.episodes) if e.length and steps(e.length) < window_size]
-    mute = [number for number, e in enumerate(reader.episodes) if not e.instruction.strip()]
+    silent = [number for number, e in enumerate(reader.episodes) if not e.instruction.strip()]
     total, refused = len(reader.episodes), Severity.warning if dataset.config.skip_bad else Severity.error
 
     def report(severity: Severity, numbers: list[int], what: str, to_do: str) -> list[Finding]:
@@ -57,7 +57,7 @@ def episode_findings(dataset: WindowDataset) -> list[Finding]:
         ),
         *report(
             refused,
-            mute,
+            silent,
             "have an empty instruction",
             "Set the data set's key of instructions (data.language_key), or write them"
             f"{or_skip(dataset.config, 'leave such episodes out')}.",

@@ -77,7 +77,7 @@ class ConversationDataset:
             except ValueError as error:
                 if not config.skip_bad:
                     raise UserError(
-                        f"{self.path}, record {number}: {error}. Mend it, or leave such records out with "
+                        f"{self.path}, record {number}: {error}. Fix it, or leave such records out with "
                         "cotrain.skip_bad=true."
                     ) from error
                 bad += 1

@@ -89,7 +89,7 @@ def pack(
     workers: int = 1,
     origin: dict[str, Any] | None = None,
 ) -> PackSummary:
-    """Write the reader's episodes to `target`; a complete folder is left as it is, an unfinished one is gone on with.
+    """Write the reader's episodes to `target`; a complete folder is left as it is, an unfinished one is continued.
 
     Args:
         reader: with at least one view. Worker processes get pickled copies, which open their own files.
