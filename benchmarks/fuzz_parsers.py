@@ -39,7 +39,7 @@ from robovlms.data.packed.reader import PackedReader
 from robovlms.data.packed.writer import pack
 from robovlms.data.rlds.features import StepFeature, open_folder, read_features
 from robovlms.data.rlds.reader import RldsReader
-from robovlms.data.rlds.steps import read_numbers, read_pictures, read_text
+from robovlms.data.rlds.steps import read_numbers, read_pictures, read_texts
 from robovlms.data.rlds.tfrecord import Feature, parse_example, scan_records
 from robovlms.data.statistics import load_rows
 from robovlms.data.windows import WindowDataset
@@ -80,8 +80,8 @@ def read_example(folder: Path) -> None:
     packed = StepFeature("tensor", "uint8", (4, 6, 3), "zlib")
     steps = np.arange(STEPS)
     ways: list[Callable[[Feature], object]] = [
-        lambda found: read_text(StepFeature("text", "string", (), "none"), found),
-        lambda found: read_text(StepFeature("tensor", "int32", (8,), "none"), found),
+        lambda found: read_texts(StepFeature("text", "string", (), "none"), found),
+        lambda found: read_texts(StepFeature("tensor", "int32", (8,), "none"), found),
         lambda found: read_numbers(vector, found),
         lambda found: read_numbers(scalar, found),
         lambda found: read_pictures(picture, found, steps, STEPS),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robovlms.data.rlds.crc32c import masked_crc32c
+from robovlms.data.rlds.tfrecord import masked_crc32c
 
 FLOAT7 = {"tensor": {"shape": {"dimensions": ["7"]}, "dtype": "float32", "encoding": "none"}}
 IMAGE = {"image": {"shape": {"dimensions": ["4", "6", "3"]}, "dtype": "uint8", "encodingFormat": "png"}}
@@ -56,7 +56,8 @@ def png(value: int, size: tuple[int, int] = (4, 6), mode: str = "RGB") -> bytes:
 
 def node(specs: dict) -> dict:
     """Return features.json's form of nested {name: spec}; a spec has the one key tensor, image, text or sequence."""
-    if len(specs) == 1 and {"tensor", "image", "text", "sequence"} & set(specs):
+    kinds = {"tensor", "image", "text", "sequence"}
+    if len(specs) == 1 and kinds & set(specs) and not kinds & set(next(iter(specs.values()))):
         return specs
     return {"featuresDict": {"features": {name: node(spec) for name, spec in specs.items()}}}
 

@@ -19,8 +19,8 @@ MAX_LINES, MAX_STATEMENTS = 350, 50
 # here. Schemas of options (`schema.py`, `schemas/`) belong to the room `config`, wherever they lie. Inside a room files
 # import each other freely, but for options, which never see one another (kosmos never sees llava).
 DOORS = {
-    "types errors": "",
-    "files": "errors",
+    "types errors progress": "",
+    "files workers": "errors",
     "registry": "errors",
     "config": "registry errors",
     "actions": "config registry errors types files",
@@ -28,14 +28,14 @@ DOORS = {
     "heads": "config registry errors types",
     "images": "config errors types backbones",
     "sims": "config registry errors types files",
-    "data": "config registry errors types files actions images backbones",
+    "data": "config registry errors types files progress workers actions images backbones",
     "policy": "config registry errors types files actions images backbones heads",
-    "evaluation": "config errors types files sims policy",
+    "evaluation": "config errors types files progress sims policy",
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
-    "inspection": "config errors types files actions data reports",
-    "commands": "config registry errors types files actions images backbones heads data sims policy evaluation reports "
-    "training inspection",
+    "inspection": "config errors types files progress actions data reports",
+    "commands": "config registry errors types files progress workers actions images backbones heads data sims policy "
+    "evaluation reports training inspection",
     "cli": "config registry errors commands inspection policy",
     "train scripts": "cli",
 }
@@ -51,7 +51,7 @@ LIBRARIES = {
     "mujoco": "sims",
     "peft": "backbones.lora",
     "gymnasium": "sims",
-    "h5py": "data.libero",
+    "h5py": "data.files.hdf5",
 }
 
 

@@ -6,6 +6,7 @@ window becomes n = b * w sequences of one frame (policy head) or n = b sequences
 
 from __future__ import annotations
 
+import copy
 import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -222,3 +223,10 @@ class Backbone(nn.Module, ABC):
         if not 0 < count <= len(layers):
             raise UserError(f"{option} must be 1 to {len(layers)}, the decoder's layers.")
         layers[: len(layers) - count].requires_grad_(False)
+
+
+def text_side(backbone: Backbone) -> Backbone:
+    """Return a copy that tokenises and has no weights: what loader processes are sent."""
+    light = copy.copy(backbone)
+    light.__dict__ = backbone.__dict__ | {name: {} for name in ("_modules", "_parameters", "_buffers")}
+    return light

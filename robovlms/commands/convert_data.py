@@ -6,10 +6,8 @@ import logging
 
 from robovlms.actions.plan import DataPlan
 from robovlms.config.commands import ConvertDataConfig
-from robovlms.data.base import Reader
-from robovlms.data.opening import _origin, packed_folder
+from robovlms.data.opening import _origin, native_reader, packed_folder
 from robovlms.data.packed.writer import PackSummary, pack, verify
-from robovlms.registry import DATASETS
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +24,7 @@ def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
     summaries = []
     for source in plan.sources:
         for split in config.pack.splits:
-            reader: Reader = DATASETS.get(source.config.name)(source.config, split, views=source.views)
+            reader = native_reader(source.config, split, source.views)
             if not len(reader.episodes):
                 logger.info("%s has no episode, so nothing is packed", reader.summary())
                 continue

@@ -137,6 +137,15 @@ class DataConfig:
         return self.proprio_names if self.proprio_seen is None else self.proprio_seen
 
 
+@dataclass(kw_only=True)
+class Hdf5DataConfig(DataConfig):
+    """HDF5 files of demonstrations."""
+
+    action_key: str = MISSING
+    validation_fraction: float = number(0.05, at_least=0, below=1)
+    instruction: str | None = None  # of all demonstrations; null: the files' own
+
+
 @schema("data/mixture")
 @dataclass(kw_only=True)
 class MixtureDataConfig(DataConfig):

@@ -18,6 +18,7 @@ from robovlms.config.policy import WindowConfig
 from robovlms.data.base import Reader, RobotDataset, unlabelled
 from robovlms.data.cached import CachedDataset
 from robovlms.data.files.cache_folder import cache_folder
+from robovlms.data.formats import foreign
 from robovlms.data.mixture import MixtureDataset
 from robovlms.data.packed.index import INDEX, load_index
 from robovlms.data.packed.reader import PackedReader
@@ -108,7 +109,7 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
             are not recorded at `data.contract.control_hz`. An episode has no frame or no instruction, and
             `data.skip_bad` is false.
     """
-    native: Reader = DATASETS.get(config.name)(config, split, views=views)
+    native = native_reader(config, split, views)
     if wrong_rate := rate_findings(native, config.contract):
         raise UserError(f"{wrong_rate[0].where}: {wrong_rate[0].what}. {wrong_rate[0].to_do}")
     _check_episodes(native, config)
@@ -128,6 +129,21 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     elif config.cache is CacheMode.packed:
         raise FileNotFoundError(f"data.cache=packed, but {native.summary()} is not packed. Pack it: {command}")
     return native
+
+
+def native_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
+    """Return the format's own reader of a split.
+
+    Raises:
+        FileNotFoundError: the folder or a file of it is missing, or it holds another format, which is named.
+        UserError: the folder contradicts itself or the config.
+    """
+    try:
+        return DATASETS.get(config.name)(config, split, views=views)
+    except (FileNotFoundError, ValueError) as error:
+        if (said := foreign(Path(config.root).expanduser(), config.name)) is not None:
+            raise FileNotFoundError(said) from error
+        raise
 
 
 def _check_episodes(reader: Reader, config: DataConfig) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from tqdm import tqdm
-
 from robovlms.evaluation.episodes import Episode, EpisodeResult
 from robovlms.evaluation.journal import Journal
 from robovlms.evaluation.rollout import Start, _attempt
 from robovlms.evaluation.workers import _in_workers
+from robovlms.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +51,14 @@ def run_episodes(
 def _record(results: Generator[EpisodeResult], journal: Journal, total: int) -> None:
     """Write results down as they come, show the running success, and raise the first error once all are written."""
     failed = []
-    with tqdm(total=total, initial=len(journal.done), unit="episode", disable=None) as bar:  # None: only on a terminal
+    with Progress("evaluating", total, "episode", initial=len(journal.done)) as progress:
         for result in results:
             journal.append(result)
             if result.error is not None:
                 failed.append(result)
                 continue
             own = [done.success for done in journal.done.values() if not done.opposite]
-            bar.set_postfix_str(f"success {sum(own)}/{len(own)}")
-            bar.update()
+            progress.update(note=f"success {sum(own)}/{len(own)}")
     if failed:
         first = failed[0]
         told = " (told the opposite)" if first.opposite else ""

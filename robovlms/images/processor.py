@@ -7,7 +7,6 @@ images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from robovlms.backbones.base import Backbone
+from robovlms.backbones.base import Backbone, text_side
 from robovlms.config.choices import Fit, Resize
 from robovlms.errors import UserError
 from robovlms.images.augmentation import crop_images, jitter_colors, shift_images
@@ -24,11 +23,12 @@ from robovlms.images.resizing import resize_frames, resize_picture
 from robovlms.types import Batch
 
 TOKENIZED = 1000  # instructions at once, when all are looked at
+MAX_KNOWN = 10_000  # prompts whose token ids are kept
 REFERENCE_PX = 224  # image size at which random shifts are given
 
 
 class Processor:
-    """What stands between robot data and a backbone."""
+    """What stands between robot data and a backbone; it goes to loader processes, so it holds no weights."""
 
     def __init__(
         self,
@@ -45,8 +45,15 @@ class Processor:
         # Source: RoboVLMs base_backbone.py, which inserts the wrist image before the static one.
         self.views = views[::-1]
         self._prompt, self._max_text_tokens = backbone.prompt, max_text_tokens
-        self._tokenize = backbone.tokenize
-        self._tokens = lru_cache(maxsize=10_000)(lambda prompt: backbone.tokenize([prompt])[0])
+        self._tokenize = text_side(backbone).tokenize
+        self._known: dict[str, list[int]] = {}  # token ids of prompts
+
+    def _tokens(self, prompt: str) -> list[int]:
+        if prompt not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[prompt] = self._tokenize([prompt])[0]
+        return self._known[prompt]
 
     def text(self, instructions: list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
         """Tokenise and right-pad to the longest of the batch.

@@ -14,9 +14,9 @@ from jaxtyping import Float32, Int64, UInt8
 from robovlms.data.base import Clip, EpisodeInfo, Numbers, Reader
 from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.calvin.segments import (
-    ANNOTATIONS,
     Segment,
     drop_segments,
+    find_annotations,
     index_faults,
     read_rate,
     read_segments,
@@ -26,6 +26,7 @@ from robovlms.data.calvin.segments import (
 from robovlms.data.files.npz import read_npz
 from robovlms.data.splits import evenly_spaced
 from robovlms.errors import UserError
+from robovlms.progress import track
 from robovlms.registry import DATASETS
 
 ACTION_KEY = "rel_actions"  # 3 x 0.02 m, 3 x 0.05 rad (world frame), gripper -1 closed, +1 open
@@ -66,10 +67,11 @@ class CalvinReader(Reader):
         self._keys = {view: config.views[view] for view in views}
         self._proprio_key, self._proprio_names = config.proprio_key, config.proprio_names
         self._image_shapes: dict[str, tuple[int, ...]] = {}  # per view, as in the first readable frame
-        segments = read_segments(self._folder)
+        self._annotations = find_annotations(config, split, self._folder)
+        segments = read_segments(self._annotations)
         if split == "train":
             segments = select_segments(segments, config, self._folder)
-        faults = index_faults(segments, self._folder)
+        faults = index_faults(segments, self._annotations, self._folder)
         if config.skip_bad:
             faults |= self._frame_faults(segments, skip=set(faults))
             segments = drop_segments(segments, faults, self._folder)
@@ -125,7 +127,7 @@ class CalvinReader(Reader):
         """Return the segments that are used, and size and time of the annotations and of frames, evenly spread."""
         frames = self._covered()
         seen = frames[evenly_spaced(len(frames), min(len(frames), MAX_STAMPS))].tolist()
-        stats = [path.stat() for path in (self._folder / ANNOTATIONS, *map(self._path, seen))]
+        stats = [path.stat() for path in (self._annotations, *map(self._path, seen))]
         segments = [(segment.start, segment.end) for segment in self._segments]
         return f"calvin {self._folder.resolve()} {[(s.st_size, s.st_mtime_ns) for s in stats]} {segments}"
 
@@ -176,7 +178,7 @@ class CalvinReader(Reader):
         """Open every frame of every segment not in `skip`, and give the first fault of each segment that has one."""
         faults: dict[int, Exception] = {}
         seen: dict[int, Exception | None] = {}  # segments overlap
-        for number, segment in enumerate(segments):
+        for number, segment in track(enumerate(segments), "opening frames", len(segments), "segment"):
             for frame in range(segment.start, segment.end + 1) if number not in skip else ():
                 if frame not in seen:
                     seen[frame] = self._frame_fault(frame)

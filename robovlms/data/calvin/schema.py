@@ -17,6 +17,7 @@ class CalvinDataConfig(DataConfig):
     root: str = ask("/path/to/task_ABCD_D", keeps=WHERE)
     train_split: str = "training"
     validation_split: str = "validation"
+    annotations: str | None = None  # folder of auto_lang_ann.npy; null: lang_annotations, or else another lang_*
     few_shot_file: str | None = None  # JSON {task: [[start, end], ...]}: only these segments
     scenes: list[str] = field(default_factory=list)  # e.g. [A, B], by scene_info.npy; empty: all
     exclude_tasks: list[str] = field(default_factory=list)

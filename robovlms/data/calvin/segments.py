@@ -27,7 +27,7 @@ from robovlms.registry import nearest
 
 logger = logging.getLogger(__name__)
 
-ANNOTATIONS = "lang_annotations/auto_lang_ann.npy"
+ANNOTATIONS = "auto_lang_ann.npy"  # in lang_annotations, lang_clip_resnet50, ...: the same texts, other embeddings
 RECORDINGS = "ep_start_end_ids.npy"  # first and last frame of each
 SCENES = "scene_info.npy"
 RECORDER = ".hydra/merged_config.yaml"  # what the recording program was told
@@ -51,18 +51,63 @@ class Segment:
         return f"frames {self.start}-{self.end} ({self.instruction!r})"
 
 
-def read_segments(folder: Path) -> list[Segment]:
-    """Return the language segments of a split folder, in the file's order.
+def find_annotations(config: CalvinDataConfig, split: str, folder: Path) -> Path:
+    """Return the file of language annotations of a split folder.
+
+    It is in `data.annotations`; where that is not set, in lang_annotations, or else in the only other folder lang_*, or
+    in the first of several that describe the same segments.
 
     Raises:
-        FileNotFoundError: there is no annotation file.
+        FileNotFoundError: there is none; lists what there is.
+        UserError: several folders describe different segments.
+    """
+    found = sorted(folder.glob(f"*/{ANNOTATIONS}"))
+    if config.annotations is not None:
+        if (path := folder / config.annotations / ANNOTATIONS).is_file():
+            return path
+        raise FileNotFoundError(
+            f"data.annotations={config.annotations}: {path} does not exist.{_names(found)} Set data.annotations to the "
+            "name of a folder that has one, or to null."
+        )
+    if (path := folder / "lang_annotations" / ANNOTATIONS).is_file():
+        return path
+    candidates = [path for path in found if path.parent.name.startswith("lang_")]
+    if not candidates:
+        raise FileNotFoundError(
+            f"{folder} has no language annotations: neither lang_annotations/{ANNOTATIONS} nor another lang_* folder "
+            f"with one.{_names(found)} {_way_without(config, split, folder)}"
+        )
+    if len(candidates) > 1:
+        first = read_segments(candidates[0])
+        if other := next((path for path in candidates[1:] if read_segments(path) != first), None):
+            raise UserError(
+                f"{candidates[0]} and {other} describe different segments: choose one with data.annotations="
+                f"{candidates[0].parent.name} or data.annotations={other.parent.name}."
+            )
+    return candidates[0]
+
+
+def _names(found: list[Path]) -> str:
+    return f" There are: {', '.join(path.parent.name for path in found)}." if found else ""
+
+
+def _way_without(config: CalvinDataConfig, split: str, folder: Path) -> str:
+    held = sorted(path.name for path in folder.iterdir() if not path.match("episode_*.npz"))
+    holds = f"It holds {', '.join(held[:8]) or 'no folder'} beside its frames."
+    if split == "validation":
+        return (
+            f"{holds} Complete the download, or set data.validation_split={config.train_split}, which validates on the "
+            "segments that are trained on."
+        )
+    return f"{holds} Only splits with language annotations can be trained on: complete the download."
+
+
+def read_segments(path: Path) -> list[Segment]:
+    """Return the language segments of an annotation file, in its order.
+
+    Raises:
         UserError: it is not what CALVIN writes, or lists no segment.
     """
-    path = folder / ANNOTATIONS
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: only CALVIN splits with language annotations can be trained on."
-        )
     content = read_pickled_npy(path)
     try:
         texts, tasks, ranges = content["language"]["ann"], content["language"]["task"], content["info"]["indx"]
@@ -119,13 +164,14 @@ def split_folder(config: CalvinDataConfig, split: str) -> Path:
             f"data.root={config.root} is not a folder: download a CALVIN data set (github.com/mees/calvin, dataset/) "
             "and set data.root to it, e.g. data.root=<downloads>/task_ABC_D."
         )
-    if (root / ANNOTATIONS).is_file():
+    if next(root.glob(f"*/{ANNOTATIONS}"), None) is not None:
         hint = f"It is itself a split: set data.root={root.resolve().parent}."
     elif found := sorted(str(path.parent) for path in root.glob(f"*/{name}") if path.is_dir()):
         hint = f"It holds whole data sets: set data.root={' or '.join(found)}."
     else:
         holds = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-        hint = f"It holds {holds}. Set data.root to the folder above '{name}', or change data.{split}_split."
+        other = config.train_split if split == "validation" and (root / config.train_split).is_dir() else "<its name>"
+        hint = f"It holds {holds}. Set data.root to the folder above '{name}', or data.{split}_split={other}."
     raise FileNotFoundError(f"data.root={config.root} has no folder '{name}'. {hint}")
 
 
@@ -240,15 +286,15 @@ def read_few_shot(path: Path) -> set[tuple[int, int]]:
         raise UserError(f"data.few_shot_file={path} is not JSON of {{task: [[start, end], ...]}}: {error}") from error
 
 
-def index_faults(segments: list[Segment], folder: Path) -> dict[int, Exception]:
-    """Give, by segment number, what the folder's listing already shows to be wrong; no file is opened."""
+def index_faults(segments: list[Segment], annotations: Path, folder: Path) -> dict[int, Exception]:
+    """Return, by segment number, what the folder's listing already shows to be wrong; no file is opened."""
     present = _frames_on_disk(folder)
     starts, ends = (np.array([getattr(segment, name) for segment in segments]) for name in ("start", "end"))
     lefts, rights = np.searchsorted(present, starts, side="left"), np.searchsorted(present, ends, side="right")
     faults: dict[int, Exception] = {}
     for number in np.flatnonzero((ends < starts) | (rights - lefts != ends - starts + 1)).tolist():
         segment = segments[number]
-        told = f"{folder / ANNOTATIONS}: segment {number}, {segment},"
+        told = f"{annotations}: segment {number}, {segment},"
         if segment.end < segment.start:
             faults[number] = ValueError(f"{told} ends before it starts. Set data.skip_bad=true to drop such segments.")
             continue

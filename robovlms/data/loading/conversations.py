@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from robovlms.backbones.base import Backbone
+from robovlms.backbones.base import Backbone, text_side
 from robovlms.config.training import CotrainConfig
 from robovlms.data.loading.loader import make_loader
+from robovlms.data.loading.processes import Loader
 from robovlms.data.loading.sampler import Draw, StepSampler
 from robovlms.errors import UserError
 from robovlms.files import refuse_pointer
@@ -167,7 +167,7 @@ class ConversationCollator:
 
     def __init__(self, config: CotrainConfig, backbone: Backbone, size: int) -> None:
         self.config, self.size = config, size
-        self._backbone = backbone
+        self._backbone = text_side(backbone)
 
     def __call__(
         self, drawn: Sequence[tuple[tuple[Conversation, UInt8[np.ndarray, "h x c"] | None], Draw]]
@@ -214,7 +214,7 @@ class ConversationCollator:
 
 def conversation_loader(
     config: CotrainConfig, backbone: Backbone, processor: Processor, beside: StepSampler, *, pin_memory: bool
-) -> DataLoader[Conversations]:
+) -> Loader[Conversations]:
     """Return an endless loader of this rank's conversations: a micro-batch for each one of the robot's data (`beside`).
 
     Raises:
@@ -240,4 +240,4 @@ def conversation_loader(
         start_step=beside.start_step,
     )
     collate = ConversationCollator(config, backbone, processor.image_spec.size)
-    return make_loader(dataset, collate, sampler, config.num_workers, pin_memory)
+    return make_loader(dataset, collate, sampler, config.num_workers, pin_memory, "cotrain.num_workers")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from robovlms.actions.normalizer import ActionNormalizer, chunk_actions
 from robovlms.config.policy import WindowConfig
 from robovlms.data.base import RobotDataset
+from robovlms.data.loading import processes
+from robovlms.data.loading.processes import Guarded, Loader, Samples
 from robovlms.data.loading.ring import Ring
 from robovlms.data.loading.sampler import Draw, StepSampler, sample_seeds
 from robovlms.errors import UserError
@@ -111,19 +110,9 @@ class Collator:
         return batch
 
 
-class _Drawn(Dataset[tuple[Any, Draw]]):
-    """A data set addressed by draws, so that the collator learns each sample's number."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, draw: Draw) -> tuple[Any, Draw]:
-        return self.dataset[draw.window], draw
-
-
 def training_loader(
     dataset: RobotDataset, collator: Collator, sampler: StepSampler, *, num_workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
+) -> Loader[Batch]:
     """Return an endless loader of this rank's micro-batches, from the sampler's start step on."""
     return make_loader(dataset, _ringed(collator, num_workers), sampler, num_workers, pin_memory)
 
@@ -138,7 +127,7 @@ def validation_loader(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
+) -> Loader[Batch]:
     """Return this rank's share of an evenly spread selection of windows, the same at every call.
 
     A window's number is its place in the data set, so a head draws the same for it whatever ranks and batch sizes are.
@@ -167,32 +156,24 @@ def make_loader(
     batches: StepSampler | list[list[Draw]],
     num_workers: int,
     pin_memory: bool,
-) -> DataLoader[Any]:
-    """Return a loader of the drawn numbers of `dataset`; `collate` gets pairs of what was read and its draw."""
+    option: str = "data.num_workers",
+) -> Loader[Any]:
+    """Return a loader of the drawn numbers of `dataset`; `collate` gets pairs of what was read and its draw.
+
+    `option` is what sets `num_workers`.
+    """
     if num_workers:
-        atexit.register(_stop_workers)
-    return DataLoader(
-        _Drawn(dataset),
+        processes.stop_at_exit()
+    loader = DataLoader(
+        Samples(dataset),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=Guarded(collate),
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=processes.start,
+        multiprocessing_context=processes.context() if num_workers else None,
         generator=torch.Generator(),  # its own: making an iterator must not disturb the run's random state
     )
-
-
-def _stop_workers() -> None:
-    """End loader processes that an exception kept alive: they ignore the signal that python ends its children with."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _start_worker(worker: int) -> None:
-    """One thread per loader process; signals to the whole group are the training process's to handle."""
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    return Loader(loader, option)

@@ -22,6 +22,7 @@ from robovlms.files import refuse_pointer
 from robovlms.registry import nearest
 
 INFO, FEATURES = "dataset_info.json", "features.json"
+STEPS = "steps/"  # before the keys of a step, in a record
 _MAX_JSON = 2**24  # bytes; the largest of Open X-Embodiment has 10**5
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _NUMERIC = re.compile(r"(u?int(8|16|32|64)|float(16|32|64)|bool)")
@@ -85,7 +86,7 @@ class TFDSFolder:
     name: str
     splits: dict[str, list[Shard]]
     features: dict[str, StepFeature]  # by key of a step, e.g. observation/image_0
-    flags: list[str]  # keys of an episode that say yes or no
+    context: dict[str, StepFeature]  # by key of an episode, e.g. episode_metadata/language_instruction
 
     def find(self, key: str, known: list[str], option: str, what: str) -> str:
         """Return the key of a step that an option means; `observation/` may be left out.
@@ -107,12 +108,32 @@ class TFDSFolder:
         Raises:
             UserError: there is none; lists those that there are.
         """
-        if key is not None and key not in self.flags:
+        flags = [name for name, spec in self.context.items() if spec.is_flag]
+        if key is not None and key not in flags:
             raise UserError(
-                f"data.success_key={key} is not a flag of the episodes of {self.path}.{nearest(key, self.flags)} "
-                f"It has: {', '.join(self.flags) or 'none'}. Set data.success_key=<key>, or null to keep all episodes."
+                f"data.success_key={key} is not a flag of the episodes of {self.path}.{nearest(key, flags)} "
+                f"It has: {', '.join(flags) or 'none'}. Set data.success_key=<key>, or null to keep all episodes."
             )
         return key
+
+    def find_text(self, key: str) -> tuple[str, StepFeature]:
+        """Return the place in a record of the text that `data.language_key` means: of the steps, or of the episode.
+
+        `observation/` and `episode_metadata/` may be left out.
+
+        Raises:
+            UserError: there is none; lists those that there are.
+        """
+        steps = {f"{STEPS}{name}": spec for name, spec in self.features.items() if spec.is_text}
+        places = steps | {name: spec for name, spec in self.context.items() if spec.is_text}
+        for name in (f"{STEPS}{key}", f"{STEPS}observation/{key}", key, f"episode_metadata/{key}"):
+            if name in places:
+                return name, places[name]
+        known = [name.removeprefix(STEPS) for name in places]
+        raise UserError(
+            f"data.language_key={key} is not a text of the steps or episodes of {self.path}.{nearest(key, known)} "
+            f"It has: {', '.join(known) or 'none'}. Set data.language_key=<key>."
+        )
 
     def shards(self, split: str, option: str) -> list[Shard]:
         """Return the files of a split.
@@ -138,7 +159,7 @@ def open_folder(root: Path) -> TFDSFolder:
     folder = _version_folder(root)
     info = _read_json(folder / INFO)
     name, splits = _read_splits(folder, info)
-    return TFDSFolder(folder, name, splits, read_features(folder / FEATURES), _read_flags(folder / FEATURES))
+    return TFDSFolder(folder, name, splits, read_features(folder / FEATURES), _read_context(folder / FEATURES))
 
 
 def _version_folder(root: Path) -> Path:
@@ -224,12 +245,12 @@ def read_features(path: Path) -> dict[str, StepFeature]:
     return found
 
 
-def _read_flags(path: Path) -> list[str]:
+def _read_context(path: Path) -> dict[str, StepFeature]:
     found: dict[str, StepFeature] = {}
     for name, child in _children(_read_json(path)).items():
         if name != "steps":
             _walk(path, child, name, found)
-    return [key for key, spec in found.items() if spec.is_flag]
+    return found
 
 
 def _children(node: dict[str, Any]) -> dict[str, Any]:

@@ -20,17 +20,18 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from robovlms.data.files.cache_folder import keep
-from robovlms.data.rlds.features import Shard, StepFeature
-from robovlms.data.rlds.steps import read_numbers, read_text
+from robovlms.data.rlds.features import STEPS, Shard, StepFeature
+from robovlms.data.rlds.steps import read_numbers, read_texts
 from robovlms.data.rlds.tfrecord import Feature, parse_example, scan_records
 from robovlms.errors import UserError
 from robovlms.files import pointer_problem
+from robovlms.progress import track
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2  # of the index file; raise it when its content changes
-_PREFIX = "steps/"
-_PLACES = ("shard", "record", "offset", "length", "success", "steps", "instruction")
+_VERSION = 3  # of the index file; raise it when its content changes
+_PLACES = ("shard", "record", "offset", "length", "success", "steps")
+_STRETCHES = ("stretch_record", "stretch_step", "stretch_instruction")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class IndexRequest:
     name: str  # of data set and split, for people
     shards: list[Shard]
     numeric: dict[str, StepFeature]  # keys of a step
-    language: str  # key of a step
+    language: str  # place of the instruction in a record: steps/... or of the episode
     language_spec: StepFeature
     success: str | None = None  # key of an episode
 
@@ -54,7 +55,10 @@ class IndexRequest:
 
 @dataclass(frozen=True)
 class RecordIndex:
-    """Readable records in the order of the files, the steps of all of them one behind another, and what was wrong."""
+    """Readable records in the order of the files, the steps of all of them one behind another, and what was wrong.
+
+    A record has a stretch for each instruction, one behind another; most have one.
+    """
 
     shard: Int64[np.ndarray, "n"]
     record: Int64[np.ndarray, "n"]  # number within the shard
@@ -62,7 +66,9 @@ class RecordIndex:
     length: Int64[np.ndarray, "n"]  # of the payload
     success: Int64[np.ndarray, "n"]  # 1, or 0 where the episode's flag says no
     steps: Int64[np.ndarray, "n"]
-    instruction: Int64[np.ndarray, "n"]  # into `instructions`
+    stretch_record: Int64[np.ndarray, "m"]  # increasing
+    stretch_step: Int64[np.ndarray, "m"]  # the first, counted in its record
+    stretch_instruction: Int64[np.ndarray, "m"]  # into `instructions`
     instructions: list[str]
     columns: dict[str, Float32[np.ndarray, "s _"]]  # by key of a step
     faults: list[str]  # of records and shards that are left out
@@ -71,7 +77,7 @@ class RecordIndex:
 class _Row(NamedTuple):
     places: tuple[int, int, int, int]
     success: int
-    instruction: str
+    stretches: list[tuple[int, str]]  # first step and instruction
     columns: dict[str, np.ndarray]
 
 
@@ -109,7 +115,8 @@ def _build(request: IndexRequest, skip_bad: bool) -> RecordIndex:
     logger.info("%s: reading %.1f GB in %d files once, to index it", request.name, size / 1e9, len(request.shards))
     rows: list[_Row] = []
     faults: list[str] = []
-    for number, shard in enumerate(request.shards):
+    shards = track(enumerate(request.shards), f"indexing {request.name}", len(request.shards), "file")
+    for number, shard in shards:
         for found in _index_shard(request, number, shard):
             if isinstance(found, _Row):
                 rows.append(found)
@@ -118,23 +125,27 @@ def _build(request: IndexRequest, skip_bad: bool) -> RecordIndex:
                 raise found
             faults.append(str(found))
     logger.info("%s: %d records indexed in %.0f s", request.name, len(rows), time.perf_counter() - start)
-    instructions = sorted({row.instruction for row in rows})
-    numbers = {text: i for i, text in enumerate(instructions)}
     steps = [len(next(iter(row.columns.values()))) for row in rows]
-    places = np.array([(*row.places, row.success) for row in rows], np.int64).reshape(-1, 5)
+    places = np.array([(*row.places, row.success, n) for row, n in zip(rows, steps, strict=True)], np.int64)
+    stretches = [(i, step, text) for i, row in enumerate(rows) for step, text in row.stretches]
+    instructions = sorted({text for _, _, text in stretches})
+    numbers = {text: i for i, text in enumerate(instructions)}
     columns = {
         key: np.concatenate([np.zeros((0, spec.width), np.float32), *(row.columns[key] for row in rows)])
         for key, spec in request.numeric.items()
     }
-    texts = [numbers[row.instruction] for row in rows]
-    places = np.concatenate([places, np.array([steps, texts], np.int64).T.reshape(-1, 2)], axis=1)
-    return _index(places.T, instructions, columns, faults)
+    numbered = np.array([(i, step, numbers[text]) for i, step, text in stretches], np.int64)
+    return _index(places.reshape(-1, 6).T, numbered.reshape(-1, 3).T, instructions, columns, faults)
 
 
 def _index(
-    places: Int64[np.ndarray, "7 n"], instructions: list[str], columns: dict[str, np.ndarray], faults: list[str]
+    places: Int64[np.ndarray, "6 n"],
+    stretches: Int64[np.ndarray, "3 m"],
+    instructions: list[str],
+    columns: dict[str, np.ndarray],
+    faults: list[str],
 ) -> RecordIndex:
-    fields = dict(zip(_PLACES, places, strict=True))
+    fields = dict(zip(_PLACES + _STRETCHES, [*places, *stretches], strict=True))
     return RecordIndex(**fields, instructions=instructions, columns=columns, faults=faults)
 
 
@@ -167,26 +178,37 @@ def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_
         )
 
 
-def _look(request: IndexRequest, payload: bytes) -> tuple[int, str, dict[str, np.ndarray]]:
-    """Return an episode's success, instruction and numbers; no picture is decoded."""
-    names = {key: _PREFIX + key for key in [*request.numeric, request.language]}
+def _look(request: IndexRequest, payload: bytes) -> tuple[int, list[tuple[int, str]], dict[str, np.ndarray]]:
+    """Return an episode's success, instructions and numbers; no picture is decoded."""
+    names = [*(STEPS + key for key in request.numeric), request.language]
     flags = [] if request.success is None else [request.success]
-    example = parse_example(payload, [*names.values(), *flags])
+    example = parse_example(payload, [*names, *flags])
     columns: dict[str, np.ndarray] = {}
-    for key, name in names.items():
+    texts: list[str] = []
+    for name in names:
         if name not in example:
             raise UserError(f"it has no {name!r}, which features.json lists")
         try:
-            if key in request.numeric:
-                columns[key] = read_numbers(request.numeric[key], example[name])
+            if name == request.language:
+                texts = read_texts(request.language_spec, example[name])
             else:
-                text = read_text(request.language_spec, example[name])
+                key = name.removeprefix(STEPS)
+                columns[key] = read_numbers(request.numeric[key], example[name])
         except ValueError as error:
             raise UserError(f"{name!r}: {error}") from error
     lengths = {key: len(column) for key, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"its keys have different numbers of steps: {lengths}")
-    return int(all(_flag(example, flag) for flag in flags)), text, columns
+    expected = next(iter(lengths.values())) if request.language.startswith(STEPS) else 1
+    if len(texts) not in (0, expected):
+        raise UserError(f"{request.language!r}: it has {len(texts)} texts, expected {expected}")
+    return int(all(_flag(example, flag) for flag in flags)), _stretches(texts), columns
+
+
+def _stretches(texts: list[str]) -> list[tuple[int, str]]:
+    """Return the step at which each text begins, with the text; no text is an empty one."""
+    starts = [step for step, text in enumerate(texts) if not step or text != texts[step - 1]]
+    return [(step, texts[step]) for step in starts] or [(0, "")]
 
 
 def _flag(example: dict[str, Feature], name: str) -> bool:
@@ -200,17 +222,22 @@ def _to_arrays(index: RecordIndex) -> dict[str, Any]:
     texts = {"instructions": index.instructions, "faults": index.faults, "columns": list(index.columns)}
     arrays = {f"column{i}": column for i, column in enumerate(index.columns.values())}
     arrays["texts"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
-    return arrays | {"places": np.stack([getattr(index, name) for name in _PLACES])}
+    tables = {"places": _PLACES, "stretches": _STRETCHES}
+    return arrays | {key: np.stack([getattr(index, name) for name in names]) for key, names in tables.items()}
 
 
 def _from_arrays(arrays: dict[str, Any], request: IndexRequest) -> RecordIndex:
     texts = json.loads(arrays["texts"].tobytes())
     columns = {key: arrays[f"column{i}"] for i, key in enumerate(texts["columns"])}
-    index = _index(arrays["places"], texts["instructions"], columns, texts["faults"])
-    if arrays["places"].dtype != np.int64 or (arrays["places"] < 0).any():
-        raise UserError("its places are not whole numbers")
-    if (index.instruction >= len(index.instructions)).any() or not all(isinstance(t, str) for t in index.instructions):
+    for table in ("places", "stretches"):
+        if arrays[table].dtype != np.int64 or (arrays[table] < 0).any():
+            raise UserError(f"its {table} are not whole numbers")
+    index = _index(arrays["places"], arrays["stretches"], texts["instructions"], columns, texts["faults"])
+    is_within = (index.stretch_instruction < len(index.instructions)).all()
+    if not is_within or not all(isinstance(text, str) for text in index.instructions):
         raise UserError("its instructions are not texts")
+    if not np.array_equal(np.unique(index.stretch_record), np.arange(len(index.steps))):
+        raise UserError("its stretches are not of its records")
     num_steps = int(index.steps.sum())
     shapes = {key: (num_steps, spec.width) for key, spec in request.numeric.items()}
     if {key: column.shape for key, column in index.columns.items()} != shapes:

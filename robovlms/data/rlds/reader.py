@@ -40,9 +40,10 @@ class RldsReader(Reader):
 
     The first time, every record is read once, its checksums are checked, and an index with the numbers of all steps is
     kept (`robovlms.data.rlds_index`). From then on the numbers are in memory (4 bytes x steps x entries), and a window
-    costs one record and the pictures asked for. Episodes without an instruction are left out, with a warning that
-    counts them, as in OpenVLA; so are those whose `data.success_key` says no, and with `data.skip_idle` steps that tell
-    the arm nothing: its next step follows at once.
+    costs one record and the pictures asked for. A recording whose instruction changes becomes an episode for each
+    stretch with one instruction. What has none is left out, with a warning that counts it, as in OpenVLA; so are
+    recordings whose `data.success_key` says no, and with `data.skip_idle` steps that tell the arm nothing: its next
+    step follows at once.
 
     Args:
         config: `views` maps our views to keys of a step; `observation/` may be left out.
@@ -161,15 +162,14 @@ class RldsReader(Reader):
         shares = self._split == "validation" and config.validation_split not in folder.splits
         name = config.train_split if self._split == "train" or shares else config.validation_split
         self._shards = folder.shards(name, "data.train_split")
-        texts = [key for key, spec in folder.features.items() if spec.is_text]
-        language = folder.find(config.language_key, texts, "data.language_key", "a text")
+        language, language_spec = folder.find_text(config.language_key)
         vectors = [spec for spec in (self._action, self._proprio, self._state) if spec]
         request = IndexRequest(
             f"{folder.name}-{name}",
             self._shards,
             {key: folder.features[key] for key in sorted({key for spec in vectors for key in spec.keys})},
             language,
-            folder.features[language],
+            language_spec,
             folder.find_flag(config.success_key),
         )
         self._digest = request.digest()
@@ -186,16 +186,28 @@ class RldsReader(Reader):
         else:
             everything = list(range(len(good)))
             chosen = thin(everything, config.fraction) if self._split == "train" else everything
-        self._rows = good[np.array(chosen, np.int64)]
-        self._starts = (np.cumsum(self._index.steps) - self._index.steps)[self._rows]
-        record = np.repeat(np.arange(len(self._index.steps)), self._index.steps)
-        kept &= np.isin(record, self._rows)
-        lengths = np.bincount(record[kept], minlength=len(self._index.steps))[self._rows]
-        self._firsts = np.cumsum(lengths) - lengths
-        self._kept = (np.flatnonzero(kept) - np.repeat(self._starts, lengths)).astype(np.int32)
-        texts = [self._index.instructions[i] for i in self._index.instruction[self._rows]]
-        self.episodes = [EpisodeInfo(length, text) for length, text in zip(lengths.tolist(), texts, strict=True)]
+        self._divide(good[np.array(chosen, np.int64)], kept)
         self._index = replace(self._index, columns={})  # what is needed of them is in the tables
+
+    def _divide(self, records: Int64[np.ndarray, "_k"], kept: Bool[np.ndarray, "s"]) -> None:
+        """Make an episode of every stretch of `records` with one instruction, of the steps that are `kept`."""
+        index = self._index
+        starts = np.cumsum(index.steps) - index.steps
+        stretch = np.searchsorted(starts[index.stretch_record] + index.stretch_step, np.arange(len(kept)), "right") - 1
+        texts = np.array([bool(text) for text in index.instructions], bool)[index.stretch_instruction]
+        usable = np.isin(index.stretch_record, records)
+        if mute := int((usable & ~texts).sum()):
+            logger.warning("%s: %d stretches of steps without an instruction left out", self._path, mute)
+        kept = kept & (usable & texts)[stretch]
+        lengths = np.bincount(stretch[kept], minlength=len(usable))
+        chosen = np.flatnonzero(lengths)
+        if len(chosen) > len(records):
+            logger.info("%s: %d recordings are %d episodes of one instruction", self._path, len(records), len(chosen))
+        lengths, self._rows = lengths[chosen], index.stretch_record[chosen]
+        self._starts, self._firsts = starts[self._rows], np.cumsum(lengths) - lengths
+        self._kept = (np.flatnonzero(kept) - np.repeat(self._starts, lengths)).astype(np.int32)
+        told = [index.instructions[i] for i in index.stretch_instruction[chosen].tolist()]
+        self.episodes = [EpisodeInfo(length, text) for length, text in zip(lengths.tolist(), told, strict=True)]
 
     def _lengths(self) -> Int64[np.ndarray, "n"]:
         """Count the steps of every record that remain."""
@@ -204,7 +216,8 @@ class RldsReader(Reader):
     def _good_rows(self) -> tuple[Int64[np.ndarray, "_k"], Bool[np.ndarray, "s"]]:
         """Make the tables, and give the records and the steps that can be used; warn of why others cannot."""
         index, features = self._index, self._path / FEATURES
-        labelled = np.array([bool(text) for text in index.instructions], bool)[index.instruction]
+        texts = np.array([bool(text) for text in index.instructions], bool)[index.stretch_instruction]
+        labelled = np.isin(np.arange(len(index.steps)), index.stretch_record[texts])
         self._warn("without an instruction in data.language_key=" + self._config.language_key, int((~labelled).sum()))
         long = self._lengths() > 0
         self._warn(f"with no more than {self._drop} steps", int((~long & labelled).sum()))

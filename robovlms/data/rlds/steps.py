@@ -8,6 +8,7 @@ Source: github.com/tensorflow/datasets core/example_serializer.py, core/features
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -39,17 +40,26 @@ def read_numbers(spec: StepFeature, feature: Feature) -> Float32[np.ndarray, "t 
         return values.reshape(-1, width).astype(np.float32)
 
 
-def read_text(spec: StepFeature, feature: Feature) -> str:
-    """Return the text of the first step, without space around it; "" if there is none.
+def read_texts(spec: StepFeature, feature: Feature) -> list[str]:
+    """Return the texts of an episode's steps, or the one of the episode, without space around them.
 
     Raises:
         UserError: the list is damaged, or not UTF-8.
     """
+    entries: Sequence[bytes | memoryview]
     if spec.is_codes:
-        codes = feature.ints()[: spec.width].tolist()
-        return bytes(codes).partition(b"\0")[0].decode("utf-8").strip()
-    entries = feature.bytes_list()
-    return bytes(entries[0]).decode("utf-8").strip() if entries else ""
+        codes = feature.ints()
+        if len(codes) % spec.width or ((codes < 0) | (codes > 255)).any():
+            raise UserError(f"its codes are not bytes, {spec.width} a text")
+        rows = codes.astype(np.uint8).reshape(-1, spec.width)
+        entries = [row.tobytes().partition(b"\0")[0] for row in rows]
+    else:
+        entries = feature.bytes_list()
+    texts: list[str] = []
+    for place, entry in enumerate(entries):
+        is_same = place and entry == entries[place - 1]  # as nearly all are: they need not be decoded
+        texts.append(texts[-1] if is_same else bytes(entry).decode("utf-8").strip())
+    return texts
 
 
 def read_pictures(

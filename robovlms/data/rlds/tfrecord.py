@@ -14,14 +14,15 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import google_crc32c
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from robovlms.data.rlds.crc32c import masked_crc32c
 from robovlms.errors import UserError
 
 _HEADER, _FOOTER = 12, 4
 _MAX_PAYLOAD = 2**31 - 1  # no protobuf message is larger
+_MASK_DELTA = 0xA282EAD8
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
 _KINDS = {1: "bytes", 2: "float", 3: "int64"}
 
@@ -66,6 +67,15 @@ def scan_records(path: Path) -> Iterator[Scanned]:
             good = masked_crc32c(payload) == int.from_bytes(body[length:], "little")
             yield Scanned(start, payload, None if good else "its checksum is wrong")
             offset = start + length + _FOOTER
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Return the checksum as TFRecord files store it.
+
+    Source: tensorflow/tsl lib/hash/crc32c.h, Mask.
+    """
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 class RecordFile:

@@ -193,7 +193,7 @@ def test_a_wrong_root_says_which_path_to_give(root, tmp_path):
         read(root / "training")
     with pytest.raises(FileNotFoundError, match=r"set data\.root=.*task_D_D\."):
         read(tmp_path / "all")
-    with pytest.raises(FileNotFoundError, match=r"It holds training\..*data\.validation_split"):
+    with pytest.raises(FileNotFoundError, match=r"It holds training\..*data\.validation_split=training"):
         read(tmp_path / "all" / "task_D_D", split="validation")
     with pytest.raises(ValueError, match="choose 'train' or 'validation'"):
         read(root, split="test")
@@ -211,8 +211,38 @@ def test_missing_empty_and_uneven_annotations_name_their_file(root):
     with pytest.raises(ValueError, match="equal length: 1 instructions, 0 tasks"):
         read(root)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"auto_lang_ann\.npy does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"has no language annotations: .*It holds lang_annotations beside"):
         read(root)
+
+
+@pytest.mark.parametrize("name", ["lang_paraphrase-MiniLM-L3-v2", "lang_clip_resnet50", "lang_BERT"])
+def test_annotations_are_found_in_the_folder_of_any_language_model(root, name):
+    (root / "training" / "lang_annotations").rename(root / "training" / name)
+    assert len(read(root)) == 5
+    assert len(read(root, annotations=name)) == 5
+
+
+def test_several_folders_of_annotations_are_one_if_they_describe_the_same_and_else_a_choice(root):
+    folder = root / "training"
+    shutil.copytree(folder / "lang_annotations", folder / "lang_a")
+    (folder / "lang_annotations").rename(folder / "lang_b")
+    assert len(read(root)) == 5
+    write_annotations(folder, [(10, 16)])
+    shutil.move(folder / "lang_annotations" / "auto_lang_ann.npy", folder / "lang_b" / "auto_lang_ann.npy")
+    with pytest.raises(ValueError, match=r"different segments: .*data.annotations=lang_a or data.annotations=lang_b"):
+        read(root)
+    assert [len(read(root, annotations=name)) for name in ("lang_a", "lang_b")] == [5, 4]
+
+
+def test_missing_annotations_are_told_with_what_there_is_and_with_a_split_that_helps(root):
+    (root / "validation" / "lang_annotations").rename(root / "validation" / "texts")
+    said = r"validation has no language annotations: .*There are: texts\..*data\.validation_split=training"
+    with pytest.raises(FileNotFoundError, match=said):
+        read(root, "validation")
+    assert len(read(root, "validation", annotations="texts")) == 5
+    assert len(read(root, "validation", validation_split="training")) == 5
+    with pytest.raises(FileNotFoundError, match=r"data\.annotations=lang_x: .*There are: texts\."):
+        read(root, "validation", annotations="lang_x")
 
 
 def test_a_window_longer_than_every_segment_names_the_longest(root):
@@ -463,7 +493,7 @@ def test_play_without_recordings_or_words_names_the_option(root):
 
 def test_real_recordings_give_play_where_their_segments_are_not_described(shared_data):
     folder = shared_data / "calvin_mini" / "training"
-    segments = read_segments(folder)
+    segments = read_segments(folder / "lang_annotations" / "auto_lang_ann.npy")
     options = config(shared_data / "calvin_mini", play_instruction="play")
 
     assert play_segments(folder, segments, options) == []  # every recording is one segment

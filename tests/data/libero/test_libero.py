@@ -335,9 +335,12 @@ def test_another_rate_than_the_contracts_is_refused(tmp_path):
         ({"proprio_key": "obs/agentview_rgb", "proprio_names": ["x"]}, r"has shape \[8, 6, 3\].*expected a vector"),
         (
             {"views": {"side": "agentview", "wrist": "eye_in_hand_rgb"}},
-            r"obs/agentview is not there.*obs/agentview_rgb",
+            r"data\.views\.side=agentview: .*Did you mean .obs/agentview_rgb.*obs/eye_in_hand_rgb",
         ),
-        ({"views": {"side": "ee_states", "wrist": "eye_in_hand_rgb"}}, r"obs/ee_states is float64 .*data\.views\.side"),
+        (
+            {"views": {"side": "ee_states", "wrist": "eye_in_hand_rgb"}},
+            r"obs/ee_states, which data\.views\.side names, is float64",
+        ),
     ],
 )
 def test_options_that_name_what_there_is_not_are_told(folder, changes, message):
@@ -428,7 +431,7 @@ FAULTS = {
     short: r"demo_1 has 6 rows of actions, but of others \{'obs/agentview_rgb': 5\}",
     empty: "demo_1 has no frame",
     narrow: r"'actions' has \[5\] entries a frame, but .* says 7",
-    larger: r"is of \(9, 6, 3\), but the first of the data set of \(8, 6, 3\)",
+    larger: r"is of \(9, 6\), but the first of the data set of \(8, 6\)",
     text: r"demo_1/actions holds \|S1 \(6,\), expected numbers",
     objects: r"demo_1/actions holds object \(6,\), expected numbers",
     external_link: "demo_1/actions is a link, and links are not followed",
@@ -463,7 +466,7 @@ def test_a_number_that_is_not_finite_stops_its_read_or_drops_its_demonstration(f
     dataset = read(folder, **options)
 
     assert dataset[0].action_mask.all()
-    with pytest.raises(ValueError, match=rf"{STOVE}: {key} of demo_0, frame 4 is not finite.*data\.skip_bad=true"):
+    with pytest.raises(ValueError, match=rf"{STOVE}: demo_0, frame 4: {key} is not finite.*data\.skip_bad=true"):
         dataset[2]
     assert read(folder, skip_bad=True, **options).location(0).endswith("demo_1, frames 0-2")
     assert "1 files or demonstrations" in caplog.text

@@ -16,6 +16,7 @@ from robovlms.config.data import ActionContract, NormalizationConfig
 from robovlms.data.rlds.reader import RldsReader
 from robovlms.data.rlds.schema import RLDSDataConfig
 from robovlms.data.rlds.transforms import gripper_clip
+from robovlms.data.windows import WindowDataset
 
 NAMES = ["dx", "dy", "dz", "j1", "j2", "j3", "gripper"]
 
@@ -25,7 +26,9 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBOVLMS_CACHE", str(tmp_path / "cache"))
 
 
-def read(root: Path, representation: Representation = Representation.delta, **changes) -> RldsReader:
+def read(
+    root: Path, representation: Representation = Representation.delta, split: str = "train", **changes
+) -> RldsReader:
     contract = ActionContract(
         names=NAMES, representation=representation, frame=ReferenceFrame.base, position_unit=1.0, control_hz=5.0
     )
@@ -37,7 +40,7 @@ def read(root: Path, representation: Representation = Representation.delta, **ch
         normalization=NormalizationConfig(mode=NormalizationMode.quantile),
         **options,
     )
-    return RldsReader(config, "train", views=["side"])
+    return RldsReader(config, split, views=["side"])
 
 
 def actions(reader: RldsReader, number: int = 0) -> np.ndarray:
@@ -59,6 +62,93 @@ def test_motions_and_clips_are_options(tmp_path):
     root = make_rlds_folder(tmp_path / "toy", {"train": [[steps]]})
     assert actions(read(root, transform=RLDSTransform.gripper_motions))[:, 6].tolist() == [1, 1, 0]
     assert actions(read(root, transform=RLDSTransform.gripper_clip))[:, 6].tolist() == [0, 0, 1]
+
+
+CODES = {"tensor": {"shape": {"dimensions": ["8"]}, "dtype": "int32"}}
+
+
+def codes(text: str) -> list[int]:
+    return [*text.encode(), *[0] * (8 - len(text))]
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "spec"),
+    [
+        ("episode_metadata/language_instruction", [b" lift it "], TEXT),
+        ("episode_metadata/language_instruction", [b"lift it"], {"tensor": {"shape": {}, "dtype": "string"}}),
+        ("episode_metadata/task/told", [b"lift it"], {"tensor": {"shape": {"dimensions": ["1"]}, "dtype": "string"}}),
+        ("episode_metadata/codes", np.array(codes("lift it")), CODES),
+        ("told", [b"lift it"], TEXT),
+    ],
+)
+@pytest.mark.parametrize("shortened", [False, True])
+def test_the_instruction_may_be_a_feature_of_the_episode(tmp_path, key, written, spec, shortened):
+    steps = {name: value for name, value in episode(0, 4).items() if not name.endswith("language_instruction")}
+    specs = {name: value for name, value in SPECS.items() if name != "language_instruction"}
+    context: dict = {}
+    *groups, leaf = key.split("/")
+    inner = context
+    for group in groups:
+        inner = inner.setdefault(group, {})
+    inner[leaf] = spec
+    root = make_rlds_folder(tmp_path / "toy", {"train": [[steps | {key: written}]]}, specs, context=context)
+    asked = key.removeprefix("episode_metadata/") if shortened else key
+    assert read(root, language_key=asked).episodes == [(4, "lift it", "")]
+    with pytest.raises(ValueError, match=rf"data\.language_key=nowhere is not a text of the steps or episodes.*{key}"):
+        read(root, language_key="nowhere")
+
+
+def test_an_instruction_that_changes_inside_a_recording_makes_an_episode_of_each_stretch(tmp_path, caplog):
+    told = [b"open", b"open", b" open ", b"close", b"close", b"", b"open"]
+    episodes = [episode(0, 7) | {"steps/language_instruction": told}, episode(1, 3)]
+    root = make_rlds_folder(tmp_path / "toy", {"train": [episodes]})
+    with caplog.at_level(logging.INFO):
+        reader = read(root)
+    assert [(e.length, e.instruction) for e in reader.episodes] == [(3, "open"), (2, "close"), (1, "open"), (3, "pick")]
+    assert "2 recordings are 4 episodes of one instruction" in caplog.text
+    assert "1 stretches of steps without an instruction left out" in caplog.text
+    assert actions(reader, 1)[:, 0].tolist() == [30, 40]
+    assert reader.frames(1, np.array([0, 1]))["side"][:, 0, 0, 0].tolist() == [30, 40]
+    assert reader.location(1, 0, 1).endswith("record 0, steps 3-4")
+    assert actions(reader, 3)[:, 0].tolist() == [100, 110, 120]
+    assert [e[:2] for e in read(root).episodes] == [e[:2] for e in reader.episodes]  # from the index that was kept
+
+
+def test_texts_written_as_codes_may_change_too(tmp_path):
+    told = np.array([codes("open"), codes("open"), codes("close")])
+    steps = episode(0, 3) | {"steps/language_instruction": told}
+    root = make_rlds_folder(tmp_path / "toy", {"train": [[steps]]}, {**SPECS, "language_instruction": CODES})
+    assert [(e.length, e.instruction) for e in read(root).episodes] == [(2, "open"), (1, "close")]
+
+
+def test_stretches_stay_on_one_side_of_the_split_and_windows_inside_a_stretch(tmp_path):
+    changing = {"steps/language_instruction": [b"open"] * 4 + [b"close"] * 4}
+    root = make_rlds_folder(tmp_path / "toy", {"train": [[episode(n, 8) | changing for n in range(4)]]})
+    sides = {split: read(root, validation_split="val", split=split) for split in ("train", "validation")}
+    assert [len(reader.episodes) for reader in sides.values()] == [6, 2]
+    dataset = WindowDataset(sides["train"], sides["train"]._config, window_size=2, chunk_size=3)
+    sample = dataset[2]  # the last of the first stretch
+    assert sample.instruction == "open"
+    assert sample.action_mask.tolist() == [True, True, False, False]
+    assert sample.actions[:, 0].tolist() == [20, 30, 30, 30]
+    assert dataset[3].instruction == "close"
+    assert dataset.num_steps == 24
+
+
+def test_recipes_of_whole_recordings_see_across_a_change_of_instruction(tmp_path):
+    told = [b"open"] * 3 + [b"close"] * 3
+    root = make_rlds_folder(tmp_path / "toy", {"train": [[episode(0, 6) | {"steps/language_instruction": told}]]})
+    reader = read(root, transform=RLDSTransform.bridge)
+    assert [e.length for e in reader.episodes] == [2, 2]  # without the first and the last step
+    np.testing.assert_allclose(actions(reader, 0)[:, 0], [1, 1], rtol=1e-5)  # the state moves by a tenth of 10
+
+
+@pytest.mark.parametrize("told", [[b"open"] * 2, [b"open"] * 4])
+def test_another_number_of_texts_than_of_steps_is_a_damaged_record(tmp_path, told):
+    steps = episode(0, 3) | {"steps/language_instruction": told}
+    root = make_rlds_folder(tmp_path / "toy", {"train": [[steps]]})
+    with pytest.raises(ValueError, match=rf"record 0 .*language_instruction.: it has {len(told)} texts, expected 3"):
+        read(root)
 
 
 def test_episodes_that_failed_are_left_out_and_counted(tmp_path, caplog):
@@ -145,7 +235,7 @@ def test_a_text_of_bytes_that_are_none_is_named(tmp_path):
     vector = {"tensor": {"shape": {"dimensions": ["2"]}, "dtype": "int32"}}
     specs = {**SPECS, "observation": {"image_0": IMAGE, "state": FLOAT7, "instruction": vector}}
     root = make_rlds_folder(tmp_path / "toy", {"train": [[steps]]}, specs)
-    with pytest.raises(ValueError, match=r"record 0 at byte \d+: 'steps/observation/instruction': bytes must be in"):
+    with pytest.raises(ValueError, match=r"record 0 at byte \d+: .*instruction': its codes are not bytes"):
         read(root, language_key="instruction")
 
 

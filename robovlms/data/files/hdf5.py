@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from robovlms.errors import UserError
 from robovlms.files import refuse_pointer
+from robovlms.images.decoding import decode_picture, read_header
 
 MAX_ROWS = 10**6  # of a demonstration: half a day at 20 Hz; a file of a few bytes may claim any number
 MAX_ROW_BYTES = 2**26  # of one row, and 8 of them of a chunk: a picture of 4096 x 4096
@@ -47,11 +48,20 @@ def open_hdf5(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError('data=libero reads HDF5 files with h5py: run pip install -e ".[libero]".') from error
+        raise ImportError('HDF5 files are read with h5py: run pip install -e ".[libero]".') from error
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     with naming(path):
         return h5py.File(path, "r", locking=False)
+
+
+def top_level(path: Path) -> set[str]:
+    """Return the names of what lies directly in a file; none where it cannot be read."""
+    try:
+        with open_hdf5(path) as file:
+            return set(file)
+    except (ImportError, OSError, ValueError):
+        return set()
 
 
 def is_group(found: Any) -> bool:
@@ -126,3 +136,39 @@ def read_rows(found: Any, steps: Int64[np.ndarray, "n"]) -> np.ndarray:
         return rows[steps - first]
     unique, places = np.unique(steps, return_inverse=True)
     return np.stack([found[int(step)] for step in unique])[places]
+
+
+def picture_size(found: Any) -> tuple[int, int]:
+    """Return height and width of a dataset of pictures: pixels, or an encoded picture a row, padded with zeros.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if found.dtype == np.uint8 and found.ndim == 4 and found.shape[3] == 3 and 0 not in found.shape:
+        return found.shape[1], found.shape[2]
+    if found.dtype == np.uint8 and found.ndim == 2 and 0 not in found.shape:
+        header = read_header(found[0].tobytes())
+        return header.height, header.width
+    raise UserError(
+        f"is {found.dtype} {found.shape}, but must be pictures: uint8, frames x height x width x 3, or frames x bytes "
+        "of JPEG or PNG."
+    )
+
+
+def read_pictures(found: Any, steps: Int64[np.ndarray, "w"]) -> UInt8[np.ndarray, "w _h _x c"]:
+    """Read the pictures of `steps` (increasing, may repeat) of a dataset that `picture_size` accepts.
+
+    Raises:
+        UserError: one is damaged, or of another size than the first.
+    """
+    if found.ndim == 4:
+        return read_rows(found, steps)
+    size = picture_size(found)
+    unique, places = np.unique(steps, return_inverse=True)
+    pictures = []
+    for step in unique.tolist():
+        try:
+            pictures.append(decode_picture(found[step].tobytes(), size=size))
+        except ValueError as error:
+            raise UserError(f"{found.file.filename}: {found.name}, frame {step}: {error}") from error
+    return np.stack(pictures)[places]

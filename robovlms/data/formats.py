@@ -1,0 +1,84 @@
+"""What a folder holds, by its listing: for the message of a reader that finds something else than its own format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from robovlms.data.files.hdf5 import top_level
+
+MAX_LISTED = 2000  # entries that are looked at: a data set may have millions
+CONVERT = "convert it to a LeRobot data set (lerobot's LeRobotDataset.create and add_frame) and set data=lerobot"
+
+
+class Format(NamedTuple):
+    """A format of robot data."""
+
+    name: str
+    to_do: str
+    option: str | None = None  # of `data=` that reads it
+
+
+def recognise(root: Path) -> Format | None:
+    """Return the format of a file or folder; None where it is missing or unknown."""
+    if not root.exists():
+        return None
+    listed = list(islice(root.iterdir(), MAX_LISTED)) if root.is_dir() else []
+    return next((format_ for test, format_ in _FORMATS if test(root, listed)), None)
+
+
+def foreign(root: Path, option: str) -> str | None:
+    """Say what `data.root` holds and what to do, where it is a known format that `data=<option>` does not read."""
+    found = recognise(root)
+    if found is None or found.option == option:
+        return None
+    return f"data.root={root} holds {found.name}, which data={option} does not read: {found.to_do}."
+
+
+def _has(*names: str) -> Callable[[Path, list[Path]], bool]:
+    """Test for files or folders below the root, by glob."""
+    return lambda root, _: any(next(root.glob(name), None) is not None for name in names)
+
+
+def _named(*patterns: str) -> Callable[[Path, list[Path]], bool]:
+    """Test for names of the root itself, or of what is listed in it."""
+    return lambda root, listed: any(path.match(pattern) for pattern in patterns for path in (root, *listed))
+
+
+def _hdf5(*members: str) -> Callable[[Path, list[Path]], bool]:
+    """Test for members of the first HDF5 file."""
+
+    def test(root: Path, listed: list[Path]) -> bool:
+        files = [path for path in ([root] if root.is_file() else sorted(listed)) if path.suffix in (".hdf5", ".h5")]
+        return bool(files) and set(members) <= top_level(files[0])
+
+    return test
+
+
+_FORMATS: list[tuple[Callable[[Path, list[Path]], bool], Format]] = [  # those that are read come first
+    (_has("meta/info.json"), Format("a LeRobot data set", "set data=lerobot", "lerobot")),
+    (_has("dataset_info.json", "*/dataset_info.json"), Format("an RLDS (TFDS) data set", "set data=rlds", "rlds")),
+    (_has("training/episode_*.npz", "episode_*.npz"), Format("CALVIN's frames", "set data=calvin", "calvin")),
+    (_hdf5("data"), Format("HDF5 files of LIBERO or robomimic", "set data=libero", "libero")),
+    (
+        _hdf5("action", "observations"),
+        Format(
+            "HDF5 files of ALOHA/ACT (/action and /observations, an episode each)",
+            "set data=aloha and data.instruction='<what the robot does>', or convert them to a LeRobot data set",
+            "aloha",
+        ),
+    ),
+    (
+        _named("*.zarr", "*.zarr.zip", ".zgroup", ".zattrs", "zarr.json"),
+        Format("zarr arrays (Diffusion Policy, UMI)", CONVERT),
+    ),
+    (_named("*.lance"), Format("a Lance data set", CONVERT)),
+    (
+        _named("*.tar", "*.tar.gz", "*.tgz"),
+        Format("tar archives, a WebDataset or a packed download", f"unpack them, or {CONVERT}"),
+    ),
+    (_named("*.mcap", "*.bag", "*.db3"), Format("recordings of ROS", CONVERT)),
+    (_named("*.arrow", "dataset_dict.json"), Format("a table of Hugging Face's datasets library", CONVERT)),
+]

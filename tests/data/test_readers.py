@@ -1,0 +1,205 @@
+"""The contract of a reader, held by every registered one over a miniature of its format; every data option opens."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from composing import completed, composed
+from miniatures import SIZE, TEXTS, make_miniature
+
+from robovlms.actions.plan import DataPlan
+from robovlms.config.data import DataConfig
+from robovlms.config.presets import options
+from robovlms.data.base import Reader
+from robovlms.data.opening import build_dataset, open_reader
+from robovlms.data.windows import WindowDataset
+from robovlms.registry import DATASETS
+
+pytest.importorskip("h5py", reason='pip install "robovlms[libero]"')
+
+PROPRIO = {
+    "aloha": "observations/qpos",
+    "calvin": "robot_obs",
+    "lerobot": "observation.state",
+    "libero": "obs/states",
+    "rlds": "observation/state",
+}
+ENTRIES = ["x", "y", "z", "opening"]
+MIXTURES = [
+    name
+    for name in options("data")
+    if "sources:" in (Path(__file__).parents[2] / f"configs/data/{name}.yaml").read_text()
+]
+
+
+class Made(NamedTuple):
+    """A data set of one format, and how it is read."""
+
+    config: DataConfig
+    root: Path
+
+    def open(self, split: str = "train", **changes: Any) -> Reader:
+        config = replace(self.config, **changes)
+        return DATASETS.get(config.name)(config, split, views=list(config.views))
+
+
+def config_of(option: str, *overrides: str) -> DataConfig:
+    """Return the config of a data option with proprioception, what it asks for answered."""
+    return completed(composed(f"data={option}", "view=side", "window=w1_c10", *overrides)).data
+
+
+@pytest.fixture(scope="module", params=DATASETS.names())
+def made(request, tmp_path_factory) -> Made:
+    name = request.param
+    key = PROPRIO[name]
+    config = config_of(name, f"data.proprio_key={key}", f"data.proprio_names=[{','.join(ENTRIES)}]")
+    root = tmp_path_factory.mktemp(name) / "made"
+    return Made(make_miniature(config, root), root)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_every_split_has_episodes_with_frames_and_an_instruction(made, split):
+    reader = made.open(split)
+    assert reader.episodes
+    assert all(episode.length > 20 and episode.instruction in TEXTS for episode in reader.episodes)
+
+
+def test_frames_are_pictures_of_every_view_and_the_same_one_by_one_and_together(made):
+    reader, steps = made.open(), np.array([0, 0, 3, 20])
+    together = reader.frames(1, steps)
+    assert list(together) == list(made.config.views)
+    for view, frames in together.items():
+        assert (frames.dtype, frames.shape) == (np.uint8, (4, *SIZE, 3))
+        singly = [reader.frames(1, steps[i : i + 1])[view][0] for i in range(len(steps))]
+        assert np.array_equal(frames, singly)
+        assert not np.array_equal(frames[0], frames[2])
+
+
+def test_views_that_are_not_asked_for_are_not_read(made):
+    reader = DATASETS.get(made.config.name)(made.config, "train", views=["side"])
+    assert list(reader.frames(0, np.array([0]))) == ["side"]
+    blind = DATASETS.get(made.config.name)(made.config, "train", views=[])
+    assert blind.frames(0, np.array([0])) == {}
+    assert blind.numbers(0, np.array([0])).actions.shape == (1, len(made.config.contract.names))
+
+
+def test_numbers_are_a_row_a_frame_with_an_entry_a_name_and_the_same_one_by_one_and_together(made):
+    reader, steps = made.open(), np.array([1, 2, 9, 20])
+    actions, proprio = reader.numbers(1, steps)
+    assert (actions.dtype, actions.shape) == (np.float32, (4, len(made.config.contract.names)))
+    assert proprio is not None
+    assert (proprio.dtype, proprio.shape) == (np.float32, (4, len(ENTRIES)))
+    singly = [reader.numbers(1, steps[i : i + 1]) for i in range(len(steps))]
+    assert np.array_equal(actions, np.concatenate([row.actions for row in singly]))
+    assert np.array_equal(proprio, np.concatenate([row.proprio for row in singly]))
+    assert len(np.unique(actions[:, 0])) == 4
+
+
+def test_a_window_is_the_frames_and_the_numbers_of_its_steps(made):
+    reader, observed, acted = made.open(), np.array([2, 3]), np.array([2, 3, 4, 5])
+    clip = reader.read(0, observed, acted)
+    for view, frames in reader.frames(0, observed).items():
+        assert np.array_equal(clip.frames[view], frames)
+    assert np.array_equal(clip.numbers.actions, reader.numbers(0, acted).actions)
+    assert np.array_equal(clip.proprio, reader.numbers(0, observed).proprio)
+
+
+def test_proprioception_is_none_where_no_key_is_set(made):
+    reader = made.open(proprio_key=None, proprio_names=[])
+    assert reader.numbers(0, np.array([0])).proprio is None
+    assert reader.read(0, np.array([0]), np.array([0])).proprio is None
+
+
+def test_a_pickled_reader_reads_the_same(made):
+    reader = made.open()
+    frames = reader.frames(0, np.array([4]))
+    copy = pickle.loads(pickle.dumps(reader))
+    assert all(np.array_equal(frames[view], copy.frames(0, np.array([4]))[view]) for view in frames)
+    assert copy.fingerprint() == reader.fingerprint()
+
+
+def test_what_is_said_names_a_file_that_is_there_the_folder_and_the_rate(made):
+    reader = made.open()
+    named = reader.location(1, 2, 5)
+    assert any(str(path) in named for path in made.root.rglob("*") if path.is_file())
+    assert str(made.root) in reader.summary()
+    assert "\n" not in reader.summary()
+    assert reader.fps in (None, made.config.contract.control_hz)
+
+
+def test_a_fingerprint_is_the_same_for_the_same_data_and_another_for_others(made, tmp_path):
+    assert made.open().fingerprint() == made.open().fingerprint()
+    assert made.open().fingerprint() != made.open("validation").fingerprint()
+    other = make_miniature(replace(made.config), tmp_path / "other", steps=25)
+    assert made.open().fingerprint() != made._replace(config=other).open().fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"root": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"views": {"side": "rgb_nowhere"}}, "data.views"),
+        ({"proprio_key": "no_such_key"}, "data.proprio_key"),
+        ({"proprio_names": ["x"]}, "data.proprio_names"),
+    ],
+)
+def test_what_a_config_gets_wrong_is_said_with_its_option_when_the_folder_is_opened(made, changes, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        made.open(**changes)
+
+
+def test_an_unknown_split_is_refused(made):
+    with pytest.raises(ValueError, match="'test' does not exist"):
+        made.open("test")
+
+
+def test_a_fraction_thins_the_training_split_only(made):
+    half = replace(made.config, fraction=0.5)
+    whole = len(made.open().episodes)
+    assert len(made._replace(config=half).open().episodes) == (whole + 1) // 2
+    assert len(made._replace(config=half).open("validation").episodes) == len(made.open("validation").episodes)
+
+
+def test_files_that_became_empty_after_opening_are_named_when_they_are_read(made, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(made.root, root)
+    reader = made._replace(config=replace(made.config, root=str(root))).open()
+    files = [path for path in root.rglob("*") if path.is_file()]
+    for path in files:
+        path.write_bytes(b"")
+    with pytest.raises((ValueError, OSError)) as error:
+        reader.frames(0, np.array([0]))
+    assert any(str(path) in str(error.value) for path in files)
+
+
+# ---- every option of the group
+
+
+@pytest.mark.parametrize("option", [name for name in options("data") if name not in MIXTURES])
+def test_every_data_option_reads_a_miniature_that_passes_its_own_checks(option, tmp_path):
+    config = make_miniature(config_of(option), tmp_path / "made")
+    for split in ("train", "validation"):
+        reader = open_reader(config, split, list(config.views))
+        sample = WindowDataset(reader, config, window_size=4, chunk_size=3)[0]
+        assert {view: frames.shape for view, frames in sample.frames.items()} == dict.fromkeys(
+            config.views, (4, *SIZE, 3)
+        )
+        assert np.isfinite(sample.actions).all()
+
+
+def test_an_instruction_of_the_episode_reads_as_one_of_the_steps(tmp_path):
+    config = make_miniature(config_of("rlds", "data.language_key=episode_metadata/told"), tmp_path / "made")
+    assert {episode.instruction for episode in open_reader(config, "train", ["side"]).episodes} == set(TEXTS)
+
+
+def test_a_mixture_reads_a_miniature_of_each_of_its_sources(tmp_path):
+    config = completed(composed("data=oxe", "view=side", "window=w4_c10"))
+    plan = DataPlan.of(make_miniature(config.data, tmp_path / "made"), config.view.views)
+    dataset = build_dataset(plan, config.window, "train")
+    assert [size > 0 for size in dataset.sizes] == [True, True]
