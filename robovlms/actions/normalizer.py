@@ -26,13 +26,13 @@ def chunk_actions(
     Returns:
         The chunks and their mask, both views of the inputs; copy before writing.
     Raises:
-        UserError: the sequence does not have w + k - 1 actions.
+        ValueError: the sequence does not have w + k - 1 actions.
     Source:
         Sliding chunks as in RoboVLMs (data/calvin_dataset.py), arXiv:2412.14058; the mask follows ACT,
         arXiv:2304.13705.
     """
     if actions.shape[1] != window_size + chunk_size - 1:
-        raise UserError(
+        raise ValueError(
             f"got {actions.shape[1]} actions for window_size={window_size} and chunk_size={chunk_size}: "
             f"expected {window_size + chunk_size - 1}"
         )

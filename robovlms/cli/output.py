@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import sys
-import time
 from pathlib import Path
-from typing import TextIO
 
 from robovlms.terminal import PrintableFormatter, printable
 
@@ -57,45 +54,25 @@ def is_first_to_say(text: str) -> bool:
     return True
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Write an error to stderr, once a launch."""
-    if is_first_to_say(text):
-        (stream or sys.stderr).write(printable(text))
-
-
-def tell_launcher(message: str) -> None:
-    """Leave the message where torchrun looks for the cause of a failure, so that its last lines show it."""
-    given = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not given:
-        return
-    message = printable(message)
-    told = {"message": {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}}
-    try:
-        Path(given).write_text(json.dumps(told), encoding="utf-8")
-    except OSError:
-        return  # torchrun's folder is full or gone: the message is on stderr
-
-
 def report(error: Exception, schema: type) -> tuple[int, str]:
-    """Say on stderr what went wrong; return the exit status and the message's text.
+    """Say on stderr what went wrong, once a launch; return the exit status and the message's text.
 
     The status is 2 for what the user can fix, 1 for the rest, which comes with its traceback. The module that knows the
     words of Hydra's errors is imported here, when there is an error.
     """
-    import traceback
-
     from robovlms.cli import launch
     from robovlms.cli.errors import explain
 
     message = explain(error, schema)
-    status = 1 if message is None else 2
-    reason = message if message is not None else f"{type(error).__name__}: {error}"
-    if not launch.speaks(is_cause=message is not None):
+    status, reason = (2, message) if message is not None else (1, f"{type(error).__name__}: {error}")
+    if not launch.speaks(is_cause=status == 2):
         return status, reason
-    if message is None or os.environ.get("ROBOVLMS_TRACEBACK") == "1":
-        say("".join(traceback.format_exception(error)))
-    if message is not None:
-        say(f"error: {message}\n")
-    tell_launcher(reason)
-    launch.say_last(f"error: {reason}")
-    return status, reason or type(error).__name__
+    if status == 1 or os.environ.get("ROBOVLMS_TRACEBACK") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    last = printable(f"error: {reason}")
+    if status == 2:
+        sys.stderr.write(f"{last}\n")
+    launch.say_last(last)
+    return status, reason

@@ -7,7 +7,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from robovlms.errors import UserError
 from robovlms.evaluation.episodes import Episode, EpisodeResult
 from robovlms.evaluation.journal import Journal
 from robovlms.evaluation.rollout import Start, _attempt
@@ -34,11 +33,9 @@ def run_episodes(
         num_workers: processes, each with its own policy and simulator; 1 plays in this process.
 
     Raises:
-        UserError: `folder` holds results of another plan or other conditions, or `num_workers` < 1.
+        UserError: `folder` holds results of another plan or other conditions.
         RuntimeError: an episode failed with an error; names it. Earlier results stay, the same call goes on from there.
     """
-    if num_workers < 1:
-        raise UserError(f"evaluation.num_workers={num_workers} must be at least 1.")
     journal = Journal(folder / "episodes.jsonl", conditions, episodes)
     remaining = [episode for episode in episodes if episode.key not in journal.done]
     if remaining:

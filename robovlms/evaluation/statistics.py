@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from robovlms.errors import UserError
-
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval of a success rate, inside [0, 1].
@@ -13,14 +11,14 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     Unlike mean +- 1.96 standard errors it is not empty at 0 of n or n of n, and it covers well for few trials.
 
     Raises:
-        UserError: no trials, more successes than trials, or a confidence outside (0, 1).
+        ValueError: no trials, more successes than trials, or a confidence outside (0, 1).
     Source:
         Wilson 1927, doi:10.1080/01621459.1927.10502953; recommended for small n by Brown, Cai and DasGupta 2001,
         doi:10.1214/ss/1009213286.
     """
     _check(successes, trials)
     if not 0 < confidence < 1:
-        raise UserError(f"confidence={confidence} must lie between 0 and 1, e.g. 0.95.")
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, e.g. 0.95.")
     from scipy.stats import binomtest  # here: its import takes a second
 
     interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
@@ -29,7 +27,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 def _check(successes: int, trials: int) -> None:
     if trials < 1 or not 0 <= successes <= trials:
-        raise UserError(f"{successes} successes of {trials} trials is no rate: expected 0 <= successes <= trials >= 1.")
+        raise ValueError(f"{successes} successes of {trials} trials is no rate: 0 <= successes <= trials >= 1.")
 
 
 @dataclass(frozen=True)

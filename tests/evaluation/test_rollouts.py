@@ -130,6 +130,4 @@ def test_workers_that_die_or_cannot_start_are_reported(tmp_path):
         run_episodes(line_world.start_dying, PLAN, folder=tmp_path / "a", conditions=HERE, num_workers=2)
     with pytest.raises(RuntimeError, match=r"(?s)could not start.*no checkpoint here"):
         run_episodes(line_world.start_nothing, PLAN, folder=tmp_path / "b", conditions=HERE, num_workers=2)
-    with pytest.raises(ValueError, match=r"evaluation\.num_workers=0"):
-        run_episodes(line_world.start_obedient, PLAN, folder=tmp_path / "c", conditions=HERE, num_workers=0)
     assert not multiprocessing.active_children()

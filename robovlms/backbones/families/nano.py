@@ -123,10 +123,6 @@ class Nano(PrefixBackbone):
 
     def __init__(self, config: NanoBackboneConfig) -> None:
         super().__init__()
-        if config.image_size % STRIDE:
-            raise UserError(f"backbone.image_size={config.image_size} must be a multiple of {STRIDE}.")
-        if config.hidden_dim % (2 * config.num_heads):
-            raise UserError(f"backbone.hidden_dim={config.hidden_dim} must be a multiple of 2 * backbone.num_heads.")
         self.config, self.prompt, self.hidden_dim = config, config.prompt, config.hidden_dim
         self.image_spec = ImageSpec(size=config.image_size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
         self.gradient_checkpointing = config.gradient_checkpointing

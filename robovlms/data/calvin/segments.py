@@ -206,8 +206,6 @@ def select_segments(segments: list[Segment], config: CalvinDataConfig, folder: P
             raise UserError(f"none of the {len(listed)} segments of data.few_shot_file={config.few_shot_file} is here.")
         if absent:
             logger.warning("%d of %d segments of data.few_shot_file are not in %s", absent, len(listed), config.root)
-    if not 0 < config.fraction <= 1:
-        raise UserError(f"data.fraction={config.fraction} must be above 0 and at most 1.")
     kept = [segments[i] for i in evenly_spaced(len(segments), max(1, round(config.fraction * len(segments))))]
     return kept + play
 

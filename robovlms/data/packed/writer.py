@@ -204,7 +204,7 @@ def _check_room(reader: Reader, plan: ShardPlan, spans: list[Span], target: Path
 
 
 def _run(reader: Reader, plan: ShardPlan, spans: list[Span], target: Path, shards: list[int], workers: int) -> None:
-    start = partial(nullcontext, Packer(reader, plan, spans, target).write)
+    start: Any = partial(nullcontext, Packer(reader, plan, spans, target).write)
     pool = Pool[int, None](start, min(workers, len(shards)), "pack.workers")
     total = sum(plan.rows_of(shard) for shard in shards)
     with pool, Progress(f"packing {target}", total, "frame") as progress:

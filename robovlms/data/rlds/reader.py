@@ -133,8 +133,6 @@ class RldsReader(Reader):
 
     def _check_options(self) -> None:
         config = self._config
-        if config.drop_first < 0:
-            raise UserError(f"data.drop_first={config.drop_first} must be 0 or more: it counts steps.")
         if config.skip_idle and config.contract.representation is not Representation.delta:
             raise UserError("data.skip_idle=true is for deltas: an absolute pose of zeros is no waiting arm.")
         if unknown := set(config.bgr) - set(config.views):
