@@ -25,6 +25,7 @@ from recordings import MemoryReader, make_dataset
 from rlds_folder import SPECS, episode, example, features_json, make_rlds_folder, record
 from test_damaged_files import to_v2
 
+from robovlms.actions.plan import Source
 from robovlms.actions.statistics import import_statistics
 from robovlms.backbones.families.nano import Nano
 from robovlms.config.training import CotrainConfig
@@ -269,7 +270,9 @@ def read_cache(folder: Path) -> None:
     """Open the folder and give its rows: what is kept is used or made anew, never an error."""
     config = test_rlds.config(folder / "toy", cache_dir=str(folder / "cache"))
     try:
-        dataset = WindowDataset(RldsReader(config, "train", views=["side"]), config, window_size=2, chunk_size=2)
+        dataset = WindowDataset(
+            RldsReader(config, "train", views=["side"]), Source.of(config), window_size=2, chunk_size=2
+        )
         load_rows(dataset, 100), dataset[0]
         load_rows(make_dataset(MemoryReader([4, 5]), cache_dir=str(folder / "cache")), 100)
     except (ValueError, OSError) as error:

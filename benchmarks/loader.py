@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from robovlms.actions.normalizer import ActionNormalizer
+from robovlms.actions.plan import Source
 from robovlms.actions.statistics import Statistics
 from robovlms.backbones.families.nano import Nano
 from robovlms.backbones.schemas.nano import NanoBackboneConfig
@@ -137,7 +138,7 @@ class Ours:
             NanoBackboneConfig(image_size=SIZE, hidden_dim=32, num_layers=1, num_heads=1, max_text_tokens=64)
         )
         reader = open_reader(config, "train", list(VIEWS))
-        self.dataset = WindowDataset(reader, config, window_size=WINDOW, chunk_size=CHUNK)
+        self.dataset = WindowDataset(reader, Source.of(config), window_size=WINDOW, chunk_size=CHUNK)
         processor = Processor(backbone, list(VIEWS), max_text_tokens=64, resize=resize)
         statistics = Statistics.compute(self.dataset.rows(100).actions)
         self.collate = Collator(

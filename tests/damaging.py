@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from robovlms.actions.plan import Source
 from robovlms.config.data import DataConfig
 from robovlms.data.base import Reader
 from robovlms.data.windows import WindowDataset
@@ -49,7 +50,9 @@ def use(reader: type[Reader], config: DataConfig, views: list[str]) -> list[Exce
     for skip_bad in (False, True):
         config.skip_bad = skip_bad
         try:
-            dataset = WindowDataset(reader(config, "train", views=views), config, window_size=2, chunk_size=2)
+            dataset = WindowDataset(
+                reader(config, "train", views=views), Source.of(config), window_size=2, chunk_size=2
+            )
             dataset.summary(), dataset.location(0), dataset.reader.fingerprint(), dataset.rows(100).actions
             dataset[0], dataset[len(dataset) - 1]
         except (ValueError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from robovlms.actions.plan import Source
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Rotation
 from robovlms.config.data import ActionContract, DataConfig, NormalizationConfig
 from robovlms.data.base import EpisodeInfo, Numbers, Reader
@@ -62,4 +63,4 @@ def make_dataset(reader: Reader, *, window_size: int = 3, chunk_size: int = 4, *
         "normalization": NormalizationConfig(mode=NormalizationMode.quantile),
     }  # fmt: skip
     config = DataConfig(**{**values, **changes})
-    return WindowDataset(reader, config, window_size=window_size, chunk_size=chunk_size)
+    return WindowDataset(reader, Source.of(config), window_size=window_size, chunk_size=chunk_size)

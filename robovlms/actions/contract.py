@@ -60,7 +60,7 @@ def _entries(names: list[str], wanted: tuple[str, ...]) -> list[int]:
     return [bare.index(name) for name in wanted] if set(wanted) <= set(bare) else []
 
 
-def policy_contract(data: DataConfig) -> ActionContract:
+def converted_contract(data: DataConfig) -> ActionContract:
     """Return what the actions of a policy trained on this data mean: the data's contract, converted as `data.convert`
     says, with a gripper of -1 and +1.
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.spatial import transform
 
-from robovlms.actions.contract import policy_contract, position_entries, rotation_entries
+from robovlms.actions.contract import position_entries, rotation_entries
 from robovlms.config.choices import ReferenceFrame, Representation, Rotation
 from robovlms.config.data import ActionContract, DataConfig
 from robovlms.errors import UserError
@@ -71,8 +71,9 @@ class ActionConverter:
             not known.
     """
 
-    def __init__(self, data: DataConfig) -> None:
-        self.source, self.target = data.contract, policy_contract(data)
+    def __init__(self, data: DataConfig, target: ActionContract) -> None:
+        """Take a data set, and what its actions mean to the policy (`converted_contract`)."""
+        self.source, self.target = data.contract, target
         self.rate = self.source.control_hz / self.target.control_hz
         pose = ("representation", "frame", "rotation", "position_unit", "rotation_unit")
         changes = any(getattr(self.source, name) != getattr(self.target, name) for name in pose)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robovlms.actions.contract import GRIPPER, check_contract, policy_contract, position_entries
+from robovlms.actions.contract import GRIPPER, check_contract, converted_contract, position_entries
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import Rotation
@@ -36,6 +36,25 @@ class Source:
     action_dims: list[int]  # of the policy's action, those that its contract names
     proprio_dims: list[int]  # of the policy's proprioception, those that it records
     proprio_names: list[str]
+
+    @classmethod
+    def of(cls, data: DataConfig, views: list[str] | None = None) -> Source:
+        """Describe a data set that a policy is trained on alone, through all its cameras or those of `views`.
+
+        Raises:
+            UserError: the contract contradicts itself, or the conversion is not possible.
+        """
+        contract = converted_contract(data)
+        return cls(
+            number=0,
+            name=data.name,
+            config=data,
+            views=list(data.views) if views is None else _known(views, data),
+            contract=contract,
+            action_dims=list(range(len(contract.names))),
+            proprio_dims=list(range(len(data.seen_names))),
+            proprio_names=data.seen_names,
+        )
 
     @property
     def has_gripper(self) -> bool:
@@ -72,7 +91,7 @@ class DataPlan:
             UserError: a mixture without sources; sources whose actions disagree while `data.agree` is true; an entry
                 that the mixture does not have; a source that has none of the views.
         """
-        sources = _mixed(data, views) if isinstance(data, MixtureDataConfig) else [_only(data, views)]
+        sources = _mixed(data, views) if isinstance(data, MixtureDataConfig) else [Source.of(data, views)]
         for source in sources:
             if not source.views:
                 raise UserError(f"{source.name} has none of view.views={views}: map one in its views.")
@@ -146,18 +165,8 @@ class DataPlan:
             raise kind(f"data.sources.{source.name}: {error}") from error
 
 
-def _only(data: DataConfig, views: list[str]) -> Source:
-    contract = policy_contract(data)
-    return Source(
-        number=0,
-        name=data.name,
-        config=data,
-        views=[view for view in views if view in data.views],
-        contract=contract,
-        action_dims=list(range(len(contract.names))),
-        proprio_dims=list(range(len(data.seen_names))),
-        proprio_names=data.seen_names,
-    )
+def _known(views: list[str], data: DataConfig) -> list[str]:
+    return [view for view in views if view in data.views]
 
 
 def _mixed(data: MixtureDataConfig, views: list[str]) -> list[Source]:
@@ -175,7 +184,7 @@ def _mixture_names(data: MixtureDataConfig) -> list[str]:
 
 def _source(number: int, name: str, source: DataConfig, mixture: MixtureDataConfig, views: list[str]) -> Source:
     try:
-        contract = policy_contract(source)
+        contract = converted_contract(source)
     except UserError as error:
         raise UserError(f"data.sources.{name}: {error}") from error
     names = _mixture_names(mixture)
@@ -204,7 +213,7 @@ def _source(number: int, name: str, source: DataConfig, mixture: MixtureDataConf
         number=number,
         name=name,
         config=source,
-        views=[view for view in views if view in source.views],
+        views=_known(views, source),
         contract=contract,
         action_dims=action_dims,
         proprio_dims=proprio_dims,

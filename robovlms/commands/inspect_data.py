@@ -42,7 +42,7 @@ def _open_source(plan: DataPlan, source: Source, config: InspectConfig) -> Windo
         if not len(reader.episodes):
             raise UserError(f"{reader.summary()}: there is nothing to look at. Set split=train.")
         window = config.window
-        return WindowDataset(reader, source.config, window_size=window.window_size, chunk_size=window.chunk_size)
+        return WindowDataset(reader, source, window_size=window.window_size, chunk_size=window.chunk_size)
 
 
 def write_inspection(

@@ -70,7 +70,7 @@ def open_sources(plan: DataPlan, window: WindowConfig, split: str) -> list[Windo
 
 def _open_source(source: Source, window: WindowConfig, split: str) -> WindowDataset:
     reader = open_reader(source.config, split, source.views)
-    return WindowDataset(reader, source.config, window_size=window.window_size, chunk_size=window.chunk_size)
+    return WindowDataset(reader, source, window_size=window.window_size, chunk_size=window.chunk_size)
 
 
 def join_sources(plan: DataPlan, windows: list[WindowDataset], split: str) -> RobotDataset:

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 
+from robovlms.actions.contract import GRIPPER
 from robovlms.actions.conversion import ActionConverter
-from robovlms.config.data import DataConfig
+from robovlms.actions.plan import Source
 from robovlms.data.base import Reader, RobotDataset, WindowIndex, unlabelled
 from robovlms.data.splits import evenly_spaced
 from robovlms.errors import UserError
@@ -50,17 +51,18 @@ class WindowDataset(RobotDataset):
         UserError: no episode is as long as a window, or the conversion asked for is not possible.
     """
 
-    def __init__(self, reader: Reader, config: DataConfig, *, window_size: int, chunk_size: int) -> None:
-        self.reader, self.config = reader, config
+    def __init__(self, reader: Reader, source: Source, *, window_size: int, chunk_size: int) -> None:
+        self.reader, self.source, self.config = reader, source, source.config
         self.window_size, self.chunk_size = window_size, chunk_size
-        self.converter = ActionConverter(config)
+        self.converter = ActionConverter(source.config, source.contract)
         self._lengths = np.array([self.converter.num_steps(e.length) for e in reader.episodes], dtype=np.int64)
-        if config.skip_bad:
+        if self.config.skip_bad:
             self._lengths[list(unlabelled(reader.episodes))] = 0
         self.num_steps = int(self._lengths.sum())
         self._index = WindowIndex(self._lengths, window_size)
-        self._seen = [config.proprio_names.index(name) for name in config.seen_names]
-        self._action_dims = self._recorded_dims()
+        self._seen = [source.config.proprio_names.index(name) for name in source.proprio_names]
+        names = source.contract.names
+        self._action_dims = None if source.has_gripper else np.array([name != GRIPPER for name in names])
         self._bad: set[int] = set()
         if not len(self._index) and len(reader.episodes):
             raise UserError(
@@ -106,12 +108,6 @@ class WindowDataset(RobotDataset):
     def windows(self, episode: int) -> range:
         """Number the windows of an episode; none if it is shorter than one."""
         return self._index.windows(episode)
-
-    def _recorded_dims(self) -> Bool[np.ndarray, "a"] | None:
-        names = self.converter.target.names
-        if "gripper" in self.config.contract.names:
-            return None
-        return np.array([name != "gripper" for name in names])
 
     def rows(self, max_rows: int) -> Rows:
         """Read the numbers of up to `max_rows` steps, evenly spread; no picture is decoded."""

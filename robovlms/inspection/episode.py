@@ -90,7 +90,7 @@ def load_replay(dataset: WindowDataset, episode: int, max_pictures: int) -> Repl
     length = reader.episodes[episode].length
     blind = WindowDataset(
         _Remembered(reader, episode, length),
-        dataset.config,
+        dataset.source,
         window_size=dataset.window_size,
         chunk_size=dataset.chunk_size,
     )

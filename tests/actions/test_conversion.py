@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from scipy.spatial import transform
 
-from robovlms.actions.contract import policy_contract
+from robovlms.actions.contract import converted_contract
 from robovlms.actions.conversion import ActionConverter, read_rotation, write_rotation
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Rotation
 from robovlms.config.data import ActionContract, ConvertConfig, DataConfig, NormalizationConfig
 
 POSE = ["x", "y", "z", "roll", "pitch", "yaw"]
 WRITTEN = [kind for kind in Rotation if kind not in (Rotation.none, Rotation.euler_increment)]
+
+
+def make(config: DataConfig) -> ActionConverter:
+    return ActionConverter(config, converted_contract(config))
 
 
 def data(convert: dict | None = None, **contract) -> DataConfig:
@@ -47,7 +51,7 @@ def episode(length: int = 12) -> tuple[np.ndarray, np.ndarray]:
 
 
 def convert(config: DataConfig, actions: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    converter = ActionConverter(config)
+    converter = make(config)
     steps = np.arange(converter.num_steps(len(actions)))
     rows = converter.covered(steps)
     return converter(actions[rows].astype(np.float32), poses[rows].astype(np.float32), steps)
@@ -85,7 +89,7 @@ def test_absolute_targets_survive_the_way_through_any_kind_of_delta(frame, rotat
     deltas = convert(there, actions, poses)
     back = replace(
         config,
-        contract=policy_contract(there),
+        contract=converted_contract(there),
         convert=ConvertConfig(
             representation=Representation.absolute, frame=ReferenceFrame.world, rotation=Rotation.euler
         ),
@@ -101,7 +105,7 @@ def test_what_has_no_known_unit_is_taught_as_recorded_and_never_converted(unit):
     actions = np.array([[0.5, 0, 0, 0, 0, -0.5, 1]])
     np.testing.assert_allclose(convert(data(**{unit: None}), actions, np.zeros((1, 6))), actions)
     with pytest.raises(ValueError, match=rf"data.contract.{unit}=null: set it"):
-        ActionConverter(data({"rotation": Rotation.axis_angle}, **{unit: None}))
+        make(data({"rotation": Rotation.axis_angle}, **{unit: None}))
 
 
 def test_a_delta_ahead_of_a_hand_that_looks_left_is_one_to_the_left_in_the_world():
@@ -159,12 +163,12 @@ def test_units_are_changed_and_grippers_speak_minus_one_and_one():
 
 
 def test_a_new_rotation_renames_its_entries():
-    contract = policy_contract(data({"rotation": Rotation.rotation_6d}))
+    contract = converted_contract(data({"rotation": Rotation.rotation_6d}))
     assert contract.names == ["dx", "dy", "dz", "dr1", "dr2", "dr3", "dr4", "dr5", "dr6", "gripper"]
 
 
 def test_data_without_a_gripper_gets_one_that_is_last():
-    assert policy_contract(data(names=["dx", "dy", "dz", "droll", "dpitch", "dyaw"])).names[-1] == "gripper"
+    assert converted_contract(data(names=["dx", "dy", "dz", "droll", "dpitch", "dyaw"])).names[-1] == "gripper"
 
 
 @pytest.mark.parametrize(
@@ -181,10 +185,10 @@ def test_data_without_a_gripper_gets_one_that_is_last():
 )
 def test_what_cannot_be_converted_names_the_option(asked, contract, message):
     with pytest.raises(ValueError, match=message):
-        ActionConverter(data(asked, **contract))
+        make(data(asked, **contract))
 
 
 def test_a_conversion_that_needs_the_pose_asks_for_it():
     config = replace(data({"frame": ReferenceFrame.tcp}), proprio_key=None, proprio_names=[])
     with pytest.raises(ValueError, match=r"needs the hand's pose: set data\.proprio_key"):
-        ActionConverter(config)
+        make(config)

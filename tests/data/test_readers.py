@@ -13,7 +13,7 @@ import pytest
 from composing import completed, composed
 from miniatures import SIZE, TEXTS, make_miniature
 
-from robovlms.actions.plan import DataPlan
+from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.data import DataConfig
 from robovlms.config.presets import options
 from robovlms.data.base import Reader
@@ -187,7 +187,7 @@ def test_every_data_option_reads_a_miniature_that_passes_its_own_checks(option, 
     config = make_miniature(config_of(option), tmp_path / "made")
     for split in ("train", "validation"):
         reader = open_reader(config, split, list(config.views))
-        sample = WindowDataset(reader, config, window_size=4, chunk_size=3)[0]
+        sample = WindowDataset(reader, Source.of(config), window_size=4, chunk_size=3)[0]
         assert {view: frames.shape for view, frames in sample.frames.items()} == dict.fromkeys(
             config.views, (4, *SIZE, 3)
         )

@@ -12,6 +12,7 @@ from composing import completed, composed, plan_of
 from recordings import MemoryReader, make_contract, make_dataset
 from rlds_folder import episode, make_rlds_folder
 
+from robovlms.actions.plan import Source
 from robovlms.config.data import ConvertConfig, DataConfig
 from robovlms.config.run import TrainConfig
 from robovlms.data.opening import open_sources
@@ -36,7 +37,7 @@ def data(tmp_path) -> WindowDataset:
 
 def again(data: WindowDataset, **changes) -> WindowDataset:
     config: DataConfig = replace(data.config, **changes)
-    return WindowDataset(data.reader, config, window_size=2, chunk_size=1)
+    return WindowDataset(data.reader, Source.of(config), window_size=2, chunk_size=1)
 
 
 def test_rows_are_read_from_the_data_once(data):

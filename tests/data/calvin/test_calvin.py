@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from calvin_folder import CONTRACT
 
+from robovlms.actions.plan import Source
 from robovlms.config.data import ActionContract
 from robovlms.data.calvin.reader import CalvinReader
 from robovlms.data.calvin.schema import CalvinDataConfig
@@ -62,7 +63,7 @@ def config(root: Path, **changed: object) -> CalvinDataConfig:
 def read(root: Path, split: str = "train", window_size: int = 3, chunk_size: int = 3, views=("side",), **changed):
     options = config(root, **changed)
     reader = CalvinReader(options, split, views=list(views))
-    return WindowDataset(reader, options, window_size=window_size, chunk_size=chunk_size)
+    return WindowDataset(reader, Source.of(options), window_size=window_size, chunk_size=chunk_size)
 
 
 def starts(dataset: WindowDataset) -> list[int]:
@@ -349,7 +350,7 @@ def test_a_segment_without_frames_or_words_is_named_and_refused_or_left_out(root
         open_reader(options, "train", ["side"])
     assert not caplog.records
     options = config(root, name="calvin", skip_bad=True)
-    dataset = WindowDataset(open_reader(options, "train", ["side"]), options, window_size=2, chunk_size=1)
+    dataset = WindowDataset(open_reader(options, "train", ["side"]), Source.of(options), window_size=2, chunk_size=1)
     assert {dataset[index].instruction for index in range(len(dataset))} == {"open"}
     assert dataset.rows(100).actions[:, 0].tolist() == [10, 11, 12, 13, 14, 15]
     assert [record.message[:31] for record in caplog.records] == ["data.skip_bad: left out: 1 of 2"]

@@ -17,6 +17,7 @@ from test_calvin import config as calvin_config
 from test_calvin import write_annotations, write_frame
 from test_lerobot import make_config, write
 
+from robovlms.actions.plan import Source
 from robovlms.data.calvin.reader import CalvinReader
 from robovlms.data.lerobot.reader import LeRobotReader
 from robovlms.data.windows import WindowDataset
@@ -81,7 +82,7 @@ def calvin(tmp_path_factory) -> Path:
 
 def test_the_small_v2_folder_reads_as_its_v3_twin(v2, v3):
     ours, theirs = (
-        WindowDataset(LeRobotReader(c, "train", views=["side"]), c, window_size=3, chunk_size=2)
+        WindowDataset(LeRobotReader(c, "train", views=["side"]), Source.of(c), window_size=3, chunk_size=2)
         for c in (make_config(v2), make_config(v3))
     )
     for index in range(len(theirs)):

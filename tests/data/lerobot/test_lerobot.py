@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from torch.utils.data import DataLoader
 
+from robovlms.actions.plan import Source
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation
 from robovlms.config.data import ActionContract, NormalizationConfig
 from robovlms.data.files.video import open_video, read_frames, write_video
@@ -82,7 +83,7 @@ def read(root: Path, split: str = "train", *, views=("side", "wrist"), window_si
 
 def windows(config: LeRobotDataConfig, split="train", views=(), window_size=1, chunk_size=1) -> WindowDataset:
     reader = LeRobotReader(config, split, views=list(views))
-    return WindowDataset(reader, config, window_size=window_size, chunk_size=chunk_size)
+    return WindowDataset(reader, Source.of(config), window_size=window_size, chunk_size=chunk_size)
 
 
 @pytest.fixture(scope="module")
@@ -564,5 +565,9 @@ def test_episodes_without_words_are_named_and_refused_or_left_out_after_the_divi
         open_reader(make_config(root), "train", [])
     config = make_config(root, skip_bad=True)
     for split, kept in (("train", 1), ("validation", 3)):
-        rows = WindowDataset(open_reader(config, split, []), config, window_size=1, chunk_size=1).rows(100).actions
+        rows = (
+            WindowDataset(open_reader(config, split, []), Source.of(config), window_size=1, chunk_size=1)
+            .rows(100)
+            .actions
+        )
         assert np.unique(rows[:, 0]).tolist() == [kept]

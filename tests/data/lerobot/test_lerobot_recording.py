@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from lerobot_folder import CAMERA, FPS, NAMES, encode, gray, shown, write_mp4, write_v2, write_v3
 
+from robovlms.actions.plan import Source
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation
 from robovlms.config.data import ActionContract, NormalizationConfig
 from robovlms.data.base import Reader
@@ -377,7 +378,9 @@ def test_an_action_put_in_another_order_has_its_names_in_that_order(tmp_path):
 def test_an_episode_is_divided_where_its_instruction_changes(tmp_path):
     root = write_v2(tmp_path / "a", lengths=[8, 8], tasks=["push", "pull"], task_of=[[0] * 8, [1, 1, 1, 0, 0, 0, 0, 1]])
     config = make_config(root)
-    dataset = WindowDataset(LeRobotReader(config, "train", views=["side"]), config, window_size=2, chunk_size=3)
+    dataset = WindowDataset(
+        LeRobotReader(config, "train", views=["side"]), Source.of(config), window_size=2, chunk_size=3
+    )
     episodes = [(e.length, e.instruction) for e in dataset.reader.episodes]
     assert episodes == [(8, "push"), (3, "pull"), (4, "push"), (1, "pull")]
     assert [len(dataset.windows(number)) for number in range(4)] == [7, 2, 3, 0]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from robovlms.actions.plan import Source
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Rotation
 from robovlms.config.data import ActionContract, NormalizationConfig
@@ -75,7 +76,7 @@ def make_config(root: Path, contract: ActionContract, **changes) -> LeRobotDataC
 
 def windows(config: LeRobotDataConfig, split="train", views=(), window_size=1, chunk_size=1) -> WindowDataset:
     reader = LeRobotReader(config, split, views=list(views))
-    return WindowDataset(reader, config, window_size=window_size, chunk_size=chunk_size)
+    return WindowDataset(reader, Source.of(config), window_size=window_size, chunk_size=chunk_size)
 
 
 def decode(path: Path) -> list[np.ndarray]:

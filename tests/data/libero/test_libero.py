@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from robovlms.actions.plan import Source
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Rotation
 from robovlms.config.data import ActionContract, NormalizationConfig
 from robovlms.data.libero.reader import LiberoReader, instruction_of
@@ -102,7 +103,7 @@ def make_config(root: Path, **changes: Any) -> LiberoDataConfig:
 def read(root: Path, split="train", *, cameras=("side", "wrist"), window_size=3, chunk_size=2, **changes: Any):
     config = make_config(root, **changes)
     reader = LiberoReader(config, split, views=list(cameras))
-    return WindowDataset(reader, config, window_size=window_size, chunk_size=chunk_size)
+    return WindowDataset(reader, Source.of(config), window_size=window_size, chunk_size=chunk_size)
 
 
 def edit(path: Path, key: str, value: Any, **options: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from calvin_folder import CONTRACT
 
+from robovlms.actions.plan import Source
 from robovlms.commands.convert_data import convert_data
 from robovlms.config.choices import CacheMode, ImageFormat, NormalizationMode
 from robovlms.config.commands import ConvertDataConfig, PackConfig
@@ -132,7 +133,7 @@ def test_windows_are_the_same_through_packed_data(root: Path) -> None:
     convert(data)
     packed = open_reader(replace(data, cache=CacheMode.packed), "train", list(VIEWS))
     assert isinstance(packed, PackedReader)
-    ours, theirs = (WindowDataset(r, data, window_size=3, chunk_size=4) for r in (packed, native(root)))
+    ours, theirs = (WindowDataset(r, Source.of(data), window_size=3, chunk_size=4) for r in (packed, native(root)))
     assert len(ours) == len(theirs) == 12
     for index in range(12):
         np.testing.assert_array_equal(ours[index].frames["side"], theirs[index].frames["side"])

@@ -16,6 +16,7 @@ from oxe_layouts import LAYOUTS, STEPS, TOLD, make_oxe_folder
 
 from robovlms.actions.checks import Severity, numeric_findings
 from robovlms.actions.contract import GRIPPER, position_entries, rotation_entries
+from robovlms.actions.plan import Source
 from robovlms.config.choices import RLDSTransform, Rotation
 from robovlms.config.data import ActionContract, DataConfig
 from robovlms.config.run import TrainConfig
@@ -100,7 +101,7 @@ def with_proprio(name: str, part: RLDSDataConfig) -> RLDSDataConfig:
 def test_a_data_set_is_read_from_its_published_layout(plus, name):
     part = with_proprio(name, plus.data.sources[name])
     reader = RldsReader(part, "train", views=part.view_names)
-    dataset = WindowDataset(reader, part, window_size=2, chunk_size=2)
+    dataset = WindowDataset(reader, Source.of(part), window_size=2, chunk_size=2)
     sample = dataset[0]
     assert sample.instruction == TOLD
     assert {view: frames.shape for view, frames in sample.frames.items()} == dict.fromkeys(part.views, (2, 4, 6, 3))

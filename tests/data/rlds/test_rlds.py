@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rlds_folder import FLOAT7, IMAGE, SPECS, TEXT, episode, example, feature, make_rlds_folder, png, record
 
+from robovlms.actions.plan import Source
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, RLDSTransform, Rotation
 from robovlms.config.data import ActionContract, NormalizationConfig
@@ -131,7 +132,9 @@ def test_bridge_as_it_is_trained_on(shared_data):
 
 def test_windows_of_bridge_are_read_with_their_padding(shared_data):
     settings = config(shared_data / BRIDGE, transform=RLDSTransform.bridge)
-    dataset = WindowDataset(RldsReader(settings, "train", views=["side"]), settings, window_size=4, chunk_size=3)
+    dataset = WindowDataset(
+        RldsReader(settings, "train", views=["side"]), Source.of(settings), window_size=4, chunk_size=3
+    )
     assert len(dataset) == 25 * 5
     sample = dataset[4]
     assert sample.frames["side"].shape == (4, 64, 64, 3)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rlds_folder import FLOAT7, IMAGE, SPECS, TEXT, episode, make_rlds_folder, png
 
+from robovlms.actions.plan import Source
 from robovlms.config.choices import NormalizationMode, PictureFormat, ReferenceFrame, Representation, RLDSTransform
 from robovlms.config.data import ActionContract, NormalizationConfig
 from robovlms.data.rlds.reader import RldsReader
@@ -126,7 +127,7 @@ def test_stretches_stay_on_one_side_of_the_split_and_windows_inside_a_stretch(tm
     root = make_rlds_folder(tmp_path / "toy", {"train": [[episode(n, 8) | changing for n in range(4)]]})
     sides = {split: read(root, validation_split="val", split=split) for split in ("train", "validation")}
     assert [len(reader.episodes) for reader in sides.values()] == [6, 2]
-    dataset = WindowDataset(sides["train"], sides["train"]._config, window_size=2, chunk_size=3)
+    dataset = WindowDataset(sides["train"], Source.of(sides["train"]._config), window_size=2, chunk_size=3)
     sample = dataset[2]  # the last of the first stretch
     assert sample.instruction == "open"
     assert sample.action_mask.tolist() == [True, True, False, False]
