@@ -72,11 +72,14 @@ def _last_words(launcher: int, text: str) -> None:
 
 
 def _is_alive(process: int) -> bool:
+    """Tell whether a process runs; one that has ended may wait for its parent, which may wait for our stderr."""
     try:
         os.kill(process, 0)
-    except OSError:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
         return False
-    return True
+    except OSError:
+        return not Path("/proc").exists()  # without it, a process that has not ended was found above
 
 
 def _has_summary() -> bool:

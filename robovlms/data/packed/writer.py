@@ -21,8 +21,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -204,12 +204,17 @@ def _check_room(reader: Reader, plan: ShardPlan, spans: list[Span], target: Path
 
 
 def _run(reader: Reader, plan: ShardPlan, spans: list[Span], target: Path, shards: list[int], workers: int) -> None:
-    start: Any = partial(nullcontext, Packer(reader, plan, spans, target).write)
+    start = partial(_packer, Packer(reader, plan, spans, target))
     pool = Pool[int, None](start, min(workers, len(shards)), "pack.workers")
     total = sum(plan.rows_of(shard) for shard in shards)
     with pool, Progress(f"packing {target}", total, "frame") as progress:
         for shard, _ in pool.run(shards):
             progress.update(plan.rows_of(shard))
+
+
+@contextmanager
+def _packer(packer: Packer) -> Iterator[Callable[[int], None]]:
+    yield packer.write
 
 
 def _finish(reader: Reader, plan: ShardPlan, firsts: Int64[np.ndarray, "e"], target: Path) -> PackedIndex:
