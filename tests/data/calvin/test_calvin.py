@@ -182,8 +182,6 @@ def test_wrong_few_shot_files_and_fractions_name_their_option(root):
     few.write_text(json.dumps([1, 2]))
     with pytest.raises(ValueError, match=r"data.few_shot_file.*is not JSON of"):
         read(root, few_shot_file=str(few))
-    with pytest.raises(ValueError, match=r"data.fraction=0.0"):
-        read(root, fraction=0.0)
 
 
 def test_a_wrong_root_says_which_path_to_give(root, tmp_path):

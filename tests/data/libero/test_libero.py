@@ -300,7 +300,7 @@ def test_without_problem_info_the_name_counts_and_the_config_before_both(tmp_pat
 
 def test_without_h5py_the_error_says_how_to_install_it(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match=r'pip install "robovlms\[libero\]"'):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[libero\]"'):
         read(folder)
 
 
