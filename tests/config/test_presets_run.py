@@ -1,4 +1,4 @@
-"""Every preset takes a real step: its backbone tiny, its data a miniature of its format, and everything else its own."""
+"""Every preset takes a real step: its backbone tiny, its data a miniature of its format, all else its own."""
 
 from __future__ import annotations
 
