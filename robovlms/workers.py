@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from robovlms.errors import UserError
 
@@ -125,8 +125,8 @@ class Pool(Generic[J, R]):
                 connection = free.pop()
                 working[connection] = waiting.popleft()
                 self._send(connection, working[connection])
-            for connection in wait(list(working)):
-                assert isinstance(connection, Connection)
+            for ready in wait(list(working)):
+                connection = cast("Connection", ready)
                 job = working.pop(connection)
                 yield job, self._receive(connection, job)
                 free.append(connection)

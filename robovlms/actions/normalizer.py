@@ -20,7 +20,7 @@ def chunk_actions(
 ) -> tuple[Float[Tensor, "b w k a"], Bool[Tensor, "b w k"]]:
     """Return every step of the window the chunk of actions it must predict.
 
-    Step i is taught actions i, ..., i + k - 1, so neighbouring chunks overlap and a sample carries s = w + k - 1
+    Step i has actions i, ..., i + k - 1 as target, so neighbouring chunks overlap and a sample carries s = w + k - 1
     actions. Near the end of an episode the tail is padding; a padded action stays masked in every chunk it falls into.
 
     Returns:
@@ -83,7 +83,7 @@ class ActionNormalizer:
         return _statistics_bounds(NormalizationMode.min_max if is_sparse(mode, stats, i) else mode, stats, i)
 
     def normalize(self, actions: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
-        """Return the actions the head is taught."""
+        """Return the head's targets."""
         arm, gripper = actions[..., :-1].float(), actions[..., -1:]
         arm = arm.clamp(self._clip_low, self._clip_high)
         arm = (arm - self._center) / self._half.masked_fill(self._constant, 1)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robovlms.backbones.base import Backbone
 from robovlms.config.policy import LoRAConfig
@@ -85,3 +86,20 @@ def merge_lora(backbone: Backbone) -> None:
             )
         parent, _, child = name.rpartition(".")
         setattr(backbone.get_submodule(parent), child, plain)
+
+
+@torch.no_grad()
+def merge_adapters(weights: Mapping[str, Tensor], config: LoRAConfig) -> dict[str, Tensor]:
+    """Return stored weights without the adapters of `config`: each is added, in float32, to the weight it was beside.
+
+    Weights that have none are returned as they are.
+    """
+    merged = {}
+    for name, weight in weights.items():
+        layer = name.removesuffix(".base_layer.weight")
+        if layer != name:
+            down, up = (weights[f"{layer}.lora_{each}.default.weight"].float() for each in "AB")
+            merged[f"{layer}.weight"] = weight.float() + config.alpha / config.rank * (up @ down)
+        elif ".lora_" not in name:
+            merged[name.replace(".base_layer.", ".")] = weight
+    return merged

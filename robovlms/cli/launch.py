@@ -22,17 +22,23 @@ SUMMARY_END = b"=" * 20 + b"\n"  # of what torchrun prints
 
 
 def speaks(*, is_cause: bool) -> bool:
-    """Tell whether this process is the one of its launch on this machine that reports errors.
+    """Tell whether this process reports its error, or another of its launch on this machine has told the cause.
 
     Args:
         is_cause: whether its error cannot be a consequence of another process's; otherwise that is waited for.
     """
-    mark, rank = _mark(), os.environ.get("RANK", "0")
-    if mark is None:
+    mark = _mark()
+    if mark is None or is_cause:
         return True
-    end = time.monotonic() + (0.0 if is_cause else PATIENCE_S)
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and not mark.exists():
         time.sleep(0.05)
+    return _is_first(mark)
+
+
+def _is_first(mark: Path) -> bool:
+    """Tell whether no other process has reported an error, and note that this one does."""
+    rank = os.environ.get("RANK", "0")
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         with mark.open("x", encoding="utf-8") as file:
@@ -49,7 +55,8 @@ def say_last(text: str) -> None:
 
     A process apart does so: torchrun ends those that it started.
     """
-    if _mark() is None:
+    mark = _mark()
+    if mark is None or not _is_first(mark) or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     command = [sys.executable, "-I", __file__, str(os.getppid()), text]
     with contextlib.suppress(OSError):

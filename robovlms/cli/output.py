@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from robovlms.terminal import PrintableFormatter, printable
+
 
 def set_up_output() -> None:
     """Log INFO from the first process of a launch and WARNING from the others, on stderr.
@@ -20,9 +22,10 @@ def set_up_output() -> None:
             stream.reconfigure(errors="backslashreplace")
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     if not logging.getLogger().handlers:
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(_is_news)
+        handler = logging.StreamHandler()
+        handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.addFilter(_is_news)
+        logging.basicConfig(level=level, handlers=[handler])
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -68,7 +71,7 @@ def report(error: Exception, schema: type) -> tuple[int, str]:
         import traceback
 
         traceback.print_exception(error)
-    last = f"error: {reason}"
+    last = printable(f"error: {reason}")
     if status == 2:
         sys.stderr.write(f"{last}\n")
     launch.say_last(last)

@@ -5,7 +5,7 @@ episodes lie in `<root>.partial` until all are there: an interrupted collection 
 appears only when it is complete.
 
 Where a scene's first picture tells its task, a policy may learn to ignore the instruction. Contrast demonstrations take
-that shortcut away: in the scene of `collect.contrast_tasks` the opposite is told, and the opposite's expert acts.
+that shortcut away: in scenes of `collect.contrast_tasks` the opposite's instruction is recorded, and its expert acts.
 
 Source: noise injection as in DART, arXiv:1703.09327.
 """

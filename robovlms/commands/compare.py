@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,15 @@ from typing import Any
 import numpy as np
 
 from robovlms.config.run import TrainConfig
+from robovlms.errors import UserError
+from robovlms.files import read_json_lines
 from robovlms.policy.checkpoint import CONFIG, load_policy, resolve_checkpoint
 from robovlms.policy.runner import PolicyRunner
 from robovlms.reports.plots import plot_comparison
+from robovlms.training.tracking import METRICS
 from robovlms.types import Observation
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("run", "success", "95 % interval", "opposite", "val error", "head M", "all M", "train ms", "act ms")
 
@@ -47,14 +53,21 @@ class RunSummary:
 def compare(folders: list[str], latency_steps: int) -> tuple[str, Path]:
     """Return a markdown table of every run below `folders`, best first, and the picture beside the first of them.
 
+    A run that cannot be read is left out, with a warning that says why.
+
     Raises:
-        FileNotFoundError: there is no finished run.
+        FileNotFoundError: there is no finished run that can be read.
     """
     roots = [Path(folder) for folder in folders]
     found = sorted(
         {path.parent for root in roots for path in root.rglob(CONFIG) if (path.parent / "checkpoints").is_dir()}
     )
-    runs = [read_run(folder, latency_steps) for folder in found]
+    runs = []
+    for folder in found:
+        try:
+            runs.append(read_run(folder, latency_steps))
+        except (UserError, FileNotFoundError) as error:
+            log.warning("left out: %s: %s", folder, error)
     if not runs:
         raise FileNotFoundError(f"folders={folders} hold no run with a checkpoint: give the output_dir of a sweep.")
     runs.sort(key=lambda run: (-(run.own[0] / run.own[1]) if run.own else 0, run.action_error or 0))
@@ -69,23 +82,24 @@ def compare(folders: list[str], latency_steps: int) -> tuple[str, Path]:
 def read_run(folder: Path, latency_steps: int) -> RunSummary:
     """Read one run's results and metrics, and time its policy."""
     checkpoint = resolve_checkpoint(folder)
-    config, policy, *_ = load_policy(checkpoint)
+    trained = load_policy(checkpoint)
+    config, policy = trained.config, trained.policy
     results = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("evaluation/*/results.json"))
     ]
     own, opposite = (results[-1]["own"], results[-1]["opposite"]) if results else (None, None)
     rate = own and own["overall"]
     count = sum(p.numel() for p in policy.head.parameters())
-    speed = last(folder / "metrics.jsonl", "train/samples_per_s")
+    speed = last(folder / METRICS, "train/samples_per_s")
     return RunSummary(
         name=describe(config),
         own=rate and (rate["successes"], rate["trials"], rate["low"], rate["high"]),
         opposite=opposite and (opposite["overall"]["successes"], opposite["overall"]["trials"]),
-        action_error=last(folder / "metrics.jsonl", "val/action_error"),
+        action_error=last(folder / METRICS, "val/action_error"),
         head_millions=count / 1e6,
         millions=sum(p.numel() for p in policy.parameters()) / 1e6,
         train_ms=speed and 1000 * config.batch_size / speed,
-        act_ms=1000 * time_control_step(checkpoint, latency_steps),
+        act_ms=1000 * time_control_step(checkpoint, trained.plan.sources[0].name, latency_steps),
     )
 
 
@@ -99,16 +113,20 @@ def describe(config: TrainConfig) -> str:
 
 
 def last(metrics: Path, key: str) -> float | None:
-    """Return the newest value of `key`."""
-    values = [
-        entry[key] for line in metrics.read_text(encoding="utf-8").splitlines() if key in (entry := json.loads(line))
-    ]
+    """Return the newest value of `key`; None: there is none, or no such file."""
+    values = [row[key] for row in read_json_lines(metrics) if key in row]
     return float(values[-1]) if values else None
 
 
-def time_control_step(checkpoint: Path, steps: int) -> float:
-    """Return the median seconds of an observation that a chunk is asked for, once the window is full."""
-    runner = PolicyRunner.from_checkpoint(checkpoint, execute_steps=1)
+def time_control_step(checkpoint: Path, source: str, steps: int) -> float:
+    """Return the median seconds of an observation that a chunk is asked for, once the window is full.
+
+    Args:
+        checkpoint: its folder.
+        source: whose actions a policy of a mixture gives; which one does not change the time.
+        steps: that are timed.
+    """
+    runner = PolicyRunner.from_checkpoint(checkpoint, execute_steps=1, source=source)
     policy = runner.policy
     size = policy.processor.image_spec.size
     frames = {view: np.zeros((size, size, 3), np.uint8) for view in policy.processor.views}

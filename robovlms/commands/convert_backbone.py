@@ -7,6 +7,7 @@ from pathlib import Path
 
 from robovlms.backbones.conversion import Convertible
 from robovlms.errors import UserError
+from robovlms.files import atomic_folder
 from robovlms.registry import BACKBONES
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,7 @@ def convert_folder(family: str, source: str, output_dir: str) -> None:
         raise FileNotFoundError(f"source={source} is not a folder: give the one that holds the original files.")
     if target.exists():
         raise FileExistsError(f"output_dir={output_dir} exists: choose another, or delete it.")
-    unfinished = target.with_name(f"{target.name}.partial")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    backbone.from_original(folder).save_pretrained(unfinished)
-    unfinished.replace(target)
+    converted = backbone.from_original(folder)
+    with atomic_folder(target) as unfinished:
+        converted.save_pretrained(unfinished)
     logger.info("%s: use it with backbone=%s backbone.checkpoint=%s", target, family, target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,10 @@ from robovlms.config.closed_loop import EvaluationConfig, SimConfig
 from robovlms.config.commands import EvaluateConfig
 from robovlms.errors import UserError
 from robovlms.evaluation.episodes import plan_episodes
+from robovlms.evaluation.folder import RESULTS, SUCCESS, evaluation_folder
 from robovlms.evaluation.results import environment_versions, format_table, summarize, write_results
 from robovlms.evaluation.rollouts import run_episodes
-from robovlms.policy.checkpoint import CONFIG, load_config, resolve_checkpoint
+from robovlms.policy.checkpoint import CONFIG, load_config, resolve_checkpoint, run_folder_of
 from robovlms.policy.runner import PolicyRunner
 from robovlms.registry import SIMULATORS
 from robovlms.reports.evaluation_page import write_report
@@ -37,19 +37,17 @@ def evaluate(config: EvaluateConfig) -> Path:
         UserError: the policy does not fit the simulator, or the folder holds another evaluation.
     """
     checkpoint = resolve_checkpoint(Path(config.checkpoint))
-    run_folder = checkpoint.parents[1]
+    run_folder = run_folder_of(checkpoint)
     trained = load_config(checkpoint / CONFIG)
     sim = config.sim or trained.sim
     if sim is None:
         raise UserError(f"{checkpoint} was trained without a simulator: choose one, e.g. sim=metaworld.")
     default = run_folder / "evaluation" / f"{sim.name}_{checkpoint.name}"
     folder = Path(config.output_dir) if config.output_dir else default
-    if config.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     plan = DataPlan.of(trained.data, trained.view.views)
     source = plan.find(config.evaluation.source)
-    check_contract(source.contract, simulator.contract, f"sim={sim.name}")
+    check_contract(source.interface, simulator.contract, f"sim={sim.name}")
     episodes = plan_episodes(simulator.tasks(), config.evaluation)
     simulator.close()
     start = partial(start_rollout, checkpoint, sim, config.evaluation)
@@ -59,14 +57,13 @@ def evaluate(config: EvaluateConfig) -> Path:
         "execution": config.evaluation.execution.value,
         "execute_steps": config.evaluation.execute_steps,
     }
-    workers = config.evaluation.num_workers
-    played = run_episodes(start, episodes, folder=folder, conditions=conditions, num_workers=workers)
-    results = summarize(
-        played, config={"train": asdict(trained), **asdict(config), "sim": asdict(sim)}, versions=environment_versions()
-    )
-    write_results(folder / "results.json", results)
+    workers, asked = config.evaluation.num_workers, {"train": asdict(trained), **asdict(config), "sim": asdict(sim)}
+    with evaluation_folder(folder, overwrite=config.overwrite):
+        played = run_episodes(start, episodes, folder=folder, conditions=conditions, num_workers=workers)
+        results = summarize(played, config=asked, versions=environment_versions())
+        write_results(folder / RESULTS, results)
     log.info("%d episodes\n%s", len(played), format_table(results))
-    figures = {"Success": [plot_success(results, folder / "success.png")]}
+    figures = {"Success": [plot_success(results, folder / SUCCESS)]}
     if (run_folder / "metrics.jsonl").is_file():
         figures |= plot_run(run_folder, plan.action_names)
     report = write_report(folder, results, name=f"{trained.name}, {sim.name}", figures=figures)

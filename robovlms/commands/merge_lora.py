@@ -9,8 +9,8 @@ from robovlms.backbones.lora import merge_lora
 from robovlms.config.choices import WeightType
 from robovlms.config.policy import LoRAConfig
 from robovlms.errors import UserError
-from robovlms.files import atomic_folder
 from robovlms.policy.checkpoint import load_policy, save_policy
+from robovlms.policy.manifest import new_checkpoint
 
 
 def merge_checkpoint(folder: Path, target: Path) -> None:
@@ -27,6 +27,6 @@ def merge_checkpoint(folder: Path, target: Path) -> None:
     if not config.backbone.lora.rank:
         raise UserError(f"{folder} has no adapters to merge: it was trained with backbone.lora.rank=0.")
     merge_lora(trained.policy.backbone)
-    with atomic_folder(target) as unfinished:
+    with new_checkpoint(target) as unfinished:
         merged = replace(config, backbone=replace(config.backbone, lora=LoRAConfig()))
         save_policy(unfinished, trained._replace(config=merged))

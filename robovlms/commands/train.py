@@ -9,14 +9,13 @@ import torch
 
 from robovlms.actions.contract import check_contract
 from robovlms.actions.plan import DataPlan
-from robovlms.actions.statistics import load_statistics
 from robovlms.commands.evaluate import evaluate
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
 from robovlms.data.opening import join_sources, open_sources, open_validation
 from robovlms.data.statistics import compute_statistics, proprio_rows, sample_chunks
 from robovlms.data.windows import find_instructions
-from robovlms.policy.checkpoint import STATS, VOCABULARY_HEAD, load_weights, resolve_checkpoint
+from robovlms.policy.checkpoint import init_weights, load_stats, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
 from robovlms.training.figures import plot_run
@@ -31,7 +30,7 @@ def train(config: TrainConfig) -> Path:
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
         source = plan.find(config.evaluation.source)
-        check_contract(source.contract, SIMULATORS.get(config.sim.name)(config.sim).contract, "the simulator")
+        check_contract(source.interface, SIMULATORS.get(config.sim.name)(config.sim).contract, "the simulator")
     with Trainer(config, plan) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.commands.collect_demos import collect_demos
@@ -43,11 +42,11 @@ def train(config: TrainConfig) -> Path:
         kept_out = open_validation(plan, config.window, config.trainer.validate_every)
         validation_set = None if kept_out is None else join_sources(plan, kept_out, "validation")
         resumed = trainer.resume_from
-        stats = load_statistics(resumed / STATS) if resumed else compute_statistics(plan, windows)
+        stats = load_stats(resumed) if resumed else compute_statistics(plan, windows)
         policy = VLAPolicy.from_config(config, plan)
         policy.processor.check_instructions(find_instructions([*windows, *(kept_out or [])]))
         if config.trainer.init_from is not None and not resumed:
-            load_weights(policy, resolve_checkpoint(Path(config.trainer.init_from)), optional=VOCABULARY_HEAD)
+            init_weights(policy, config, resolve_checkpoint(Path(config.trainer.init_from)))
         elif not resumed:
             if policy.head.needs_chunks:
                 policy.head.calibrate(sample_chunks(train_set, plan, config.window.chunk_size, stats))
@@ -56,7 +55,7 @@ def train(config: TrainConfig) -> Path:
         checkpoint = trainer.fit(policy, train_set, validation_set, stats)
         is_main = trainer.is_main
     if is_main:
-        plot_run(Path(config.output_dir), plan.action_names)
+        plot_run(Path(config.output_dir), plan.action_names if plan.has_gripper else plan.action_names[:-1])
         if config.evaluation.enabled and config.sim is not None:
             evaluate(EvaluateConfig(checkpoint=str(checkpoint), sim=config.sim, evaluation=config.evaluation))
     return checkpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from robovlms.config.checks import check_policy
 from robovlms.config.choices import MISSING, HeadKind
@@ -16,6 +16,7 @@ from robovlms.config.schemas import schema, schema_of
 from robovlms.config.training import (
     ClusterConfig,
     CotrainConfig,
+    DebugConfig,
     OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
@@ -49,6 +50,7 @@ class TrainConfig(Checked):
     cluster: ClusterConfig = marked(keeps=RUN)
     tracking: TrackingConfig = marked(keeps=RUN)
     trainer: TrainerConfig = marked(keeps=RUN)
+    debug: DebugConfig = field(default_factory=DebugConfig)
     cotrain: CotrainConfig | None = marked(None, keeps=RUN)
     sim: SimConfig | None = marked(None, keeps=RUN)
     collect: CollectConfig = marked(keeps=RUN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from robovlms.config.choices import MISSING, Duration, Parallel, Precision, ScheduleName, TrackerName, WandbMode
-from robovlms.config.fields import MAX_PROCESSES, ask, number, template
+from robovlms.config.fields import MAX_PROCESSES, RUN, ask, number, template
 from robovlms.errors import UserError
 
 MANY = 1e9  # epochs or steps
@@ -62,6 +62,7 @@ class ParallelConfig:
     name: Parallel = MISSING
     bucket_cap_mb: int = number(25, at_least=1)
     gradient_as_bucket_view: bool = True
+    timeout_s: int = number(1800, at_least=1)  # that a process waits for the others before it gives up
 
 
 @dataclass(kw_only=True)
@@ -119,6 +120,20 @@ class TrainerConfig:
                 f"{option}.resume={self.resume.lower()}: write auto for the newest checkpoint of output_dir, never, or "
                 "the path of a checkpoint folder."
             )
+        if self.overwrite and self.resume != "never":
+            raise UserError(
+                f"{option}.overwrite=true with {option}.resume={self.resume} would delete what is to be resumed: give "
+                "one of them."
+            )
+
+
+@dataclass(kw_only=True)
+class DebugConfig:
+    """Short runs that show whether a policy learns at all, or where the time goes."""
+
+    overfit: bool = False  # every step takes the first batch: the loss must fall to almost nothing
+    # optimizer steps whose torch profiler trace is written to `profile/` of the run folder; 0 = none
+    profile_steps: int = number(0, at_least=0, keeps=RUN)
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from robovlms.errors import UserError
 from robovlms.evaluation.episodes import Episode, EpisodeKey, EpisodeResult
+from robovlms.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,7 @@ class Journal:
         if path.exists() and (lines := _complete_lines(path)):
             self._read(lines, json.loads(json.dumps(conditions)), {episode.key for episode in episodes})
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"conditions": conditions}) + "\n", encoding="utf-8")
+            write_text(path, json.dumps({"conditions": conditions}) + "\n")
 
     def append(self, result: EpisodeResult) -> None:
         """Write one result down; when this returns it survives the process."""
@@ -65,5 +65,5 @@ def _complete_lines(path: Path) -> list[str]:
     complete = text[: text.rfind("\n") + 1]
     if complete != text:
         logger.warning("%s ends in an unfinished line, which is dropped; its episode runs again", path)
-        path.write_text(complete, encoding="utf-8")
+        write_text(path, complete)
     return complete.splitlines()

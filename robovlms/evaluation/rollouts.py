@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def run_episodes(
     start: Start, episodes: Sequence[Episode], *, folder: Path, conditions: Mapping[str, object], num_workers: int = 1
 ) -> list[EpisodeResult]:
-    """Play every episode that `folder/episodes.jsonl` does not hold yet, and give all results in the order of the plan.
+    """Play every episode that `folder/episodes.jsonl` lacks and return all results in the order of the plan.
 
     Results are appended to that file as they come; videos go to `folder/videos`. The results do not depend on
     `num_workers` as long as policy and simulator are deterministic after their `reset`.
@@ -61,9 +61,9 @@ def _record(results: Generator[EpisodeResult], journal: Journal, total: int) -> 
             progress.update(note=f"success {sum(own)}/{len(own)}")
     if failed:
         first = failed[0]
-        told = " (told the opposite)" if first.opposite else ""
+        opposite = " (opposite instruction)" if first.opposite else ""
         raise RuntimeError(
-            f"episode {first.task}, seed {first.seed}, '{first.instruction}'{told} failed; {len(journal.done)} of "
+            f"episode {first.task}, seed {first.seed}, '{first.instruction}'{opposite} failed; {len(journal.done)} of "
             f"{total} results are in {journal.path}, and the same command goes on from there.\n{first.error}"
         )
 

@@ -86,7 +86,7 @@ class ViewScan:
             self.first_blank = self.first_blank or (episode, step)
 
     def compare(self, run: FrozenRun, same: bool) -> FrozenRun:
-        """Count a pair of neighbours, the second at `run.first + run.length`; give the run that it is part of."""
+        """Count a pair of neighbours, the second at `run.first + run.length`; return the run that it belongs to."""
         self.pairs += 1
         self.repeated += same
         run = run._replace(length=run.length + 1) if same else FrozenRun(run.episode, run.first + run.length, 1)

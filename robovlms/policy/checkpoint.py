@@ -1,33 +1,41 @@
-"""A checkpoint is one folder that says everything: config, weights, statistics, contract and, to resume, training
-state.
+"""A checkpoint is one folder that says everything: config, weights, statistics and, to resume, training state.
 
-Folders are written beside their place and renamed into it, so an interrupted save leaves the previous checkpoint whole.
-Nothing is pickled.
+Folders are written beside their place and renamed into it, so an interrupted save leaves the previous checkpoint whole;
+a manifest (`policy/manifest.py`), written last, tells a damaged copy. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
-from safetensors.torch import load_model, save_model
+from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import load_file, save_model
+from torch import Tensor
 
 from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, load_statistics, save_statistics
+from robovlms.backbones.lora import merge_adapters
 from robovlms.config.choices import ModelSize
+from robovlms.config.policy import LoRAConfig
 from robovlms.config.renamed import rename
 from robovlms.config.run import TrainConfig
 from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
+from robovlms.policy.manifest import HEADER, MANIFEST, check_checkpoint, reading
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.spec import SPEC, PolicySpec
 
 CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
 VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
 BACKBONE, STATE = "backbone", "training_state"
+MAX_CONFIG_BYTES, MAX_DEPTH = 1_000_000, 20  # of a config that is read: ours have some kB, and 5 levels
+MAX_NAMED = 6  # tensors that a message names
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
@@ -36,18 +44,55 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a config written by `save_config`, typed and checked again."""
-    node: Any = OmegaConf.load(path)
-    rename(node)
-    schema = OmegaConf.structured(TrainConfig)
-    for group in ("backbone", "head", "data", "sim"):
-        if node[group] is not None:
-            schema[group] = _typed(group, node[group].name)
-    for name, source in (node.data.get("sources") or {}).items():
-        schema.data.sources[name] = _typed("data", source.name)
-    config = OmegaConf.to_object(OmegaConf.merge(schema, node))
+    """Read a config written by `save_config`, typed and checked again.
+
+    A checkpoint may come from anywhere: what only a hand-made file has (aliases, interpolations, which could read
+    environment variables) is refused.
+
+    Raises:
+        DamagedCheckpointError: it is no such config.
+    """
+    with reading(path.parent, path.name):
+        _check_yaml(path)
+        node: Any = OmegaConf.load(path)
+        rename(node)
+        schema = OmegaConf.structured(TrainConfig)
+        for group in ("backbone", "head", "data", "sim"):
+            if node[group] is not None:
+                schema[group] = _typed(group, node[group].name)
+        for name, source in (node.data.get("sources") or {}).items():
+            schema.data.sources[name] = _typed("data", source.name)
+        try:
+            config = OmegaConf.to_object(OmegaConf.merge(schema, node))
+        except OmegaConfBaseException as error:
+            raise ValueError(" ".join(str(error).split())) from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
     assert isinstance(config, TrainConfig)
     return config
+
+
+def _check_yaml(path: Path) -> None:
+    """Refuse what no config of ours has, before it costs anything.
+
+    Raises:
+        ValueError: the file is no YAML, has aliases or interpolations, or is too large or nested too deeply.
+    """
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"it has {path.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}")
+    depth = 0
+    try:
+        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            line = event.start_mark.line + 1
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"line {line} has an alias, *{event.anchor}")
+            if depth > MAX_DEPTH:
+                raise ValueError(f"line {line} is nested deeper than {MAX_DEPTH} levels")
+            if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+                raise ValueError(f"line {line} has an interpolation, {event.value}, which is not resolved")
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _typed(group: str, name: str) -> Any:
@@ -71,13 +116,13 @@ class Trained(NamedTuple):
 
 
 def save_policy(folder: Path, trained: Trained) -> None:
-    """Write what rollout needs: the policy can be rebuilt from `folder` without the original VLM's files."""
+    """Write what rollout needs into a `new_checkpoint`: the policy can be rebuilt without the original VLM's files."""
     save_config(trained.config, folder / CONFIG)
     trained.spec.save(folder / SPEC)
     save_statistics(folder / STATS, trained.statistics)
     policy = trained.policy
     policy.backbone.save_pretrained(folder / BACKBONE, weights=False)
-    save_model(policy, str(folder / WEIGHTS))
+    save_model(policy, str(folder / WEIGHTS), metadata=dict(HEADER))
 
 
 def load_policy(folder: Path, **changes: Any) -> Trained:
@@ -89,48 +134,133 @@ def load_policy(folder: Path, **changes: Any) -> Trained:
 
     Raises:
         FileNotFoundError: the folder is not a checkpoint.
+        DamagedCheckpointError: a file of it is not what was written.
         UserError: the weights do not fit the config.
     """
-    if not (folder / WEIGHTS).is_file():
+    if not is_checkpoint(folder):
         raise FileNotFoundError(
             f"{folder} is not a checkpoint: it has no {WEIGHTS}. Give .../checkpoints/step_<number>."
         )
+    check_checkpoint(folder)
     config = load_config(folder / CONFIG)
     config = replace(config, backbone=replace(config.backbone, **changes))
     backbone = replace(config.backbone, checkpoint=str(folder / BACKBONE), random_init=True, size=ModelSize.full)
     plan = DataPlan.of(config.data, config.view.views)
-    policy = VLAPolicy.from_config(replace(config, backbone=backbone), plan)
+    with reading(folder, BACKBONE):
+        policy = VLAPolicy.from_config(replace(config, backbone=backbone), plan)
     load_weights(policy, folder)
-    trained = Trained(config, policy, load_statistics(folder / STATS), plan)
-    _check_spec(trained, folder / SPEC)
+    trained = Trained(config, policy, load_stats(folder), plan)
+    _check_spec(trained, folder)
     return trained
 
 
-def _check_spec(trained: Trained, path: Path) -> None:
+def _check_spec(trained: Trained, folder: Path) -> None:
     """Hold what a checkpoint says of itself against its files; checkpoints of before have no such file."""
-    if path.is_file() and PolicySpec.load(path) != trained.spec:
-        raise UserError(f"{path} is not of this checkpoint's {CONFIG} and {STATS}: one of the files was changed.")
+    if not (folder / SPEC).is_file():
+        return
+    with reading(folder, SPEC):
+        found = PolicySpec.load(folder / SPEC)
+    if found != trained.spec:
+        raise UserError(
+            f"{folder / SPEC} is not of this checkpoint's {CONFIG} and {STATS}: one of the files was changed."
+        )
+
+
+def load_stats(folder: Path) -> dict[str, Statistics]:
+    """Read the action statistics of a checkpoint, by data set."""
+    with reading(folder, STATS):
+        return load_statistics(folder / STATS)
 
 
 def load_weights(policy: VLAPolicy, folder: Path, optional: str | None = None) -> None:
     """Load model.safetensors, every tensor accounted for; that called `optional` may be on one side alone.
 
     Raises:
-        UserError: names the missing and unexpected tensors.
+        DamagedCheckpointError: the file cannot be read.
+        UserError: names missing and unexpected tensors, or those of another shape.
     """
-    try:
-        missing, unexpected = load_model(policy, str(folder / WEIGHTS), strict=False)
-    except RuntimeError as error:
-        raise UserError(f"the weights in {folder} do not fit this policy: {error}") from error
-    wrong = {"missing": sorted({*missing} - {optional}), "unexpected": sorted({*unexpected} - {optional})}
-    if any(wrong.values()):
-        raise UserError(f"the weights in {folder} do not fit this policy: {wrong}")
+    _load(policy, _read_weights(folder), folder, {optional} - {None})
+
+
+def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> None:
+    """Start a new run from the weights of another: as they are, or with adapters where one of them has none.
+
+    Adapters that the new run has and the old one had not start from nothing, so that the policy acts as the old one
+    did. Those of the old run are merged into the weights, in float32, unless the new one has the same.
+
+    Raises:
+        DamagedCheckpointError: a file of the checkpoint is not what was written.
+        UserError: the weights do not fit this policy.
+    """
+    check_checkpoint(folder)
+    old, new = load_config(folder / CONFIG).backbone.lora, config.backbone.lora
+    weights, known = _read_weights(folder), policy.state_dict().keys()
+    optional: set[str] = {VOCABULARY_HEAD}
+    if not _same_adapters(old, new):
+        weights = merge_adapters(weights, old)
+        moved = {key.replace(".base_layer.", "."): key for key in known if ".base_layer." in key}
+        weights = {moved.get(key, key): value for key, value in weights.items()}
+        optional |= {key for key in known if ".lora_" in key}
+    _load(policy, weights, folder, optional)
+
+
+def _same_adapters(old: LoRAConfig, new: LoRAConfig) -> bool:
+    """Tell whether adapters of one run fit another's; how much of them drops out does not matter."""
+    if old.rank == new.rank == 0:
+        return True
+    return replace(old, dropout=0.0) == replace(new, dropout=0.0)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    with reading(folder, WEIGHTS):
+        return load_file(folder / WEIGHTS)
+
+
+def _load(policy: VLAPolicy, weights: Mapping[str, Tensor], folder: Path, optional: Collection[str | None]) -> None:
+    known = policy.state_dict()
+    if wrong := [key for key, value in weights.items() if key in known and known[key].shape != value.shape]:
+        told = ", ".join(
+            f"{key} {list(weights[key].shape)} instead of {list(known[key].shape)}" for key in wrong[:MAX_NAMED]
+        )
+        raise UserError(f"the weights in {folder} do not fit this policy: {len(wrong)} of another shape: {told}")
+    missing, unexpected = policy.load_state_dict(weights, strict=False)
+    loaded = {known[key].data_ptr() for key in weights.keys() & known.keys()}  # tied weights lie there under one name
+    wrong_sides = {
+        "missing": sorted(key for key in missing if key not in optional and known[key].data_ptr() not in loaded),
+        "unexpected": sorted(key for key in unexpected if key not in optional),
+    }
+    if any(wrong_sides.values()):
+        told = "; ".join(f"{len(keys)} {side}: {_some(keys)}" for side, keys in wrong_sides.items() if keys)
+        raise UserError(
+            f"the weights in {folder} do not fit this policy: {told}. Choose the backbone, head, structure and views "
+            f"that its {CONFIG} names."
+        )
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:MAX_NAMED]) + (f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else "")
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
-    """List a run's complete checkpoints, oldest first; half-written ones are not among them."""
+    """List a run's complete checkpoints, oldest first; half-written and abandoned ones are not among them."""
     found = (run_folder / "checkpoints").glob("step_*")
-    return sorted(path for path in found if re.fullmatch(r"step_\d+", path.name) and (path / WEIGHTS).is_file())
+    return sorted((path for path in found if re.fullmatch(r"step_\d+", path.name) and path.is_dir()), key=step_of)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Tell whether a folder is a checkpoint, even one that has lost a file."""
+    return any((folder / name).exists() for name in (WEIGHTS, MANIFEST, BACKBONE))
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def run_folder_of(checkpoint: Path) -> Path:
+    """Return the run that a checkpoint belongs to; one that lies alone, e.g. a merged one, is its own."""
+    folder = checkpoint.absolute()
+    return folder.parents[1] if folder.parent.name == "checkpoints" else folder
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -139,7 +269,7 @@ def resolve_checkpoint(path: Path) -> Path:
     Raises:
         FileNotFoundError: neither.
     """
-    if (path / WEIGHTS).is_file():
+    if is_checkpoint(path):
         return path
     found = checkpoints(path)
     if not found:

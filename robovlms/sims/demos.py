@@ -12,6 +12,7 @@ from jaxtyping import Float32, UInt8
 
 from robovlms.config.closed_loop import CollectConfig
 from robovlms.errors import UserError
+from robovlms.files import atomic_file
 from robovlms.sims.base import Simulator, Task
 from robovlms.types import Observation
 
@@ -106,15 +107,12 @@ def _proprio(observation: Observation) -> Float32[np.ndarray, "p"]:
 
 def save_demo(path: Path, demo: Demo | None) -> None:
     """Write an attempt so that the file is complete or absent; a failure is an empty archive."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {}
     if demo is not None:
         arrays = {f"frames.{view}": frames for view, frames in demo.frames.items()}
         arrays |= {"actions": demo.actions, "proprio": demo.proprio}
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("wb") as file:
+    with atomic_file(path) as file:
         np.savez_compressed(file, **arrays)
-    unfinished.replace(path)
 
 
 def load_demo(path: Path) -> Demo:

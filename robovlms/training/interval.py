@@ -1,15 +1,26 @@
-"""What happened since the last log line: loss terms that are still on the device, and where the time went."""
+"""What happened since the last log line: loss terms that are still on the device, and where the time went.
+
+`profiled` looks closer: a trace of single operations.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from robovlms.errors import UserError
 from robovlms.types import Batch, Losses
+
+log = logging.getLogger(__name__)
+
+SKIPPED_STEPS, WARM_UP_STEPS = 1, 2  # before a profile: allocation and compilation would be all one sees
 
 
 class Interval:
@@ -48,7 +59,7 @@ class Interval:
         """Average the terms of the collected steps, the last of which made `step`, over all ranks, and start anew.
 
         Raises:
-            FloatingPointError: a term of a step is not finite; names step, terms and the samples.
+            UserError: a term of a step is not finite; names step, terms and the samples.
         """
         names = list(self._terms[0])
         local = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in self._terms])
@@ -64,11 +75,36 @@ class Interval:
         self._restart()
         return result
 
-    def _not_finite(self, step: int, values: dict[str, float], windows: list[Tensor]) -> FloatingPointError:
+    def _not_finite(self, step: int, values: dict[str, float], windows: list[Tensor]) -> UserError:
         terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         sources = [self._source(int(window)) for window in torch.cat(windows)] if windows else ["(on another rank)"]
         shown = sources[:8] + ([f"... and {len(sources) - 8} more"] if len(sources) > 8 else [])
-        return FloatingPointError(
+        return UserError(
             f"the loss is not finite at step {step}: {terms}. Samples of that step:\n  " + "\n  ".join(shown) + "\n"
-            "The newest checkpoint is from before: resume it with a lower optimizer.lr, or look at these samples."
+            "It changed no weight, and nothing was saved since. Look at these samples, or go on from the newest "
+            "checkpoint, or from the start, with a lower optimizer.lr."
         )
+
+
+@contextmanager
+def profiled(steps: int, folder: Path) -> Iterator[Callable[[], None]]:
+    """Write a trace of `steps` optimizer steps, after a few others, into `folder`; give what is called after each step.
+
+    0 steps: nothing is measured. The file opens in chrome://tracing and ui.perfetto.dev.
+    """
+    if not steps:
+        yield lambda: None
+        return
+    from torch.profiler import ProfilerActivity, profile, schedule
+
+    def write(profiler: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(folder / "trace.json"))
+        table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30)
+        (folder / "operations.txt").write_text(table + "\n", encoding="utf-8")
+        log.info("profile of %d steps: %s", steps, folder / "trace.json")
+
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    plan = schedule(wait=SKIPPED_STEPS, warmup=WARM_UP_STEPS, active=steps, repeat=1)
+    with profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler:
+        yield profiler.step

@@ -25,9 +25,11 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         raise UserError(f"optimizer.name={config.name!r} does not exist: choose optimizer=adamw.")
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
+    listed: set[int] = set()  # of parameters; modules may share one
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
+            if parameter.requires_grad and id(parameter) not in listed:
+                listed.add(id(parameter))
                 is_matrix = parameter.ndim >= 2 and name.startswith("weight") and not isinstance(module, nn.Embedding)
                 (decayed if is_matrix else spared).append(parameter)
     if not decayed and not spared:
@@ -74,3 +76,19 @@ def learning_rate(step: int, config: ScheduleConfig, peak: float, steps: Steps) 
         return peak
     progress = min(1.0, (step - steps.warmup) / max(1, steps.total - steps.warmup))
     return peak * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """Refuse trained weights whose 2-norm is not a finite float32: they are lost, whatever the last loss was.
+
+    Raises:
+        UserError: says how many, and names one.
+    """
+    named = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    norms = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) for _, each in named])
+    lost = [named[i][0] for i in (~norms.isfinite()).nonzero().flatten().tolist()]
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {len(named)} tensors are no longer finite at step {step}, e.g. {lost[0]}: nothing saved. "
+            "Lower optimizer.lr, and go on from the newest checkpoint, which is from before, or start again."
+        )

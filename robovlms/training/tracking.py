@@ -2,16 +2,70 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import netrc
+import os
 import sys
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
-from robovlms.config.choices import TrackerName
+from robovlms.config.choices import TrackerName, WandbMode
 from robovlms.config.training import TrackingConfig
+from robovlms.errors import UserError
+from robovlms.files import read_json_lines, write_text
 
 log = logging.getLogger(__name__)
+
+METRICS, WANDB_ID = "metrics.jsonl", "wandb_id.txt"
+
+
+def check_trackers(config: TrackingConfig) -> None:
+    """Find what a tracker lacks before data are read.
+
+    Raises:
+        UserError: a package is not installed, or wandb has no account to log to.
+    """
+    for tracker in config.trackers:
+        if importlib.util.find_spec(tracker.value) is None:
+            raise UserError(
+                f"tracking={tracker.value} needs a package that is not installed: pip install -e "
+                f"'.[{tracker.value}]', or choose tracking=console."
+            )
+    if TrackerName.wandb in config.trackers and wandb_mode(config) == "online" and not _is_logged_in():
+        raise UserError(
+            "tracking.wandb_mode=online needs an account: run `wandb login` or set WANDB_API_KEY, or choose "
+            "tracking.wandb_mode=offline (`wandb sync` uploads later) or tracking=console."
+        )
+
+
+def wandb_mode(config: TrackingConfig) -> str:
+    """Return `tracking.wandb_mode`, or what WANDB_MODE says instead: the machine may know better than the config.
+
+    Raises:
+        UserError: WANDB_MODE is no mode.
+    """
+    said = os.environ.get("WANDB_MODE", "")
+    mode = {"": config.wandb_mode.value, "dryrun": "offline", "run": "online"}.get(said, said)
+    known = [each.value for each in WandbMode]
+    if mode not in known:
+        raise UserError(f"WANDB_MODE={said} does not exist: set it to one of {', '.join(known)}, or unset it.")
+    return mode
+
+
+def _is_logged_in() -> bool:
+    """Look where wandb does: environment, then ~/.netrc."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+        return netrc.netrc(file).authenticators(host) is not None
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: there is no home
+        return False
 
 
 class _Sink(Protocol):
@@ -23,13 +77,8 @@ class _JsonLines:
     """One JSON object a line, flushed at once; rows after `start_step` of an interrupted run are dropped."""
 
     def __init__(self, path: Path, start_step: int) -> None:
-        rows = (
-            [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            if path.is_file()
-            else []
-        )
-        kept = [row for row in rows if json.loads(row)["step"] <= start_step]
-        path.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+        kept = [row for row in read_json_lines(path) if row.get("step", start_step + 1) <= start_step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -58,8 +107,23 @@ class _WandB:
     def __init__(self, config: TrackingConfig, folder: Path, run_config: dict[str, Any]) -> None:
         import wandb
 
-        mode: Any = config.wandb_mode.value
-        self._run = wandb.init(project=config.project, name=folder.name, dir=str(folder), mode=mode, config=run_config)
+        mode: Any = wandb_mode(config)
+        is_online = mode == "online"  # offline, wandb keeps the id and appends when it is synced
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                name=folder.resolve().name,
+                dir=str(folder),
+                mode=mode,
+                config=run_config,
+                id=_wandb_id(folder),
+                resume="allow" if is_online else None,
+            )
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"wandb cannot start a run ({error}): check `wandb login` and the network, or choose "
+                "tracking.wandb_mode=offline or tracking=console."
+            ) from error
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
@@ -68,20 +132,25 @@ class _WandB:
         self._run.finish()
 
 
+def _wandb_id(folder: Path) -> str:
+    """Return the id of the run in `folder`: a resumed run goes on in the same wandb run."""
+    path = folder / WANDB_ID
+    if not path.is_file():
+        write_text(path, uuid.uuid4().hex[:8] + "\n")
+    return path.read_text(encoding="utf-8").strip()
+
+
 class Tracker:
     """Fan metrics out to every sink, and keep the progress bar."""
 
     def __init__(
         self, config: TrackingConfig, folder: Path, run_config: dict[str, Any], *, start_step: int, total_steps: int
     ) -> None:
-        self._sinks: list[_Sink] = [_JsonLines(folder / "metrics.jsonl", start_step)]
-        try:
-            if TrackerName.tensorboard in config.trackers:
-                self._sinks.append(_TensorBoard(folder / "tensorboard", start_step))
-            if TrackerName.wandb in config.trackers:
-                self._sinks.append(_WandB(config, folder, run_config))
-        except ImportError as error:
-            raise ImportError(f'{error}: pip install -e ".[{error.name}]", or choose tracking=console.') from error
+        self._sinks: list[_Sink] = [_JsonLines(folder / METRICS, start_step)]
+        if TrackerName.tensorboard in config.trackers:
+            self._sinks.append(_TensorBoard(folder / "tensorboard", start_step))
+        if TrackerName.wandb in config.trackers:
+            self._sinks.append(_WandB(config, folder, run_config))
         self._bar = self._progress_bar(start_step, total_steps) if config.progress and sys.stderr.isatty() else None
         self._total_steps = total_steps
 

@@ -6,41 +6,35 @@ them, so neither the number of processes nor accumulation changes a gradient. Th
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
-from robovlms.actions.plan import DataPlan, Source
+from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, save_statistics
-from robovlms.config.choices import Parallel, Precision
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
-from robovlms.data.loading.conversations import conversation_loader
-from robovlms.data.loading.loader import Collator, training_loader, validation_loader
-from robovlms.data.loading.sampler import StepSampler
-from robovlms.files import atomic_folder
-from robovlms.images.draws import Augmentation
 from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
+from robovlms.policy.manifest import new_checkpoint
 from robovlms.policy.policy import VLAPolicy
-from robovlms.training.interval import Interval
-from robovlms.training.optimization import Steps, learning_rate, make_optimizer
-from robovlms.training.run_folder import find_resume, prepare_run_folder
-from robovlms.training.state import TrainingState, keep_newest, rng_state, set_rng_state
-from robovlms.training.tracking import Tracker, duration
+from robovlms.training.feeding import make_feed, mean_actions, record_data
+from robovlms.training.figures import draw_first_batch
+from robovlms.training.interval import Interval, profiled
+from robovlms.training.launch import StopSignals, end, launched, on_main
+from robovlms.training.optimization import Steps, check_finite, learning_rate, make_optimizer
+from robovlms.training.run_folder import CHECKPOINTS, DURATIONS, FIRST_BATCH, PROFILE, RunFolder, check_init_from
+from robovlms.training.state import TrainingState, find_resume, rng_state, set_rng_state
+from robovlms.training.tracking import Tracker, check_trackers, duration
 from robovlms.training.validation import VALIDATION_ACTIONS, validate
 from robovlms.types import Batch, Conversations
 
@@ -48,51 +42,38 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Train a policy; a context manager, because Accelerate's state is global to the process.
+    """Train a policy; a context manager, because processes, run folder and Accelerate's global state end with it.
 
-    Entering checks and prepares the run folder; `resume_from` is the checkpoint to continue from, if any.
+    Entering checks and claims the run folder; `resume_from` is the checkpoint to continue from, if any. Nothing in the
+    folder changes before `fit` has checked everything else.
     """
 
     def __init__(self, config: TrainConfig, plan: DataPlan) -> None:
         self.config, self.plan, self.folder = config, plan, Path(config.output_dir)
-        self.step = 0
-        self.stop_requested = False
+        self.run = RunFolder(config)
+        self.step = self.saved_step = 0
 
     def __enter__(self) -> Trainer:
-        config = self.config
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision.tf32
-        if config.trainer.num_threads:
-            torch.set_num_threads(config.trainer.num_threads)
-        wrappers = {Parallel.ddp: DistributedDataParallelKwargs}
-        spread = wrappers[config.parallel.name](
-            bucket_cap_mb=config.parallel.bucket_cap_mb, gradient_as_bucket_view=config.parallel.gradient_as_bucket_view
-        )
-        mixed = {Precision.fp32: "no", Precision.bf16: "bf16"}[config.precision.name]
-        self.accelerator = Accelerator(
-            mixed_precision=mixed,
-            cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[spread],
-            step_scheduler_with_optimizer=False,
-        )
-        self.world_size, self.device = self.accelerator.num_processes, self.accelerator.device
-        self.is_main = self.accelerator.is_main_process
-        config.cluster.check_launch(self.world_size)
-        if self.is_main:
-            prepare_run_folder(config)
-        self.accelerator.wait_for_everyone()
-        self.resume_from = find_resume(config)
-        set_seed(config.seed)
+        with ExitStack() as stack:
+            self.accelerator = stack.enter_context(launched(self.config))
+            self.world_size, self.device = self.accelerator.num_processes, self.accelerator.device
+            self.is_main = self.accelerator.is_main_process
+            stack.callback(self.run.release)
+            self.resume_from = on_main(self.accelerator, self._claim)
+            set_seed(self.config.seed)
+            self._stack = stack.pop_all()
         return self
+
+    def _claim(self) -> Path | None:
+        self.run.claim()
+        check_trackers(self.config.tracking)
+        check_init_from(self.config)
+        return find_resume(self.config)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.accelerator.wait_for_everyone()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+        self._stack.__exit__(kind, error, trace)
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
@@ -110,91 +91,63 @@ class Trainer:
         """Train to the configured length, validating where there is data for it; return the final checkpoint folder.
 
         Raises:
-            FloatingPointError: the loss became non-finite; names step, terms and the samples.
-            UserError: batch size, processes and data set do not fit together.
+            UserError: the loss became non-finite (names step, terms and samples); the data are not those that the
+                resumed run was trained on; or batch size, processes and data set do not fit together.
         """
-        self.policy, self.stats = policy, stats
-        self._make_data(train_set, validation_set)
-        self._resolve_durations()
+        self.policy, self.stats, self.train_set = policy, stats, train_set
+        state = TrainingState.load(self.resume_from / STATE) if self.resume_from else None
+        self.step = self.saved_step = state.step if state else 0
+        names = [source.name for source in self.plan.sources]
+        self.data = on_main(self.accelerator, lambda: record_data(train_set, names))
+        if state:
+            state.check_data(self.data)
+        self._feed(validation_set)
         policy.to(self.device)
         optimizer = make_optimizer(policy, self.config.optimizer)
-        state = self._load(policy, optimizer) if self.resume_from else None
+        if state and self.resume_from:
+            load_weights(policy, self.resume_from)
+            state.restore(optimizer)
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         set_seed(self.config.seed + 1 + self.accelerator.process_index)
-        if state is not None and self.accelerator.process_index < len(state.rng):
+        if state and self.accelerator.process_index < len(state.rng):
             set_rng_state(state.rng[self.accelerator.process_index])
-        self._describe()
-        with self._tracker(), self._signals():
+        on_main(self.accelerator, self._start_folder)
+        with self._tracker():
             self._loop()
-        return self.folder / "checkpoints" / f"step_{self.step:06d}"
+        return self._checkpoint(self.step)
 
-    def _make_data(self, train_set: RobotDataset, validation_set: RobotDataset | None) -> None:
-        config, data = self.config, self.config.data
-        self.train_set = train_set
-        self.normalizers = self.plan.normalizers(self.stats)
-        means = [self._normal_mean(source) for source in self.plan.sources]
-        self.mean_actions = torch.stack(means)[:, :-1].to(self.device)
-        if self.resume_from:
-            self.step = json.loads((self.resume_from / STATE / "state.json").read_text(encoding="utf-8"))["step"]
-        rank = {"rank": self.accelerator.process_index, "world_size": self.world_size}
-        self.sampler = StepSampler(
-            train_set.sizes,
-            weights=train_set.weights,
-            batch_size=config.batch_size,
-            device_batch_size=config.device_batch_size,
-            seed=config.seed,
+    def _feed(self, validation_set: RobotDataset | None) -> None:
+        """Make the loaders, and turn epochs into steps now that the size of the data set is known."""
+        config, normalizers = self.config, self.plan.normalizers(self.stats)
+        self.mean_actions = mean_actions(self.plan, normalizers, self.stats).to(self.device)
+        self.feed = make_feed(
+            config,
+            self.policy,
+            normalizers,
+            self.train_set,
+            validation_set,
             start_step=self.step,
-            **rank,
+            rank=(self.accelerator.process_index, self.world_size),
+            pin_memory=self.device.type == "cuda",
         )
-        loading = {"num_workers": data.num_workers, "pin_memory": self.device.type == "cuda"}
-        processor = self.policy.processor
-        augmentation = Augmentation(data, processor, config.window.window_size, config.seed)
-        collator = Collator(processor, self.normalizers, config.window, augmentation, config.seed)
-        self.train_loader = training_loader(train_set, collator, self.sampler, **loading)  # type: ignore[arg-type]
-        self.validation_loader: Iterable[Batch] | None = None
-        if validation_set is not None:
-            self.validation_loader = validation_loader(
-                validation_set,
-                Collator(processor, self.normalizers, config.window),
-                batch_size=config.device_batch_size,
-                max_batches=config.trainer.max_validation_batches,
-                **rank,
-                **loading,  # type: ignore[arg-type]
-            )
-        self.conversation_loader: Iterable[Conversations] = ()
-        if config.cotrain is not None:
-            said = (config.cotrain, self.policy.backbone, processor, self.sampler)
-            self.conversation_loader = conversation_loader(*said, pin_memory=bool(loading["pin_memory"]))
+        self.steps = Steps.resolve(config.schedule, config.trainer, self.feed.sampler.steps_per_epoch)
 
-    def _normal_mean(self, source: Source) -> Tensor:
-        statistics = self.stats[source.name].scatter(source.action_dims, len(self.plan.action_names))
-        return self.normalizers[source.number].normalize(torch.tensor(statistics.mean)[None])[0]
-
-    def _resolve_durations(self) -> None:
-        """Turn epochs into steps, now that the size of the data set is known, and keep the result beside the config."""
-        config, per_epoch = self.config, self.sampler.steps_per_epoch
-        self.steps = Steps.resolve(config.schedule, config.trainer, per_epoch)
-        if self.is_main:
-            save_config(config, self.folder / CONFIG)
-            save_statistics(self.folder / STATS, self.stats)
-            resolved = {**asdict(self.steps), "windows": sum(self.sampler.sizes), "steps_per_epoch": per_epoch}
-            resolved |= {"accumulation": self.sampler.accumulation, "num_processes": self.world_size}
-            (self.folder / "durations.json").write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
-            log.info("%d windows, %d steps an epoch: %s", sum(self.sampler.sizes), per_epoch, asdict(self.steps))
-
-    def _describe(self) -> None:
+    def _start_folder(self) -> None:
+        """Write down what is run, now that everything has been checked."""
+        sampler = self.feed.sampler
+        self.run.start(self.step)
+        save_config(self.config, self.folder / CONFIG)
+        save_statistics(self.folder / STATS, self.stats)
+        resolved = {**asdict(self.steps), "windows": sum(sampler.sizes), "steps_per_epoch": sampler.steps_per_epoch}
+        resolved |= {"accumulation": sampler.accumulation, "num_processes": self.world_size}
+        (self.folder / DURATIONS).write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
         trained = sum(p.numel() for p in self.parameters)
         frozen = sum(p.numel() for p in self.policy.parameters()) - trained
+        log.info("%d windows, %d steps an epoch: %s", sum(sampler.sizes), sampler.steps_per_epoch, asdict(self.steps))
         log.info("%.2f M trainable parameters, %.2f M frozen", trained / 1e6, frozen / 1e6)
-        log.info(
-            "batch of %d windows = %d processes x %d x %d accumulated, on %s",
-            self.sampler.batch_size,
-            self.world_size,
-            self.sampler.device_batch_size,
-            self.sampler.accumulation,
-            self.device,
-        )
+        layout = (sampler.batch_size, self.world_size, sampler.device_batch_size, sampler.accumulation, self.device)
+        log.info("batch of %d windows = %d processes x %d x %d accumulated, on %s", *layout)
         if self.step:
             log.info("resuming from %s at step %d", self.resume_from, self.step)
 
@@ -202,61 +155,60 @@ class Trainer:
     def _tracker(self) -> Iterator[None]:
         self.tracker: Tracker | None = None
         if self.is_main:
-            self.tracker = Tracker(
-                self.config.tracking,
-                self.folder,
-                asdict(self.config),
-                start_step=self.step,
-                total_steps=self.steps.total,
-            )
+            span = {"start_step": self.step, "total_steps": self.steps.total}
+            self.tracker = Tracker(self.config.tracking, self.folder, asdict(self.config), **span)
         try:
             yield
         finally:
             if self.tracker:
                 self.tracker.close()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let SIGTERM (a cluster's way to say time is up) end the run after the current step, with a checkpoint."""
-
-        def on_sigterm(number: int, frame: FrameType | None) -> None:
-            self.stop_requested = True
-
-        previous = signal.signal(signal.SIGTERM, on_sigterm)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-
     def _loop(self) -> None:
-        batches, conversations = iter(self.train_loader), iter(self.conversation_loader)
         interval = Interval(self.config.batch_size, self._sum, self.train_set.location)
-        start, first = time.perf_counter(), self.step
-        while self.step < self.steps.total:
-            with interval.waiting():
-                micro_batches = [next(batches) for _ in range(self.sampler.accumulation)]
-                said = list(itertools.islice(conversations, self.sampler.accumulation))
-            interval.add(micro_batches, self.train_step(micro_batches, said))
-            self.step += 1
-            is_last, stops = self.step == self.steps.total, self._should_stop()
-            saves = is_last or stops or self.step % self.steps.save_every == 0
-            if saves or self.step % self.steps.log_every == 0:
-                metrics = interval.metrics(self.step)
-                metrics |= {
-                    "train/lr": self._lr(self.step - 1),
-                    "train/epoch": self.step / self.sampler.steps_per_epoch,
-                }
-                eta = (time.perf_counter() - start) / (self.step - first) * (self.steps.total - self.step)
-                if self.tracker:
-                    self.tracker.log(self.step, metrics, eta_s=eta)
-            with interval.paused():
-                if is_last or self.step % self.steps.validate_every == 0:
-                    self.validate()
-                if saves:
-                    self.save()
-            if stops:
-                log.info("stopped by SIGTERM at step %d; continue with trainer.resume=auto", self.step)
-                raise SystemExit(0)
+        signals, feed, profile_steps = StopSignals(self.accelerator), self.feed.steps(), self.config.debug.profile_steps
+        with signals.handled(), profiled(profile_steps if self.is_main else 0, self.folder / PROFILE) as profiler_step:
+            start, first = time.perf_counter(), self.step
+            while self.step < self.steps.total:
+                with interval.waiting():
+                    micro_batches, said = next(feed)
+                if self.step == first and self.is_main:
+                    with interval.paused():
+                        self._draw(micro_batches[0])
+                interval.add(micro_batches, self.train_step(micro_batches, said))
+                self.step += 1
+                profiler_step()
+                is_last, is_log_line = self.step == self.steps.total, self.step % self.steps.log_every == 0
+                stop = signals.agreed(is_log_line)
+                saves = is_last or stop is not None or self.step % self.steps.save_every == 0
+                if saves or is_log_line:  # a loss that is not finite is noticed here, before it is saved
+                    metrics = interval.metrics(self.step)
+                    seconds_a_step = (time.perf_counter() - start) / (self.step - first)
+                    self._log(metrics, eta_s=seconds_a_step * (self.steps.total - self.step))
+                with interval.paused():
+                    if saves:
+                        self.save()
+                    if stop is not None:
+                        end(stop, self.step)
+                    if is_last or self.step % self.steps.validate_every == 0:
+                        self.validate()
+
+    def _log(self, metrics: dict[str, float], eta_s: float) -> None:
+        if self.tracker:
+            epoch = self.step / self.feed.sampler.steps_per_epoch
+            self.tracker.log(
+                self.step, metrics | {"train/lr": self._lr(self.step - 1), "train/epoch": epoch}, eta_s=eta_s
+            )
+
+    def _draw(self, batch: Batch) -> None:
+        """Show what the model is given, changes of augmentation included."""
+        assert batch.index is not None
+        instructions = [self.train_set[index].instruction for index in batch.index.tolist()]
+        names = self.plan.action_names
+        try:
+            on_device = batch.to(self.device)
+            draw_first_batch(self.policy.processor, on_device, instructions, names, self.folder / FIRST_BATCH)
+        except OSError as error:
+            log.warning("%s is not drawn: %s", self.folder / FIRST_BATCH, error)
 
     def _lr(self, step: int) -> float:
         return learning_rate(step, self.config.schedule, self.config.optimizer.lr, self.steps)
@@ -266,7 +218,11 @@ class Trainer:
         return self.accelerator.reduce(tensor, "sum")
 
     def train_step(self, micro_batches: list[Batch], said: Sequence[Conversations] = ()) -> dict[str, Tensor]:
-        """Take one optimizer step, conversations beside the windows; give this rank's share of terms, on the device."""
+        """Take one optimizer step, conversations beside the windows; give this rank's share of terms, on the device.
+
+        A loss or gradient that is not finite changes no weight: the optimizer's kernel leaves the step out, so that
+        nobody waits for the device, and the next log line or save stops the run.
+        """
         counts = [batch.action_mask.sum() for batch in micro_batches if batch.action_mask is not None]
         shares, word_shares = self._shares(counts), self._shares([torch.tensor(len(each.supervised)) for each in said])
         terms: dict[str, Tensor] = {}
@@ -286,6 +242,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if max_norm is None else max_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(self.step)
+        self.optimizer.optimizer.found_inf = (~(norm + terms["loss"]).isfinite()).float()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {**terms, "grad_norm": norm / self.world_size}  # summed over ranks like the others
@@ -297,45 +254,41 @@ class Trainer:
         mine = torch.stack(counts).to(self.device, torch.float32, non_blocking=True)
         return (mine / self._sum(mine.sum())).unbind()
 
-    def _should_stop(self) -> bool:
-        """Agree between ranks on whether one of them was told to stop; several ranks ask only at log lines."""
-        if self.world_size == 1:
-            return self.stop_requested
-        if self.step % self.steps.log_every:
-            return False
-        flag = torch.tensor(float(self.stop_requested), device=self.device)
-        return bool(self._sum(flag).item())
-
     def validate(self) -> dict[str, float]:
-        """Measure the open-loop metrics of `training.validation` and keep the examples for plots; none without data."""
-        if self.validation_loader is None:
+        """Measure the open-loop metrics of `validation` and keep the examples for plots; a failure loses no step."""
+        if self.feed.validation is None:
             return {}
-        sources = [source.name for source in self.plan.sources]
-        with self.accelerator.autocast():
-            metrics, examples = validate(self.policy, self.validation_loader, self.mean_actions, sources, self._sum)
+        sources, rng = [source.name for source in self.plan.sources], rng_state()
+        try:
+            with self.accelerator.autocast():
+                loader = self.feed.validation
+                metrics, examples = validate(self.policy, loader, self.mean_actions, sources, self._sum)
+        except Exception:
+            if self.is_main and self.saved_step < self.step:
+                log.warning("validation failed at step %d: what was trained is saved first", self.step)
+                self._write([rng])
+            raise
         if self.tracker:
             self.tracker.log_validation(self.step, metrics)
             np.savez(self.folder / VALIDATION_ACTIONS, **examples)  # type: ignore[arg-type]
         return metrics
 
     def save(self) -> None:
-        """Write a checkpoint, atomically, from the main process; other ranks hand over their random states."""
+        """Write a checkpoint from the main process; other ranks hand over their random states."""
         rng = gather_object([rng_state()])
-        if self.is_main:
-            state = TrainingState(step=self.step, optimizer=self.optimizer.optimizer.state_dict(), rng=rng)
-            started = time.perf_counter()
-            target = self.folder / "checkpoints" / f"step_{self.step:06d}"
-            with atomic_folder(target) as partial:
-                save_policy(partial, Trained(self.config, self.policy, self.stats, self.plan))
-                state.save(partial / STATE)
-            keep_newest(self.folder, self.config.trainer.keep_last)
-            log.info("saved %s in %s", target, duration(time.perf_counter() - started))
-        self.accelerator.wait_for_everyone()
+        on_main(self.accelerator, lambda: self._write(rng))
+        self.saved_step = self.step
 
-    def _load(self, policy: VLAPolicy, optimizer: torch.optim.Optimizer) -> TrainingState:
-        assert self.resume_from is not None
-        load_weights(policy, self.resume_from)
-        state = TrainingState.load(self.resume_from / STATE)
-        optimizer.load_state_dict(state.optimizer)
-        self.step = state.step
-        return state
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / CHECKPOINTS / f"step_{step:06d}"
+
+    def _write(self, rng: list[dict[str, Tensor]]) -> None:
+        check_finite(self.policy, self.step)
+        optimizer = self.optimizer.optimizer.state_dict()
+        state = TrainingState(step=self.step, optimizer=optimizer, rng=rng, data=self.data)
+        started, target = time.perf_counter(), self._checkpoint(self.step)
+        with new_checkpoint(target) as partial:
+            save_policy(partial, Trained(self.config, self.policy, self.stats, self.plan))
+            state.save(partial / STATE)
+        self.run.kept(self.step)
+        log.info("saved %s in %s", target, duration(time.perf_counter() - started))

@@ -204,7 +204,7 @@ def test_values_out_of_range_are_refused_with_the_option_to_change(augmentation:
 
 
 def test_a_part_of_a_mixture_cannot_have_augmentation_that_nobody_looks_at():
-    with pytest.raises(ValueError, match=re.escape("data.sources.mine.augmentation is not looked at")):
+    with pytest.raises(ValueError, match=re.escape("data.sources.mine.augmentation is ignored")):
         check_data(MixtureDataConfig(sources={"mine": data(hue=0.1)}))
 
 

@@ -18,6 +18,7 @@ from robovlms.config.choices import ScheduleName
 from robovlms.config.training import OptimizerConfig, ScheduleConfig
 from robovlms.data.calvin.reader import CalvinReader
 from robovlms.data.windows import WindowDataset
+from robovlms.errors import UserError
 from robovlms.policy.checkpoint import checkpoints, load_policy, resolve_checkpoint
 from robovlms.registry import BACKBONES
 from robovlms.training.optimization import Steps, learning_rate, make_optimizer
@@ -112,12 +113,14 @@ def test_the_arm_error_falls_below_that_of_the_mean_action(calvin_folder, tmp_pa
 def test_a_run_folder_holds_what_a_user_looks_for(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "trainer.keep_last=1")
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    checkpoint = {"config.yaml", "spec.json", "action_stats.json", "model.safetensors", "backbone/config.json"}
+    checkpoint = {"config.yaml", "spec.json", "manifest.json", "action_stats.json"}
+    checkpoint |= {"model.safetensors", "backbone/config.json"}
     checkpoint |= {f"training_state/{name}" for name in ("state.json", "optimizer.safetensors", "rng_0.safetensors")}
     assert {name for name in names if name.startswith("checkpoints/")} == {
         f"checkpoints/step_000004/{name}" for name in checkpoint
     }
     assert {"config.yaml", "durations.json", "action_stats.json", "metrics.jsonl"} <= names
+    assert "first_batch.png" in names
     assert {"plots/loss.png", "plots/lr.png", "plots/actions.png"} <= names
     durations = json.loads((folder / "durations.json").read_text())
     assert durations["total"] == 4
@@ -185,7 +188,7 @@ def test_a_non_finite_loss_names_step_terms_and_samples(calvin_folder, tmp_path,
         return sample
 
     monkeypatch.setattr(WindowDataset, "__getitem__", poisoned)
-    with pytest.raises(FloatingPointError, match=r"not finite at step \d+: loss nan.*\n.*training") as error:
+    with pytest.raises(UserError, match=r"not finite at step \d+: loss nan.*\n.*training") as error:
         run(calvin_folder, tmp_path / "run", "schedule.total=1 epoch", "schedule.warmup=0 step")
     assert "optimizer.lr" in str(error.value)
 

@@ -211,9 +211,9 @@ def select_segments(segments: list[Segment], config: CalvinDataConfig, folder: P
 
 
 def play_segments(folder: Path, segments: list[Segment], config: CalvinDataConfig) -> list[Segment]:
-    """Return the stretches of the recordings that none of `segments` covers, told `data.play_instruction`.
+    """Return the stretches of the recordings that none of `segments` covers, with `data.play_instruction`.
 
-    With all segments of the folder given, tasks that are left out are not taught as play either.
+    With all segments of the folder given, tasks that are left out are no play either.
     """
     if not (config.play_instruction or "").strip():
         raise UserError("data.play_instruction is empty: say what play is told, e.g. data.play_instruction='play'.")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from robovlms.data.files.npz import read_npz
 from robovlms.errors import UserError
+from robovlms.files import atomic_file, exclusive
 
 logger = logging.getLogger(__name__)
 
@@ -69,29 +69,21 @@ def keep(
 @contextmanager
 def _alone(path: Path) -> Iterator[bool]:
     """Hold the lock of a file; False where the folder cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w", encoding="utf-8")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        logger.warning("%s is not kept, because %s: %s.", path, error, TO_DO)
-        yield False
-        return
-    with lock:
-        yield True
+    with ExitStack() as stack:
+        may_write = True
+        try:
+            stack.enter_context(exclusive(path.with_suffix(".lock")))
+        except OSError as error:
+            logger.warning("%s is not kept, because %s: %s.", path, error, TO_DO)
+            may_write = False
+        yield may_write
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write at once: another process sees no file or a whole one."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
-            try:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with atomic_file(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         logger.warning("%s is not kept, because %s: %s.", path, error, TO_DO)
 

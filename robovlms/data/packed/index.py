@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from robovlms.config.choices import ImageFormat
 from robovlms.data.files.npz import read_header
 from robovlms.errors import UserError
-from robovlms.files import hash_file
+from robovlms.files import hash_file, write_text
 
 INDEX = "index.json"
 VERSION = 1
@@ -62,9 +62,7 @@ class PackedIndex:
 
     def save(self, folder: Path) -> None:
         """Write `index.json`, at once or not at all: a folder that has one is complete."""
-        partial = folder / f"{INDEX}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / INDEX)
+        write_text(folder / INDEX, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def shard_name(view: str, shard: int) -> str:
@@ -83,7 +81,7 @@ def record(path: Path) -> FileRecord:
 
 
 def load_index(folder: Path) -> PackedIndex:
-    """Read and check the index; sizes of the files it lists are not looked at.
+    """Read and check the index; sizes of the files it lists are not compared.
 
     Raises:
         FileNotFoundError: the folder or its index is missing: it was never packed, or not to the end.

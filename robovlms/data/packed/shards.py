@@ -19,7 +19,7 @@ from robovlms.config.choices import ImageFormat
 from robovlms.data.base import Clip, Reader
 from robovlms.data.packed.index import FileRecord, check_view, offsets_name, record, shard_name
 from robovlms.errors import UserError
-from robovlms.files import digest
+from robovlms.files import digest, write_text
 
 QUALITY = 95  # with 4:4:4 about 40 dB on CALVIN's frames, in a fifth of the room
 SHARD_BYTES, MIN_SHARD_ROWS, MIN_SHARDS = 2**30, 256, 16
@@ -135,9 +135,7 @@ class Packer:
                 _sync(path)
                 records[path.name] = record(path)
         note = self._target / UNFINISHED / f"shard-{shard:05d}.json"
-        partial = note.with_suffix(".partial")
-        partial.write_text(json.dumps({name: asdict(entry) for name, entry in records.items()}), encoding="utf-8")
-        partial.replace(note)
+        write_text(note, json.dumps({name: asdict(entry) for name, entry in records.items()}))
 
     def _pieces(self, shard: int) -> Iterator[Span]:
         """Return a shard's rows, in pieces that the reader is asked for."""

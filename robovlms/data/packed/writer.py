@@ -22,7 +22,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ from robovlms.data.packed.index import (
 )
 from robovlms.data.packed.shards import UNFINISHED, Packer, ShardPlan, Span, encode_jpeg, lay_out, make_plan, numbers_of
 from robovlms.errors import UserError
-from robovlms.files import digest, hash_file
+from robovlms.files import digest, exclusive, hash_file
 from robovlms.progress import Progress
 from robovlms.workers import Pool
 
@@ -89,7 +89,7 @@ def pack(
     workers: int = 1,
     origin: dict[str, Any] | None = None,
 ) -> PackSummary:
-    """Write the reader's episodes to `target`; a complete folder is left as it is, an unfinished one is gone on with.
+    """Write the reader's episodes to `target`; a complete folder is left as it is, an unfinished one is continued.
 
     Args:
         reader: with at least one view. Worker processes get pickled copies, which open their own files.
@@ -148,13 +148,9 @@ def _complete(target: Path, reader: Reader, image_format: ImageFormat, origin: d
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """Keep other processes from packing into the same folder; the lock goes with the process."""
-    import fcntl
-
-    folder = target / UNFINISHED
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w", encoding="utf-8") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(exclusive(target / UNFINISHED / LOCK, wait=False))
         except BlockingIOError as error:
             raise UserError(f"{target} is being packed by another process: wait for it.") from error
         yield
@@ -208,7 +204,7 @@ def _check_room(reader: Reader, plan: ShardPlan, spans: list[Span], target: Path
 
 
 def _run(reader: Reader, plan: ShardPlan, spans: list[Span], target: Path, shards: list[int], workers: int) -> None:
-    start = partial(nullcontext, Packer(reader, plan, spans, target).write)
+    start: Any = partial(nullcontext, Packer(reader, plan, spans, target).write)
     pool = Pool[int, None](start, min(workers, len(shards)), "pack.workers")
     total = sum(plan.rows_of(shard) for shard in shards)
     with pool, Progress(f"packing {target}", total, "frame") as progress:

@@ -156,7 +156,7 @@ def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_
         )
         return
     if (problem := pointer_problem(shard.path)) is not None:
-        yield ValueError(f"{shard.path} cannot be read: {problem}.")
+        yield UserError(f"{shard.path} cannot be read: {problem}.")
         return
     record = -1
     for record, scanned in enumerate(scan_records(shard.path)):

@@ -1,0 +1,75 @@
+"""The folder of an evaluation: continued, or begun anew without touching what is not its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from robovlms.errors import UserError
+from robovlms.files import FolderLock, Replacement, is_marked, mark
+
+EPISODES, RESULTS, SUCCESS, REPORT, VIDEOS = "episodes.jsonl", "results.json", "success.png", "report.html", "videos"
+EVALUATION = "evaluation"
+
+
+@contextmanager
+def evaluation_folder(folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """Hold `folder` for one evaluation, the last thing before it runs.
+
+    With `overwrite` earlier results are set aside. They are deleted when the block ends well, and put back when it
+    fails before an episode is finished; nothing else in the folder is touched.
+
+    Raises:
+        UserError: the folder holds other things under the names of results, or another process writes it.
+        PermissionError: it cannot be written.
+    """
+    lock, replacement = FolderLock(folder, f"output_dir={folder}"), Replacement(folder, _ours)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise PermissionError(
+            f"cannot write to output_dir={folder}: {error.strerror}. Choose another output_dir=..."
+        ) from error
+    try:
+        found = _ours(folder)
+        if found and not is_marked(folder, EVALUATION) and not _is_journal(folder / EPISODES):
+            raise UserError(
+                f"output_dir={folder} is not the folder of an evaluation, but holds "
+                f"{', '.join(path.name for path in found)}: choose another output_dir=..."
+            )
+        if overwrite:
+            replacement.set_aside()
+        mark(folder, EVALUATION)
+        yield
+        replacement.delete()
+    except BaseException:
+        if not _has_finished_episodes(folder / EPISODES):
+            replacement.recover()
+        raise
+    finally:
+        lock.release()
+
+
+def _ours(folder: Path) -> list[Path]:
+    return [path for name in (EPISODES, RESULTS, SUCCESS, REPORT, VIDEOS) if (path := folder / name).exists()]
+
+
+def _is_journal(path: Path) -> bool:
+    """Tell whether a file is a journal; evaluations from before there were markers have one."""
+    return path.is_file() and "conditions" in _first_line(path)
+
+
+def _has_finished_episodes(path: Path) -> bool:
+    return path.is_file() and len(path.read_text(encoding="utf-8", errors="replace").splitlines()) > 1
+
+
+def _first_line(path: Path) -> dict[str, object]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        try:
+            content = json.loads(file.readline())
+        except ValueError:
+            return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,150 @@
+"""The processes of a run: how they start and end, what one does for all, and the signals that stop them."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import broadcast_object_list
+
+from robovlms.config.choices import Parallel, Precision
+from robovlms.config.run import TrainConfig
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+FORWARDED_S = 3.0  # torchrun sends the Ctrl-C that a terminal has sent already once more
+
+
+@contextmanager
+def launched(config: TrainConfig) -> Iterator[Accelerator]:
+    """Set up this process as one of the run's; on the way out its group and Accelerate's global state are taken down.
+
+    Raises:
+        UserError: the cluster's preset means another number of processes.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision.tf32
+    if config.trainer.num_threads:
+        torch.set_num_threads(config.trainer.num_threads)
+    _end_with_launcher()
+    parallel = config.parallel
+    accelerator = Accelerator(
+        mixed_precision={Precision.fp32: "no", Precision.bf16: "bf16"}[config.precision.name],
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[
+            {Parallel.ddp: DistributedDataParallelKwargs}[parallel.name](
+                bucket_cap_mb=parallel.bucket_cap_mb, gradient_as_bucket_view=parallel.gradient_as_bucket_view
+            ),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=parallel.timeout_s)),
+        ],
+        step_scheduler_with_optimizer=False,
+    )
+    try:
+        config.cluster.check_launch(accelerator.num_processes)
+        yield accelerator
+        accelerator.wait_for_everyone()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+
+
+def _end_with_launcher() -> None:
+    """Have the system send SIGTERM when torchrun is gone, even by SIGKILL: nobody else would end this process."""
+    if under_torchrun() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def under_torchrun() -> bool:
+    """Tell whether torchrun, or what builds on it, started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def on_main(accelerator: Accelerator, act: Callable[[], T]) -> T:
+    """Return, in every process, what the main process gets from `act`; where that fails all end, and one says why.
+
+    Raises:
+        SystemExit: in the others, where the main process raises what `act` raised.
+    """
+    outcome: list[Any] = [(None, True)]
+    try:
+        if accelerator.is_main_process:
+            outcome = [(act(), False)]
+    finally:
+        broadcast_object_list(outcome)
+    value, has_failed = outcome[0]
+    if has_failed:
+        raise SystemExit(2)
+    return value
+
+
+class StopSignals:
+    """SIGTERM (a cluster's way to say that time is up) and Ctrl-C end a run after the current step, with a checkpoint.
+
+    A second Ctrl-C ends it at once.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._received: signal.Signals | None = None
+        self._when = 0.0
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Listen inside the block; outside, signals do what they did."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        is_new = self._received is None
+        is_forwarded = under_torchrun() and time.monotonic() - self._when < FORWARDED_S
+        if number == signal.SIGINT and not is_new and not is_forwarded:
+            raise KeyboardInterrupt
+        if is_new:
+            self._received, self._when = signal.Signals(number), time.monotonic()
+
+    def agreed(self, is_log_line: bool) -> signal.Signals | None:
+        """Return the signal that stops the run, the same in all processes; several ask each other at log lines only."""
+        if self._accelerator.num_processes == 1:
+            return self._received
+        if not is_log_line:
+            return None
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        flags = torch.tensor([float(self._received == number) for number in numbers], device=self._accelerator.device)
+        total = self._accelerator.reduce(flags, "sum").tolist()
+        return next((number for number, count in zip(numbers, total, strict=True) if count), None)
+
+
+def end(stop: signal.Signals, step: int) -> None:
+    """Leave as a stopped run does, its checkpoint written.
+
+    Raises:
+        SystemExit: with status 0, after SIGTERM.
+        KeyboardInterrupt: after Ctrl-C; the command's status is 130.
+    """
+    log.info("stopped by %s at step %d; continue with trainer.resume=auto", stop.name, step)
+    if stop == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(0)
