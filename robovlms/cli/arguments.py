@@ -111,7 +111,7 @@ def _quoted(override: str, is_sweep: bool) -> str:
     if value[0] == "[":
         return override
     if leaf in PATHS or "=" in value:
-        values = _paths(value) if is_sweep or leaf not in PATHS else [value]
+        values = _paths(value) if is_sweep else [value]
         return f"{key}={','.join(_quote(each) for each in values)}"
     return override
 

@@ -92,6 +92,8 @@ def _config_error(error: Exception, schema: type) -> str:
         return f"{where}{key}={expected[1]} does not exist.{nearest(expected[1], known)} Options: {', '.join(known)}."
     if unresolved := re.search(r"Interpolation key '([^']+)' not found", text):
         return f"{where}{key} refers to ${{{unresolved[1]}}}, which is no option.{suggest(unresolved[1], schema)}"
+    if "is not Optional" in text:
+        return f"{where}{key}=null is not possible: give a value, or leave the option as it is."
     if "is not a subclass of" in text:
         inside = [name for name in option_names(schema) if name.startswith(f"{key}.")]
         return f"{where}{key} has options of its own: {', '.join(inside)}."

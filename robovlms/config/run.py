@@ -75,3 +75,8 @@ class TrainConfig(Checked):
             )
         if (self.collect.enabled or self.evaluation.enabled) and self.sim is None:
             raise UserError("collect.enabled and evaluation.enabled need a simulator: choose one, e.g. sim=metaworld.")
+        if self.evaluation.enabled and self.evaluation.execute_steps > self.window.chunk_size:
+            raise UserError(
+                f"evaluation.execute_steps={self.evaluation.execute_steps} must be at most window.chunk_size="
+                f"{self.window.chunk_size}: a chunk has no more actions."
+            )

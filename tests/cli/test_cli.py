@@ -88,6 +88,8 @@ def test_a_slip_on_the_command_line_is_named_with_the_nearest_spelling(override:
         ("optimizer=1", "optimizer=1 does not exist. Options: adamw."),
         ("backbone.lora=4", "backbone.lora has options of its own: backbone.lora.alpha, backbone.lora.dropout,"),
         ("view.views=side", "view.views is a list: write view.views=[side]."),
+        ("optimizer.lr=null", "optimizer.lr=null is not possible: give a value, or leave the option as it is."),
+        ("experiment=quickstart evaluation.execute_steps=40", "evaluation.execute_steps=40 must be at most window.chu"),
         ("optimizer.betas=0.9", "optimizer.betas is a list: write optimizer.betas=[0.9]."),
         ("trainer.resume=true", "trainer.resume=true: write auto for the newest checkpoint of output_dir, never, or"),
         ("sim.max_steps=3", "sim.max_steps: no sim is chosen, so it has no options. Add one, e.g. sim=metaworld."),

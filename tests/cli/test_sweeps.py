@@ -91,6 +91,7 @@ def test_sweeps_of_one_value_and_long_names_do_not_collide() -> None:
         ("+data@data.parts.mine=lerobot", "train", "+data@data.sources.mine=lerobot"),
         ("evaluation.part=mine", "evaluate", "evaluation.source=mine"),
         ("~data.parts.kuka", "train", "~data.sources.kuka"),
+        ("backbone.prompt=a=1, {instruction}", "train", "backbone.prompt='a=1, {instruction}'"),
         ("backbone.prompt='a=b {instruction}'", "train", "backbone.prompt='a=b {instruction}'"),
         ("optimizer.lr=choice(1e-4,1e-5)", "train", "optimizer.lr=choice(1e-4,1e-5)"),
         ("output_dir=runs/${name}", "train", "output_dir=runs/${name}"),

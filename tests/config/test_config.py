@@ -54,6 +54,7 @@ def test_anything_else_is_refused_with_both_forms(text: str) -> None:
         ("evaluation.enabled=true", "need a simulator: choose one, e.g. sim=metaworld"),
         ("collect.enabled=true", "need a simulator: choose one, e.g. sim=metaworld"),
         ("schedule.warmup=3", "schedule.warmup='3' is not a duration"),
+        ("schedule.warmup=6 epoch", "schedule.warmup=6 epoch is longer than schedule.total=5 epoch"),
         ("trainer.save_every=1 epok", "trainer.save_every='1 epok' is not a duration. Did you mean 'epoch'?"),
     ],
 )
