@@ -233,7 +233,7 @@ def read_vl(folder: Path) -> None:
     processor = Processor(BACKBONE, ["side"], max_text_tokens=64)
     for name in ("array.json", "lines.jsonl"):
         config = CotrainConfig(name="vl", file=str(folder / name), image_folder=str(folder))
-        collate = ConversationCollator(config, BACKBONE, processor.image_spec.size)
+        collate = ConversationCollator(config, BACKBONE.tokenize, processor.image_spec.size)
         dataset = ConversationDataset(config, processor)
         for i in range(len(dataset)):
             collate([(dataset[i], Draw(i, i))])

@@ -189,7 +189,7 @@ class FolderLock:
         )
 
     def release(self) -> None:
-        """Give the lock back; without one nothing happens."""
+        """Release the lock; without one nothing happens."""
         self._stop.set()
         if self._descriptor is not None:
             self.path.unlink(missing_ok=True)

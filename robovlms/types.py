@@ -4,8 +4,8 @@ Letters, used verbatim in annotations and einops patterns:
 b batch, w window (observed steps), v views, k chunk (predicted steps), s = w + k - 1 actions of one sample,
 a action entries (e = a - 1 of the arm),
 p proprioception entries, l text tokens, q queries, d hidden, n sequences, t frames in one sequence, m tokens of one
-image, h x c image height, width, channels, r tokens of a reply, y of them taught. A leading underscore (`_h`) marks a
-size that differs between views.
+image, h x c image height, width, channels, r tokens of a reply, y of them supervised. A leading underscore (`_h`)
+marks a size that differs between views.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Batch(Tensors):
     text_mask: Bool[Tensor, "b l"]
     actions: Float32[Tensor, "b w k a"] | None = None  # arm normalised to [-1, 1]; gripper -1 closed, +1 open
     action_mask: Bool[Tensor, "b w k"] | None = None
-    action_dims: Bool[Tensor, "b a"] | None = None  # False = an action entry that is not taught; None: all are
+    action_dims: Bool[Tensor, "b a"] | None = None  # False = an action entry that is no target; None: all are
     view_mask: Bool[Tensor, "b v"] | None = (
         None  # False = a view that the sample lacks, in the order of Processor.views
     )
@@ -107,11 +107,14 @@ class Conversations(Tensors):
 
 @dataclass(kw_only=True)
 class Observation:
-    """What a robot or simulator shows the policy at one control step."""
+    """What a robot or simulator shows the policy at one control step.
 
-    frames: dict[str, UInt8[np.ndarray, "_h _x c"]]
-    instruction: str
-    proprio: Float32[np.ndarray, "p"] | None = None
+    Simulators give the types named here; what else robots may send is read by `policy/observations.py`.
+    """
+
+    frames: dict[str, Any]  # by camera: uint8 "h x c", RGB
+    instruction: Any  # text
+    proprio: Any = None  # float32 "p"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,4 +124,4 @@ class ImageSpec:
     size: int
     mean: Sequence[float]
     std: Sequence[float]
-    resample: Resampling = Resampling.BICUBIC  # how the checkpoint's own image processor resizes
+    interpolation: Resampling = Resampling.BICUBIC  # how the checkpoint's own image processor resizes

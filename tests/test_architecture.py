@@ -19,24 +19,24 @@ MAX_LINES, MAX_STATEMENTS = 350, 50
 # here. Schemas of options (`schema.py`, `schemas/`) belong to the room `config`, wherever they lie. Inside a room files
 # import each other freely, but for options, which never see one another (kosmos never sees llava).
 DOORS = {
-    "types errors": "",
-    "files": "errors",
+    "types errors progress terminal": "",
+    "files workers": "errors",
     "registry": "errors",
     "config": "registry errors",
     "actions": "config registry errors types files",
     "backbones": "config registry errors types files",
     "heads": "config registry errors types",
-    "images": "config errors types backbones",
+    "images": "config errors types",
     "sims": "config registry errors types files",
-    "data": "config registry errors types files actions images backbones",
+    "data": "config registry errors types files progress workers actions images",
     "policy": "config registry errors types files actions images backbones heads",
-    "evaluation": "config errors types files sims policy",
+    "evaluation": "config errors types files progress terminal sims policy",
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
-    "inspection": "config errors types files actions data reports",
-    "commands": "config registry errors types files actions images backbones heads data sims policy evaluation reports "
-    "training inspection",
-    "cli": "config registry errors commands inspection policy",
+    "inspection": "config errors types files progress terminal actions data reports",
+    "commands": "config registry errors types files progress workers actions images backbones heads data sims policy "
+    "evaluation reports training inspection",
+    "cli": "config registry errors terminal commands inspection policy",
     "train scripts": "cli",
 }
 

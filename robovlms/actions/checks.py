@@ -83,7 +83,7 @@ def numeric_findings(
     Args:
         actions: in the contract's words, recorded or converted; a sample will do.
         contract: its representation, rotation, units and gripper values.
-        names: of the columns, usually `contract.names`; leave out entries that are not taught, with their columns.
+        names: of the columns, usually `contract.names`; leave out entries that are no target, with their columns.
         locate: names the source of a row, by its number.
 
     Raises:
@@ -272,7 +272,7 @@ def _quaternions(table: _Table, values: Float64[np.ndarray, "n 4"]) -> list[Find
 
 
 def gripper_share(values: Float[np.ndarray, "n"], contract: ActionContract) -> Float64[np.ndarray, "n"]:
-    """Return how far a gripper is open, by the contract: 0 closed, 1 open; above one half is taught as open."""
+    """Return how far a gripper is open, by the contract: 0 closed, 1 open; above one half counts as open."""
     return (values.astype(np.float64) - contract.gripper_closed) / (contract.gripper_open - contract.gripper_closed)
 
 
@@ -294,10 +294,10 @@ def _gripper(table: _Table) -> list[Finding]:
     )
     if outside or is_constant(values.min(), values.max()) or (share.min() <= 0.25 and share.max() >= 0.75):
         return outside
-    taught = {(True, True): "always open", (False, False): "always closed"}.get(
+    target = {(True, True): "always open", (False, False): "always closed"}.get(
         (bool(share.min() > 0.5), bool(share.max() > 0.5)), "open above the middle"
     )
-    what = f"the gripper never comes near one end of {declared} ({recorded}): it is taught as {taught}"
+    what = f"the gripper never comes near one end of {declared} ({recorded}): it becomes {target}"
     return [Finding(severity=Severity.warning, what=what, where=f"all {len(values)} rows", to_do=to_do)]
 
 

@@ -136,10 +136,13 @@ def check_contract(policy: ActionContract, other: ActionContract, other_name: st
     sides = [(f.name, getattr(policy, f.name), getattr(other, f.name)) for f in fields(ActionContract)]
     has_rotation = policy.rotation is not Rotation.none or other.rotation is not Rotation.none
     has_position = any(name.removeprefix("d") in POSITION_NAMES for name in (*policy.names, *other.names))
+    has_gripper = GRIPPER in (*policy.names, *other.names)
     meaningless = {
         "rotation": not has_rotation,
         "rotation_unit": not has_rotation,
         "position_unit": not has_position,  # of joints
+        "gripper_closed": not has_gripper,
+        "gripper_open": not has_gripper,
     }
     different = [
         (name, left, right) for name, left, right in sides if left != right and not meaningless.get(name, False)

@@ -1,4 +1,4 @@
-"""Recorded actions to those a policy is taught: another rotation, frame, unit, rate, delta or absolute.
+"""Recorded actions to a policy's targets: another rotation, frame, unit, rate, delta or absolute.
 
 Rotations are scipy's. Everything is done in metres and rotations between reading and writing; what a contract leaves
 as recorded is copied untouched.

@@ -20,19 +20,19 @@ def chunk_actions(
 ) -> tuple[Float[Tensor, "b w k a"], Bool[Tensor, "b w k"]]:
     """Return every step of the window the chunk of actions it must predict.
 
-    Step i is taught actions i, ..., i + k - 1, so neighbouring chunks overlap and a sample carries s = w + k - 1
+    Step i has actions i, ..., i + k - 1 as target, so neighbouring chunks overlap and a sample carries s = w + k - 1
     actions. Near the end of an episode the tail is padding; a padded action stays masked in every chunk it falls into.
 
     Returns:
         The chunks and their mask, both views of the inputs; copy before writing.
     Raises:
-        UserError: the sequence does not have w + k - 1 actions.
+        ValueError: the sequence does not have w + k - 1 actions.
     Source:
         Sliding chunks as in RoboVLMs (data/calvin_dataset.py), arXiv:2412.14058; the mask follows ACT,
         arXiv:2304.13705.
     """
     if actions.shape[1] != window_size + chunk_size - 1:
-        raise UserError(
+        raise ValueError(
             f"got {actions.shape[1]} actions for window_size={window_size} and chunk_size={chunk_size}: "
             f"expected {window_size + chunk_size - 1}"
         )
@@ -83,7 +83,7 @@ class ActionNormalizer:
         return _statistics_bounds(NormalizationMode.min_max if is_sparse(mode, stats, i) else mode, stats, i)
 
     def normalize(self, actions: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
-        """Return the actions the head is taught."""
+        """Return the head's targets."""
         arm, gripper = actions[..., :-1].float(), actions[..., -1:]
         arm = arm.clamp(self._clip_low, self._clip_high)
         arm = (arm - self._center) / self._half.masked_fill(self._constant, 1)

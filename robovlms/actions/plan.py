@@ -32,7 +32,7 @@ class Source:
     name: str
     config: DataConfig
     views: list[str]  # of the policy's cameras, those that it has
-    contract: ActionContract  # what its actions mean to the policy
+    contract: ActionContract  # what its actions mean to the policy, which always has a gripper
     action_dims: list[int]  # of the policy's action, those that its contract names
     proprio_dims: list[int]  # of the policy's proprioception, those that it records
     proprio_names: list[str]
@@ -41,6 +41,18 @@ class Source:
     def has_gripper(self) -> bool:
         """Tell whether its gripper is recorded; one that is not is added, and never supervised."""
         return GRIPPER in self.config.contract.names
+
+    @property
+    def interface(self) -> ActionContract:
+        """What the actions that a robot gets mean: the contract without a gripper that was added for training."""
+        if self.has_gripper:
+            return self.contract
+        return replace(self.contract, names=[name for name in self.contract.names if name != GRIPPER])
+
+    @property
+    def interface_dims(self) -> list[int]:
+        """Where the entries of `interface` stand in the policy's action."""
+        return self.action_dims[: len(self.interface.names)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,11 @@ class DataPlan:
                 raise UserError(f"{source.name} has none of view.views={views}: map one in its views.")
         names = _mixture_names(data) if isinstance(data, MixtureDataConfig) else sources[0].contract.names
         return cls(config=data, sources=sources, action_names=names, proprio_names=data.seen_names)
+
+    @property
+    def has_gripper(self) -> bool:
+        """Tell whether any source records a gripper."""
+        return any(source.has_gripper for source in self.sources)
 
     @property
     def is_mixture(self) -> bool:

@@ -54,7 +54,7 @@ def read_weights(folder: Path) -> Weights:
     elif paths := sorted([*folder.glob("*.bin"), *folder.glob("*.pt")]):
         parts = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
     else:
-        raise FileNotFoundError(f"{folder} holds no weights (*.safetensors, *.bin or *.pt): give the published folder.")
+        raise FileNotFoundError(f"{folder} holds no weights (*.safetensors, *.bin or *.pt): name the published folder.")
     return {key: value for part in parts for key, value in part.items()}
 
 

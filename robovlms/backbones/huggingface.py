@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import string
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,13 +28,15 @@ from transformers import (
 from robovlms.backbones.layout import KVCache, Layout
 from robovlms.backbones.loading import check_attention, check_tied_head, load, load_vocabulary_head
 from robovlms.backbones.masks import causal_mask, mutual_mask
-from robovlms.backbones.prefix import PrefixBackbone
+from robovlms.backbones.prefix import PrefixBackbone, PrefixTextHead
+from robovlms.backbones.text_head import FamilyTokenizer
+from robovlms.backbones.trainable import select_trainable
 from robovlms.config.choices import ModelSize
 from robovlms.config.policy import BackboneConfig
 from robovlms.errors import NotAllowedError, UserError
 from robovlms.types import ImageSpec
 
-NUM_LEFT_OUT = 10  # words at the end of a vocabulary that are no actions
+NUM_LEFT_OUT = 10  # tokens at the end of a vocabulary that are no actions
 TINY_IMAGE_SIZE = 56  # px: 4 x 4 patches of 14
 TINY_VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -51,7 +54,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     Args:
         model: the family's bare model (`AutoModel`).
-        tokenizer: the family's; `<start> prompt` is what `tokenize` gives.
+        tokenizer: the family's; `tokenize` puts the family's format around its ids.
         image_processor: only its mean, standard deviation and size are used; it travels along for `save_pretrained`.
 
     Raises:
@@ -69,7 +72,8 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
         super().__init__()
-        self.unembed: nn.Linear | None = None  # the vocabulary head, once `prepare_writing` took it
+        self.unembed: nn.Linear | None = None  # the vocabulary head, once the text head is enabled and needs one
+        self.text_head = HuggingFaceTextHead(self)
         self.model: Any = model  # transformers' attributes are untyped
         self.tokenizer, self.image_processor = tokenizer, image_processor
         rows, self.hidden_dim = self.embedding.weight.shape
@@ -152,7 +156,7 @@ class HuggingFaceBackbone(PrefixBackbone):
             size=size,
             mean=tuple(processor.image_mean),
             std=tuple(processor.image_std),
-            resample=Resampling(processor.resample),
+            interpolation=Resampling(processor.resample),
         )
 
     @classmethod
@@ -160,7 +164,8 @@ class HuggingFaceBackbone(PrefixBackbone):
         """Build the model that a config names: checkpoint (hub id or folder), its architecture alone, or tiny.
 
         Raises:
-            FileNotFoundError: the checkpoint, or a file of it, cannot be had; says what was looked for and what to do.
+            FileNotFoundError: the checkpoint, or a file of it, is not available; says what was looked for and what to
+                do.
             UserError: the checkpoint is of another family or incomplete, or an option does not fit the model.
         """
         check_attention(config, cls.attentions)
@@ -174,7 +179,7 @@ class HuggingFaceBackbone(PrefixBackbone):
             backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.resample is not None:
             backbone.add_resampler(config.resample)
-        backbone.select_trainable(config)
+        select_trainable(backbone, config)
         return backbone
 
     def last_ids(self, count: int) -> list[int]:
@@ -218,7 +223,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         super().enable_bidirectional_queries()
 
     def new_cache(self) -> KVCache | None:
-        """Return an empty context, if the family's decoder keeps keys and values alone."""
+        """Return an empty cache, if the family's decoder keeps keys and values alone."""
         return KVCache(DynamicCache()) if self.can_cache else None
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
@@ -268,62 +273,61 @@ class HuggingFaceBackbone(PrefixBackbone):
         embeds: Tensor = self.embedding(text_ids)
         return embeds
 
-    def tokenize(self, prompts: list[str]) -> list[list[int]]:
-        """Return `<start> prompt` plus what the family's own format puts behind it; never the end token. Some have no
-        start token.
-
-        An end token would follow the query, and in a causal decoder nothing after the query changes its feature.
-        """
-        return self._start([prompt.strip() for prompt in prompts])
-
-    def _start(self, texts: list[str]) -> list[list[int]]:
-        ids = self.tokenizer([text + self.text_end for text in texts], add_special_tokens=False)["input_ids"]
-        start = [self.tokenizer.bos_token_id] if self.has_start else []
-        return [[*start, *row] for row in ids]
-
-    def question_ids(self, text: str) -> list[int]:
-        """Keep blanks at the ends, which `tokenize` strips: a template may end with a line."""
-        return self._start([text])[0]
+    @cached_property
+    def tokenize(self) -> FamilyTokenizer:
+        """The family's tokenizer, and what its own format puts around a prompt."""
+        return FamilyTokenizer(
+            tokenizer=self.tokenizer,
+            start=(self.tokenizer.bos_token_id,) if self.has_start else (),
+            before="",
+            behind=self.text_end,
+            behind_question=self.text_end,
+            end=self.tokenizer.eos_token,
+        )
 
     @property
     def ties_words(self) -> bool:
         """Whether the embedding is the vocabulary head, too."""
         return bool(self.model.config.tie_word_embeddings)
 
-    def enable_lm_head(self, config: BackboneConfig) -> None:
-        """Take the vocabulary head of the checkpoint, where it is not the embedding; it is trained as that is."""
-        weight = self.embedding.weight
-        reads = config.size is ModelSize.full and not config.random_init
-        if self.ties_words:
-            if reads:
-                check_tied_head(config, weight.detach())
-            return
-        self.unembed = nn.Linear(self.hidden_dim, len(weight), bias=False, dtype=weight.dtype)
-        if reads:
-            self.unembed.weight.data.copy_(load_vocabulary_head(config, tuple(weight.shape)))
-        self.unembed.requires_grad_(not config.freeze_embeddings)
-
-    def reply_ids(self, before: str, text: str) -> list[int]:
-        """Return the tokens that the whole text has more than `before`; alone where the seam is within a token."""
-        start, whole, alone = self.tokenizer([before, before + text, text], add_special_tokens=False)["input_ids"]
-        return whole[len(start) :] if whole[: len(start)] == start else alone
-
-    @property
-    def end_id(self) -> int:
-        """The tokenizer's own."""
-        return int(self.tokenizer.eos_token_id)
-
-    def lm_logits(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
-        """Multiply with the vocabulary head; Gemma 2 and 4 bound their logits."""
-        logits = F.linear(features, (self.unembed or self.embedding).weight.to(features.dtype)).float()
-        bound = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if bound is None else bound * (logits / bound).tanh()
-
     def save_pretrained(self, folder: Path, weights: bool = True) -> None:
         """Write model, tokenizer and image processor in Hugging Face format; without `weights`, the config alone."""
         (self.model if weights else self.model.config).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
+
+
+class HuggingFaceTextHead(PrefixTextHead):
+    """The family's vocabulary head: the embedding where the two are tied, else one that the checkpoint has."""
+
+    def __init__(self, backbone: HuggingFaceBackbone) -> None:
+        super().__init__(backbone)
+        self.backbone: HuggingFaceBackbone = backbone
+
+    def enable(self, config: BackboneConfig) -> None:
+        """Take the vocabulary head of the checkpoint, where it is not the embedding; it is trained as that is."""
+        backbone, weight = self.backbone, self.backbone.embedding.weight
+        if backbone.tokenizer.eos_token is None:
+            raise UserError(
+                "cotrain needs a token that ends a reply, and the tokenizer of backbone.checkpoint has no eos_token: "
+                "name it in the folder's tokenizer_config.json."
+            )
+        reads = config.size is ModelSize.full and not config.random_init
+        if backbone.ties_words:
+            if reads:
+                check_tied_head(config, weight.detach())
+            return
+        backbone.unembed = nn.Linear(backbone.hidden_dim, len(weight), bias=False, dtype=weight.dtype)
+        if reads:
+            backbone.unembed.weight.data.copy_(load_vocabulary_head(config, tuple(weight.shape)))
+        backbone.unembed.requires_grad_(not config.freeze_embeddings)
+
+    def lm_logits(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
+        """Multiply with the vocabulary head; Gemma 2 and 4 bound their logits."""
+        backbone = self.backbone
+        logits = F.linear(features, (backbone.unembed or backbone.embedding).weight.to(features.dtype)).float()
+        bound = getattr(backbone.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if bound is None else bound * (logits / bound).tanh()
 
 
 def tiny_qwen_tokenizer(marks: tuple[str, ...]) -> Qwen2Tokenizer:

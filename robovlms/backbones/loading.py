@@ -41,7 +41,7 @@ def load(
         original: hub id of the files that must be converted first; None: the family is read from the hub.
 
     Raises:
-        FileNotFoundError: a file cannot be had; says what was looked for and what to do.
+        FileNotFoundError: a file is not available; says what was looked for and what to do.
         UserError: the checkpoint is of another family, incomplete or damaged.
     """
     source = _source(config, original)
@@ -184,7 +184,7 @@ def _explained(config: BackboneConfig, what: str) -> Iterator[None]:
 
 
 def missing_message(checkpoint: str, what: str, error: Exception) -> str:
-    """Say what of a checkpoint could not be had, and what to do about it."""
+    """Say what of a checkpoint is not available, and what to do about it."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)

@@ -1,4 +1,4 @@
-"""Who sees whom, for decoders that are not merely causal: True where a token (row) sees another (column)."""
+"""Attention masks of decoders that are not merely causal: True where a token (row) attends to another (column)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from robovlms.backbones.layout import Layout
 
 
 def prefix_mask(layout: Layout, window: int | None = None) -> Bool[Tensor, "n s s"]:
-    """Say which token (row) sees which (column): all before it, with `window` only so many tokens back, and images and
-    text of one frame each other.
+    """Return the mask of a prefix decoder: a token (row) attends to all before it (columns), with `window` only so many
+    tokens back, and images and text of one frame attend to each other.
 
-    Padding is seen by nobody but itself, so that no row is empty.
+    Padding attends to itself and nothing else attends to it, so that no row is empty.
     """
     mask, frame, is_query = layout[:3]
     order = torch.arange(mask.shape[1], device=mask.device)
@@ -32,22 +32,22 @@ def distance(layout: Layout) -> Int64[Tensor, "n s s"]:
 
 
 def causal_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
-    """Say that a token sees all before it and itself; padding is seen by nobody else."""
+    """Return the causal mask; padding attends to itself, and nothing else attends to it."""
     order = torch.arange(layout.mask.shape[1], device=layout.mask.device)
     return (order[:, None] >= order) & (layout.mask[:, None, :] | (order[:, None] == order))
 
 
 def mutual_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
-    """Say that the queries of one frame see each other."""
+    """Return the mask that lets the queries of one frame attend to each other."""
     same_frame = layout.frame[:, :, None] == layout.frame[:, None, :]
     return same_frame & layout.is_query[:, :, None] & layout.is_query[:, None, :] & layout.mask[:, None, :]
 
 
 def image_mask(layout: Layout, window: int | None) -> Bool[Tensor, "n s s"]:
-    """Say which token (row) sees which (column): all before it, and the tokens of one image each other; with `window`
-    only so many tokens back.
+    """Return the causal mask in which the tokens of one image also attend to each other; with `window` only so many
+    tokens back.
 
-    Padding is seen by nobody but itself, so that no row is empty.
+    Padding attends to itself and nothing else attends to it, so that no row is empty.
     """
     order = torch.arange(layout.mask.shape[1], device=layout.mask.device)
     number = (layout.patch == 0).cumsum(1)  # of the image

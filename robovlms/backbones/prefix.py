@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robovlms.backbones.base import Backbone
-from robovlms.backbones.layout import KVCache, Layout
+from robovlms.backbones.layout import KVCache, Layout, take, true_first
 from robovlms.backbones.perceiver import Perceiver
+from robovlms.backbones.text_head import TextHead
 from robovlms.errors import NotAllowedError, UserError
 
 
@@ -30,7 +31,6 @@ class PrefixBackbone(Backbone):
     max_length: int | None = None  # tokens that the decoder has positions for; None: any number
     can_resample: bool = False  # whether the decoder takes any number of tokens for an image
     can_parallel: bool = False  # whether its mask is ours to open
-    can_hide_views: bool = True  # whether a sequence may lack the tokens of a view
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class PrefixBackbone(Backbone):
         Args:
             embeds: packed tokens; e > d only if image tokens are wider, and then zero in the others.
             layout: what they are; with a `cache`, what all tokens are, and these are the last of them.
-            cache: a context's, of the tokens before these.
+            cache: of the tokens before these, as `new_cache` makes it.
         """
 
     def encode(self, images: Float[Tensor, "n t v c h x"]) -> Float[Tensor, "n t v m e"]:
@@ -92,93 +92,118 @@ class PrefixBackbone(Backbone):
         queries: Float[Tensor, "n t q d"],
         kv_cache: KVCache | None = None,
         view_mask: Bool[Tensor, "n v"] | None = None,
-    ) -> Float[Tensor, "n t q d"]:
-        """Embed text, pack it with image tokens and queries, decode, and give the hidden states at the queries.
+        query_ids: Int64[Tensor, "n q"] | None = None,
+    ) -> Float[Tensor, "n t _q d"]:
+        """Embed text, pack it with image tokens and queries, decode, and return the hidden states at the queries.
+
+        Args:
+            image: as in the contract.
+            text_ids: as in the contract.
+            text_mask: as in the contract.
+            queries: as in the contract.
+            kv_cache: as in the contract.
+            view_mask: as in the contract.
+            query_ids: vocabulary ids of queries that are text; they are read together with the text's last token, so
+                that every frame has one hidden state more.
 
         Raises:
             UserError: a sequence is longer than the decoder's positions.
         """
-        return self._read(image, text_ids, text_mask, queries, kv_cache, view_mask)
-
-    def lm_hidden(
-        self,
-        image: Float[Tensor, "n t v m e"],
-        text_ids: Int64[Tensor, "n l"],
-        text_mask: Bool[Tensor, "n l"],
-        reply_ids: Int64[Tensor, "n r"],
-        view_mask: Bool[Tensor, "n v"] | None = None,
-    ) -> Float[Tensor, "n r d"]:
-        """Read all of the reply but its last token behind the text, and give what follows the text's last token."""
-        told = reply_ids[:, :-1]
-        queries = self.embed_text(told)[:, None]
-        return self._read(image, text_ids, text_mask, queries, None, view_mask, query_ids=told)[:, 0]
-
-    def _read(
-        self,
-        image: Float[Tensor, "n t v m e"],
-        text_ids: Int64[Tensor, "n l"],
-        text_mask: Bool[Tensor, "n l"],
-        queries: Float[Tensor, "n t q d"],
-        kv_cache: KVCache | None,
-        view_mask: Bool[Tensor, "n v"] | None,
-        query_ids: Int64[Tensor, "n q"] | None = None,
-    ) -> Float[Tensor, "n t _q d"]:
-        """Do what `read` says; queries that are words (`query_ids`) are asked together with the text's last token."""
-        image = self.in_sequence(image)
-        (n, t, v), q, head = image.shape[:3], queries.shape[2], self.num_head_tokens
-        per_question = q + (query_ids is not None)
-        image = rearrange(image, "n t v m e -> n t (v m) e")
-        text = repeat(self.embed_text(text_ids).to(image.dtype), "n l d -> n t l d", t=t)
-        beyond = image.shape[-1] - text.shape[-1]
-        text, question = (F.pad(each, (0, beyond)) for each in (text, queries.to(image.dtype)))
-        tokens = torch.cat([text[:, :, :head], image, text[:, :, head:], question], dim=2)
-        length = t * tokens.shape[2] + (0 if kv_cache is None else kv_cache.length)
-        if self.max_length is not None and length > self.max_length:
-            raise UserError(
-                f"A sequence of {length} tokens ({t} frames of {v} views x {image.shape[2] // v} tokens, "
-                f"{text.shape[2]} of text, {q} queries) exceeds the backbone's {self.max_length} positions: use fewer "
-                "views (view=side), a smaller backbone.max_text_tokens, structure=policy_head, or a checkpoint whose "
-                "preprocessor_config.json makes smaller images."
-            )
-
-        if view_mask is not None and not self.can_hide_views:
-            raise NotAllowedError(
-                "samples lack a view, and this backbone cannot leave images out: choose another backbone (kosmos, "
-                "nano, paligemma, ...), or view= with cameras that every part of the mixture has."
-            )
-        visible = image.new_ones(n, v, dtype=torch.bool) if view_mask is None else view_mask
-        numbers = self._number_patches(image.shape[2] // v, image.device).repeat(v).expand(n, -1)
-        ids = self.image_ids(image.shape[2] // v, image.device).repeat(v).expand(n, -1)
-
-        def per_frame(text: Tensor, image: Tensor, query: int | Tensor) -> Tensor:
-            query = query if isinstance(query, Tensor) else text.new_full((n, q), query)
-            block = [text[:, :head], image, text[:, head:], query]
-            return repeat(torch.cat(block, dim=1), "n s -> n (t s)", t=t)
-
-        mask = per_frame(text_mask, visible.repeat_interleave(image.shape[2] // v, dim=1), True)
-        no_text, no_image = torch.zeros_like(text_mask), torch.zeros_like(numbers, dtype=torch.bool)
-        is_query = is_asked = per_frame(no_text, no_image, True)
+        inside = self.in_sequence(image)
+        n, t, v, m, _ = inside.shape
+        if view_mask is None:
+            view_mask = text_mask.new_ones(n, v)
+        tokens = self._join(inside, text_ids, queries)
+        cached = 0 if kv_cache is None else kv_cache.length
+        self._check_length(cached + t * tokens.shape[2], inside, text_ids.shape[1], queries.shape[2])
+        layout = self._layout(inside, text_ids, text_mask, view_mask, queries.shape[2], query_ids)
+        is_asked = layout.is_query
         if query_ids is not None:
-            is_last = text_mask & (text_mask.cumsum(1) == text_mask.sum(1, keepdim=True))
-            is_asked = per_frame(is_last, no_image, True)
-        patch = per_frame(torch.full_like(text_ids, -1), numbers, -1)
-        token = per_frame(text_ids, ids, -1 if query_ids is None else query_ids)
-        frame = torch.arange(t, device=mask.device).repeat_interleave(tokens.shape[2]).expand(n, -1)
-        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # real tokens first, each in its order
-        packed = rearrange(tokens, "n t s d -> n (t s) d").gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
-        layout = Layout(*(x.gather(1, order) for x in (mask, frame, is_query, patch, token)))
-        if kv_cache is None:
-            hidden = self.decode(packed, layout)
-        else:
-            is_more = text_ids.shape[1] + image.shape[2] == 0
-            hidden = self.decode(packed, kv_cache.add(layout, 0 if is_more else t), kv_cache.cache)
-        places = (~is_asked.gather(1, order)).to(torch.uint8).argsort(dim=1, stable=True)[:, : t * per_question, None]
-        asked = hidden.gather(1, places.expand(-1, -1, hidden.shape[-1]))
+            is_asked = is_asked | self._is_last_token(text_mask, t, v * m, queries.shape[2])
+        order = true_first(layout.mask)
+        layout = layout.reorder(order)
+        self.condition(image, view_mask, layout)
+        num_new = t if text_ids.shape[1] + v * m else 0
+        hidden = self._decode(take(rearrange(tokens, "n t s e -> n (t s) e"), order), layout, kv_cache, num_new)
+        count = t * (queries.shape[2] + (query_ids is not None))
+        asked = take(hidden, true_first(is_asked.gather(1, order))[:, :count])
         return rearrange(asked, "n (t q) d -> n t q d", t=t)
+
+    def _join(
+        self, image: Float[Tensor, "n t v m e"], text_ids: Int64[Tensor, "n l"], queries: Float[Tensor, "n t q d"]
+    ) -> Float[Tensor, "n t _s e"]:
+        """Return the tokens of every frame; text and queries are zero in the entries that image tokens have beyond."""
+        text = repeat(self.embed_text(text_ids).to(image.dtype), "n l d -> n t l d", t=image.shape[1])
+        beyond = image.shape[-1] - text.shape[-1]
+        text, queries = (F.pad(each, (0, beyond)) for each in (text, queries.to(image.dtype)))
+        return self._frame(text, rearrange(image, "n t v m e -> n t (v m) e"), queries, dim=2)
+
+    def _frame(self, text: Tensor, image: Tensor, queries: Tensor, dim: int = 1) -> Tensor:
+        """Put what stands in a frame in its order."""
+        head, tail = text.tensor_split([self.num_head_tokens], dim=dim)
+        return torch.cat([head, image, tail, queries], dim=dim)
+
+    def _layout(
+        self,
+        image: Float[Tensor, "n t v m e"],
+        text_ids: Int64[Tensor, "n l"],
+        text_mask: Bool[Tensor, "n l"],
+        view_mask: Bool[Tensor, "n v"],
+        q: int,
+        query_ids: Int64[Tensor, "n q"] | None,
+    ) -> Layout:
+        """Return what the tokens of all frames are, not yet packed."""
+        n, t, v, m, _ = image.shape
+        none = text_ids.new_full((n, q), -1)
+        is_shown = view_mask.repeat_interleave(m, dim=1)
+        patches = self._number_patches(m, image.device).repeat(v).expand(n, -1)
+        patches = torch.where(is_shown, patches, -1)  # padding is of no image
+        ids = self.image_ids(m, image.device).repeat(v).expand(n, -1)
+        is_query = text_mask.new_ones(n, q)
+        tokens = Layout(
+            mask=self._frame(text_mask, is_shown, is_query),
+            frame=self._frame(torch.zeros_like(text_ids), torch.zeros_like(patches), torch.zeros_like(none)),
+            is_query=self._frame(torch.zeros_like(text_mask), torch.zeros_like(patches, dtype=torch.bool), is_query),
+            patch=self._frame(torch.full_like(text_ids, -1), patches, none),
+            token=self._frame(text_ids, ids, none if query_ids is None else query_ids),
+        )
+        frame = torch.arange(t, device=image.device).repeat_interleave(tokens.mask.shape[1]).expand(n, -1)
+        return Layout(*(repeat(each, "n s -> n (t s)", t=t) for each in tokens))._replace(frame=frame)
+
+    def _is_last_token(
+        self, text_mask: Bool[Tensor, "n l"], t: int, num_image_tokens: int, q: int
+    ) -> Bool[Tensor, "n _s"]:
+        """Mark the last real token of the text in every frame, not yet packed."""
+        is_last = text_mask & (text_mask.cumsum(1) == text_mask.sum(1, keepdim=True))
+        n = len(text_mask)
+        marked = self._frame(is_last, is_last.new_zeros(n, num_image_tokens), is_last.new_zeros(n, q))
+        return repeat(marked, "n s -> n (t s)", t=t)
+
+    def _check_length(self, length: int, image: Float[Tensor, "n t v m e"], num_text: int, q: int) -> None:
+        if self.max_length is None or length <= self.max_length:
+            return
+        _, t, v, m, _ = image.shape
+        raise UserError(
+            f"A sequence of {length} tokens ({t} frames of {v} views x {m} tokens, {num_text} of text, {q} queries) "
+            f"exceeds the backbone's {self.max_length} positions: use fewer views (view=side), a smaller "
+            "backbone.max_text_tokens, structure=policy_head, or a checkpoint whose preprocessor_config.json makes "
+            "smaller images."
+        )
+
+    def _decode(
+        self, packed: Float[Tensor, "n s e"], layout: Layout, kv_cache: KVCache | None, num_new: int
+    ) -> Float[Tensor, "n s d"]:
+        """Run the decoder, behind what `kv_cache` holds; `num_new` frames begin here (0: more queries)."""
+        if kv_cache is None:
+            return self.decode(packed, layout)
+        return self.decode(packed, kv_cache.add(layout, num_new), kv_cache.cache)
 
     def in_sequence(self, image: Float[Tensor, "n t v m e"]) -> Float[Tensor, "n t v _m _e"]:
         """Return the image tokens that stand in the sequence: all, unless the decoder sees them another way."""
         return image
+
+    def condition(self, image: Float[Tensor, "n t v m e"], view_mask: Bool[Tensor, "n v"], layout: Layout) -> None:
+        """Hand the decoder images that do not stand in the sequence; `layout` is that of the coming `decode`."""
 
     def image_ids(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:
         """Return the vocabulary id of each token that `embed_images` makes of an image, -1 where it has none."""
@@ -188,3 +213,23 @@ class PrefixBackbone(Backbone):
         before, behind = self.num_marks
         numbers = torch.arange(num_tokens, device=device) - before
         return torch.where(numbers < num_tokens - before - behind, numbers, -1).clamp(min=-1)
+
+
+class PrefixTextHead(TextHead):
+    """Reads a reply as queries that are text."""
+
+    def __init__(self, backbone: PrefixBackbone) -> None:
+        self.backbone = backbone
+
+    def lm_hidden(
+        self,
+        image: Float[Tensor, "n t v m e"],
+        text_ids: Int64[Tensor, "n l"],
+        text_mask: Bool[Tensor, "n l"],
+        reply_ids: Int64[Tensor, "n r"],
+        view_mask: Bool[Tensor, "n v"] | None = None,
+    ) -> Float[Tensor, "n r d"]:
+        """Read all of the reply but its last token behind the text, and return what follows the text's last token."""
+        ids = reply_ids[:, :-1]
+        queries = self.backbone.embed_text(ids)[:, None]
+        return self.backbone.read(image, text_ids, text_mask, queries, view_mask=view_mask, query_ids=ids)[:, 0]

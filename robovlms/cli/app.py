@@ -21,6 +21,7 @@ from robovlms.cli.jobs import Job, Outcome, summary, swept_keys
 from robovlms.cli.output import report, set_up_output
 from robovlms.config.presets import config_folder, config_folders
 from robovlms.config.schemas import schemas
+from robovlms.terminal import printable
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ def _sweep(job: Job, overrides: list[str]) -> int:
     finally:
         GlobalHydra.instance().clear()
     outcomes: list[Outcome] = [each.return_value for batch in returned or [] for each in batch]
-    sys.stderr.write(summary(outcomes))
+    sys.stderr.write(printable(summary(outcomes)))
     return max((outcome.status for outcome in outcomes), default=0)
 
 

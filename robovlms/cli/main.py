@@ -17,6 +17,8 @@ from robovlms.config.commands import (
     MergeLoRAConfig,
 )
 from robovlms.config.run import TrainConfig
+from robovlms.errors import UserError
+from robovlms.terminal import show
 
 MPI = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "I_MPI_INFO_NP"}
 
@@ -85,15 +87,20 @@ def _inspect_data(config: InspectConfig) -> None:
     from robovlms.commands.inspect_data import inspect_data as run
     from robovlms.inspection.text import format_report
 
+    num_errors = 0
     for report, index in run(config):
-        sys.stdout.write(f"{format_report(report)}\n\n{index}\n\n")
+        show(f"{format_report(report)}\n\n{index}\n")
+        num_errors += report.num_errors
+    sys.stdout.flush()
+    if num_errors:  # the pages are written all the same
+        raise UserError(f"{num_errors} of the findings above are errors: correct what they name before you train.")
 
 
 def _convert_data(config: ConvertDataConfig) -> None:
     from robovlms.commands.convert_data import convert_data as run
 
     for summary in run(config):
-        sys.stdout.write(f"{summary}\n")
+        show(summary)
 
 
 def _convert_backbone(config: ConvertBackboneConfig) -> None:
@@ -106,7 +113,7 @@ def _compare(config: CompareConfig) -> None:
     from robovlms.commands.compare import compare as run
 
     table, picture = run(config.folders, config.latency_steps)
-    sys.stdout.write(f"{table}\n\n{picture}\n")
+    show(f"{table}\n\n{picture}")
 
 
 def _merge_lora(config: MergeLoRAConfig) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import sys
-import time
 from pathlib import Path
-from typing import TextIO
+
+from robovlms.terminal import PrintableFormatter, printable
 
 
 def set_up_output() -> None:
@@ -23,9 +22,10 @@ def set_up_output() -> None:
             stream.reconfigure(errors="backslashreplace")
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     if not logging.getLogger().handlers:
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(_is_news)
+        handler = logging.StreamHandler()
+        handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.addFilter(_is_news)
+        logging.basicConfig(level=level, handlers=[handler])
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -54,39 +54,25 @@ def is_first_to_say(text: str) -> bool:
     return True
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Write an error to stderr, once a launch."""
-    if is_first_to_say(text):
-        (stream or sys.stderr).write(text)
-
-
-def tell_launcher(message: str) -> None:
-    """Leave the message where torchrun looks for the cause of a failure, so that its last lines show it."""
-    given = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not given:
-        return
-    told = {"message": {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}}
-    try:
-        Path(given).write_text(json.dumps(told), encoding="utf-8")
-    except OSError:
-        return  # torchrun's folder is full or gone: the message is on stderr
-
-
 def report(error: Exception, schema: type) -> tuple[int, str]:
-    """Say on stderr what went wrong; return the exit status and the message's text.
+    """Say on stderr what went wrong, once a launch; return the exit status and the message's text.
 
     The status is 2 for what the user can fix, 1 for the rest, which comes with its traceback. The module that knows the
     words of Hydra's errors is imported here, when there is an error.
     """
-    import traceback
-
+    from robovlms.cli import launch
     from robovlms.cli.errors import explain
 
     message = explain(error, schema)
-    if message is None or os.environ.get("ROBOVLMS_TRACEBACK") == "1":
-        say("".join(traceback.format_exception(error)))
-    if message is not None:
-        say(f"error: {message}\n")
-    reason = message if message is not None else f"{type(error).__name__}: {error}"
-    tell_launcher(reason)
-    return (1 if message is None else 2), reason or type(error).__name__
+    status, reason = (2, message) if message is not None else (1, f"{type(error).__name__}: {error}")
+    if not launch.speaks(is_cause=status == 2):
+        return status, reason
+    if status == 1 or os.environ.get("ROBOVLMS_TRACEBACK") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    last = printable(f"error: {reason}")
+    if status == 2:
+        sys.stderr.write(f"{last}\n")
+    launch.say_last(last)
+    return status, reason

@@ -5,7 +5,7 @@ episodes lie in `<root>.partial` until all are there: an interrupted collection 
 appears only when it is complete.
 
 Where a scene's first picture tells its task, a policy may learn to ignore the instruction. Contrast demonstrations take
-that shortcut away: in the scene of `collect.contrast_tasks` the opposite is told, and the opposite's expert acts.
+that shortcut away: in scenes of `collect.contrast_tasks` the opposite's instruction is recorded, and its expert acts.
 
 Source: noise injection as in DART, arXiv:1703.09327.
 """
@@ -15,22 +15,22 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import signal
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from tqdm import tqdm
+from typing import Any
 
 from robovlms.config.closed_loop import CollectConfig, SimConfig
 from robovlms.config.fields import DEMO, fields_that_keep
 from robovlms.data.lerobot.writer import LeRobotWriter
 from robovlms.errors import UserError
+from robovlms.progress import Progress, track
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Simulator, Task
 from robovlms.sims.demos import Attempt, Goal, load_demo, record_demo, save_demo, succeeded
+from robovlms.workers import Pool
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raise it when the same request would give other demonstrations
@@ -128,9 +128,8 @@ def _collect(config: CollectConfig, sim: SimConfig, goals: dict[Goal, int], work
     Each round tries exactly as often as demonstrations are missing, so outcomes alone decide which attempts are made.
     """
     attempts: dict[Goal, list[Attempt]] = {goal: [] for goal in goals}
-    bar = tqdm(total=sum(goals.values()), desc="demonstrations", unit="demo", disable=None)
-    executor = ProcessPoolExecutor(config.num_workers, get_context("spawn"), _start_worker, (config, sim, work))
-    try:
+    pool = Pool[Attempt, bool](partial(_expert, config, sim, work), config.num_workers, "collect.num_workers")
+    with pool, Progress("collecting", sum(goals.values()), "demonstration") as progress:
         while True:
             kept = [attempt for made in attempts.values() for attempt in made if succeeded(attempt.path(work))]
             missing = [
@@ -142,12 +141,8 @@ def _collect(config: CollectConfig, sim: SimConfig, goals: dict[Goal, int], work
                 return kept
             for attempt in missing:
                 attempts[attempt.goal].append(attempt)
-            futures = [executor.submit(_make_attempt, attempt) for attempt in missing]
-            for future in as_completed(futures):
-                bar.update(int(future.result()))
-    finally:
-        executor.shutdown(cancel_futures=True)  # after the episodes in progress: they are kept, nobody is orphaned
-        bar.close()
+            for _, success in pool.run(missing):
+                progress.update(int(success))
 
 
 def next_attempts(made: list[Attempt], wanted: int, config: CollectConfig, work: Path) -> range:
@@ -165,32 +160,22 @@ def next_attempts(made: list[Attempt], wanted: int, config: CollectConfig, work:
     return range(len(made), len(made) + wanted - successes)
 
 
-class _Worker(NamedTuple):
-    """What a worker process keeps between attempts."""
+@contextmanager
+def _expert(config: CollectConfig, sim: SimConfig, work: Path) -> Iterator[Callable[[Attempt], bool]]:
+    """Build a simulator, and yield what makes an attempt in it, unless an earlier run did, and tells of success."""
+    simulator: Simulator = SIMULATORS.get(sim.name)(sim)
 
-    simulator: Simulator
-    config: CollectConfig
-    contrast_steps: int
-    work: Path
+    def make(attempt: Attempt) -> bool:
+        path = attempt.path(work)
+        if not path.is_file():
+            seed = attempt.seed(config.seed)
+            save_demo(path, record_demo(simulator, attempt.goal, seed, config, sim.max_steps // 2))
+        return succeeded(path)
 
-
-_worker: _Worker
-
-
-def _start_worker(config: CollectConfig, sim: SimConfig, work: Path) -> None:
-    """Build this process's simulator; Ctrl-C is the parent's to handle."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker = _Worker(SIMULATORS.get(sim.name)(sim), config, sim.max_steps // 2, work)
-
-
-def _make_attempt(attempt: Attempt) -> bool:
-    """Make one attempt, unless an earlier run did, and tell whether it succeeded."""
-    path = attempt.path(_worker.work)
-    if not path.is_file():
-        config, seed = _worker.config, attempt.seed(_worker.config.seed)
-        save_demo(path, record_demo(_worker.simulator, attempt.goal, seed, config, _worker.contrast_steps))
-    return succeeded(path)
+    try:
+        yield make
+    finally:
+        simulator.close()
 
 
 def _assemble(kept: list[Attempt], work: Path, simulator: Simulator, config: CollectConfig, sim: SimConfig) -> Path:
@@ -208,7 +193,7 @@ def _assemble(kept: list[Attempt], work: Path, simulator: Simulator, config: Col
         video=config.video,
     )
     with writer:
-        for attempt in tqdm(kept, desc="writing", unit="demo", disable=None):
+        for attempt in track(kept, "writing", len(kept), "demonstration"):
             demo = load_demo(attempt.path(work))
             writer.add_episode(demo.frames, demo.actions, demo.proprio, attempt.goal.told.instruction)
     return folder

@@ -47,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     plan = DataPlan.of(trained.data, trained.view.views)
     source = plan.find(config.evaluation.source)
-    check_contract(source.contract, simulator.contract, f"sim={sim.name}")
+    check_contract(source.interface, simulator.contract, f"sim={sim.name}")
     episodes = plan_episodes(simulator.tasks(), config.evaluation)
     simulator.close()
     start = partial(start_rollout, checkpoint, sim, config.evaluation)

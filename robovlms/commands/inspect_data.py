@@ -11,7 +11,7 @@ from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.inspection.contact_sheet import draw_contact_sheet
 from robovlms.inspection.episode import load_replay
-from robovlms.inspection.episode_page import write_page
+from robovlms.inspection.episode_page import write_episode
 from robovlms.inspection.index_page import write_index
 from robovlms.inspection.report import Report, inspect_dataset
 from robovlms.registry import DATASETS
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
-    """Look at a data set, or at every part of a mixture in a folder of its own; give reports and first pages.
+    """Look at a data set, or at every source of a mixture in a folder of its own; return reports and first pages.
 
     Raises:
         FileNotFoundError, ValueError: the data set cannot be opened, or `episode` is not one that training sees.
@@ -48,7 +48,7 @@ def _open_source(plan: DataPlan, source: Source, config: InspectConfig) -> Windo
 def write_inspection(
     dataset: WindowDataset, views: list[str], folder: Path, *, name: str, config: InspectConfig
 ) -> tuple[Report, Path]:
-    """Write the folder of a data set that is open; give the report and `index.html`."""
+    """Write the folder of a data set that is open; return the report and `index.html`."""
     replay = load_replay(dataset, config.episode, config.max_page_frames)  # first: a wrong episode= costs no scan
     log.info("reading %s", dataset.summary())
     report = inspect_dataset(
@@ -67,5 +67,5 @@ def write_inspection(
         episodes=config.sheet_episodes,
         frames=config.sheet_frames,
     )
-    page = write_page(replay, folder / f"episode_{config.episode}.html", title=name)
+    page = write_episode(replay, folder / f"episode_{config.episode}.html", title=name)
     return report, write_index(report, folder / "index.html", pages=[page], sheet=sheet)

@@ -30,7 +30,7 @@ def train(config: TrainConfig) -> Path:
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
         source = plan.find(config.evaluation.source)
-        check_contract(source.contract, SIMULATORS.get(config.sim.name)(config.sim).contract, "the simulator")
+        check_contract(source.interface, SIMULATORS.get(config.sim.name)(config.sim).contract, "the simulator")
     with Trainer(config, plan) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.commands.collect_demos import collect_demos
@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> Path:
         checkpoint = trainer.fit(policy, train_set, validation_set, stats)
         is_main = trainer.is_main
     if is_main:
-        plot_run(Path(config.output_dir), plan.action_names)
+        plot_run(Path(config.output_dir), plan.action_names if plan.has_gripper else plan.action_names[:-1])
         if config.evaluation.enabled and config.sim is not None:
             evaluate(EvaluateConfig(checkpoint=str(checkpoint), sim=config.sim, evaluation=config.evaluation))
     return checkpoint

@@ -80,7 +80,7 @@ REFUSED = {
     (
         Structure.interleaved,
         HeadKind.tokens,
-    ): "chunks overlap, so the tokens taught at an earlier frame would tell "
+    ): "chunks overlap, so the target tokens of an earlier frame would tell "
     "later frames their own actions: use head.parallel=true or structure=one_step",
 }
 
@@ -120,17 +120,17 @@ def check_augmentation(data: DataConfig) -> None:
 
 
 def check_mixture(data: MixtureDataConfig) -> None:
-    """Refuse what would not be looked at: options of a part set on the mixture, and the reverse.
+    """Refuse what would be ignored: options of a source set on the mixture, and the reverse.
 
     Raises:
         UserError: names the option and where to set it.
     """
-    of_parts = {"convert": ConvertConfig(), "skip_bad": False, "cache": CacheMode.native, "cache_mb": 0,
+    of_sources = {"convert": ConvertConfig(), "skip_bad": False, "cache": CacheMode.native, "cache_mb": 0,
                 "cache_dir": None, "fraction": 1.0, "weight": 1.0}  # fmt: skip
-    for option, default in of_parts.items():
+    for option, default in of_sources.items():
         if getattr(data, option) != default:
-            raise UserError(f"data.{option} of a mixture is not looked at: set data.sources.<name>.{option}.")
+            raise UserError(f"data.{option} of a mixture is ignored: set data.sources.<name>.{option}.")
     for name, source in data.sources.items():
         for option, ours in {"augmentation": AugmentationConfig(), "num_workers": 4}.items():
             if getattr(source, option) != ours:
-                raise UserError(f"data.sources.{name}.{option} is not looked at: set the mixture's data.{option}.")
+                raise UserError(f"data.sources.{name}.{option} is ignored: set the mixture's data.{option}.")

@@ -44,7 +44,7 @@ class EvaluationConfig:
     enabled: bool = False
     episodes_per_task: int = number(10, at_least=1)
     seed: int = number(10_000, at_least=0)  # episode i of a task starts from seed + i
-    opposite_episodes_per_task: int = number(0, at_least=0)  # told the opposite; success counts against the policy
+    opposite_episodes_per_task: int = number(0, at_least=0)  # opposite instruction; success counts against it
     execution: Execution = Execution.chunk
     execute_steps: int = number(1, at_least=1)  # actions of a chunk executed before the policy is asked again
     num_workers: int = number(1, at_least=1, at_most=MAX_PROCESSES)

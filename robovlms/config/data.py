@@ -27,7 +27,7 @@ class ActionContract:
     """What an action vector means. Data, checkpoint and environment must agree on it, or a run is refused.
 
     Position entries are called x, y, z, rotation entries as in `actions.ROTATION_NAMES`, both with or without a leading
-    d (for delta). The last entry is the gripper, called gripper; data without one gets one that is never taught.
+    d (for delta). The last entry is the gripper, called gripper; data without one gets one that no loss covers.
     """
 
     names: list[str] = MISSING  # one per entry, e.g. [dx, dy, dz, droll, dpitch, dyaw, gripper]
@@ -44,7 +44,7 @@ class ActionContract:
 
 @dataclass(kw_only=True)
 class ConvertConfig:
-    """What a policy is taught where it is not what the data records; null: as recorded."""
+    """What a policy's targets are where they are not what the data records; null: as recorded."""
 
     representation: Representation | None = None
     frame: ReferenceFrame | None = None

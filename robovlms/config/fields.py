@@ -103,21 +103,25 @@ class Checked:
         check_fields(self)
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: Any, place: str = "") -> None:
     """Check every field of a config and of what is in it, then whether its values go together.
+
+    Args:
+        config: a dataclass.
+        place: its dotted key, "" for a whole config.
 
     Raises:
         UserError: names every option that is out of range, with the value given and the range; or what does not go
             together.
     """
-    parts = list(_parts(config, ""))
-    wrong = [fault for part, place in parts for fault in _faults(part, place)]
+    parts = list(_parts(config, place))
+    wrong = [fault for part, where in parts for fault in _faults(part, where)]
     if wrong:
         raise UserError("\n".join(wrong))
-    for part, place in reversed(parts):  # a part before the whole
+    for part, where in reversed(parts):  # a part before the whole
         check = getattr(part, "check", None)
         if check is not None:
-            check(place)
+            check(where)
 
 
 def _parts(config: Any, place: str) -> Iterator[tuple[Any, str]]:

@@ -15,7 +15,7 @@ from robovlms.config.choices import CacheMode, ImageFormat
 from robovlms.config.data import ActionContract, DataConfig
 from robovlms.config.fields import READING, fields_that_keep
 from robovlms.config.policy import WindowConfig
-from robovlms.data.base import Reader, RobotDataset, unlabelled
+from robovlms.data.base import Reader, RobotDataset, or_skip, unlabelled
 from robovlms.data.cached import CachedDataset
 from robovlms.data.files.cache_folder import cache_folder
 from robovlms.data.formats import foreign
@@ -157,7 +157,7 @@ def _check_episodes(reader: Reader, config: DataConfig) -> None:
     if not config.skip_bad or len(faults) == total:
         raise UserError(
             f"{told} Correct the recording, take instructions from elsewhere (data.language_key of LeRobot and RLDS, "
-            "data.instruction of LIBERO), or set data.skip_bad=true to leave such episodes out."
+            f"data.instruction of LIBERO){or_skip(config, 'leave such episodes out')}."
         )
     logger.warning("data.skip_bad: left out: %s", told)
 

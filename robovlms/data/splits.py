@@ -15,7 +15,7 @@ from robovlms.errors import UserError
 def check_split(split: str) -> None:
     """Refuse anything but train and validation."""
     if split not in ("train", "validation"):
-        raise UserError(f"split={split!r} does not exist: choose 'train' or 'validation'.")
+        raise ValueError(f"split={split!r} does not exist: choose 'train' or 'validation'.")
 
 
 def choose_episodes(tasks: Sequence[str | int], split: str, validation_fraction: float, fraction: float) -> list[int]:
@@ -25,13 +25,10 @@ def choose_episodes(tasks: Sequence[str | int], split: str, validation_fraction:
     every episode has a task of its own, they are divided as if they shared one.
 
     Raises:
-        UserError: a share outside its range, an unknown split, or one that is empty.
+        UserError: a split that is empty.
+        ValueError: an unknown split.
     """
     check_split(split)
-    if not 0 <= validation_fraction < 1:
-        raise UserError(f"data.validation_fraction={validation_fraction} must lie in [0, 1).")
-    if not 0 < fraction <= 1:
-        raise UserError(f"data.fraction={fraction} must lie in (0, 1].")
     if len(set(tasks)) == len(tasks):
         tasks = [""] * len(tasks)
     totals = Counter(tasks)

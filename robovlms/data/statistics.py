@@ -71,10 +71,10 @@ def check_numbers(source: Source, dataset: WindowDataset, rows: Float32[np.ndarr
     contract = replace(source.contract, gripper_closed=closed, gripper_open=opened)
     if source.has_gripper:
         rows = np.concatenate([rows[:, :-1], closed + (rows[:, -1:] + 1) / 2 * (opened - closed)], axis=1)
-        taught = contract.names
+        names = contract.names
     else:
-        rows, taught = rows[:, :-1], contract.names[:-1]
-    findings = numeric_findings(rows, contract, taught)
+        rows, names = rows[:, :-1], contract.names[:-1]
+    findings = numeric_findings(rows, contract, names)
     findings += representation_findings(_first_rows(dataset), recorded)
     for finding in findings:
         log.warning("%s: %s", source.name, finding)

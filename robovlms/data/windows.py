@@ -14,6 +14,7 @@ from robovlms.config.data import DataConfig
 from robovlms.data.base import Reader, RobotDataset, WindowIndex, unlabelled
 from robovlms.data.splits import evenly_spaced
 from robovlms.errors import UserError
+from robovlms.progress import track
 from robovlms.types import Sample
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ class WindowDataset(RobotDataset):
         chosen = evenly_spaced(self.num_steps, min(max_rows, self.num_steps))
         episodes, firsts = np.unique(np.searchsorted(starts, chosen, side="right") - 1, return_index=True)
         steps = np.split(chosen, firsts[1:])
-        pieces = [self._rows(e, rows - starts[e]) for e, rows in zip(episodes.tolist(), steps, strict=True)]
+        chosen_steps = track(zip(episodes.tolist(), steps, strict=True), "reading numbers", len(episodes), "episode")
+        pieces = [self._rows(e, rows - starts[e]) for e, rows in chosen_steps]
         return Rows(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
 
     def _rows(self, episode: int, steps: Int64[np.ndarray, "n"]) -> Rows:

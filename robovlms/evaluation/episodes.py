@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.errors import UserError
@@ -23,12 +23,12 @@ class EpisodeKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One rollout to make: the scene of `task` from `seed`, with the words the policy is told."""
+    """One rollout to make: the scene of `task` from `seed`, with the instruction that the policy gets."""
 
     task: Task
     seed: int
     instruction: str
-    opposite: bool = False  # told the instruction of `task.opposite`: reaching the task's own goal is a mistake
+    opposite: bool = False  # with the instruction of `task.opposite`: reaching the task's own goal is a mistake
     record: bool = False  # write a video
 
     @property
@@ -39,7 +39,7 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeResult:
-    """How one episode ended. `success`: the goal of `task` was reached, whatever the policy was told."""
+    """How one episode ended. `success`: the goal of `task` was reached, whatever the instruction."""
 
     task: str
     seed: int
@@ -50,6 +50,12 @@ class EpisodeResult:
     seconds: float  # wall clock
     error: str | None = None  # traceback
 
+    def __post_init__(self) -> None:
+        """Refuse with a TypeError what an edited or damaged file holds and a report must not show."""
+        for name, kind in get_type_hints(EpisodeResult).items():
+            if not isinstance(value := getattr(self, name), int | float if kind is float else kind):
+                raise TypeError(f"{name} is {value!r}")
+
     @property
     def key(self) -> EpisodeKey:
         """What a result is matched to its episode by."""
@@ -58,12 +64,11 @@ class EpisodeResult:
     @property
     def video_name(self) -> str:
         """File name of the episode's video, if it was recorded."""
-        task = re.sub(r"[^\w.-]+", "-", self.task)
-        return f"{task}_{self.seed}{'_opposite' if self.opposite else ''}.mp4"
+        return re.sub(r"[^\w.-]+", "-", f"{self.task}_{self.seed}{'_opposite' if self.opposite else ''}.mp4")
 
 
 def plan_episodes(tasks: Sequence[Task], config: EvaluationConfig) -> list[Episode]:
-    """List every episode, task by task: first told the task's own instruction, then the opposite one.
+    """List every episode, task by task: first with the task's own instruction, then with the opposite one.
 
     Episode i of either kind starts from `config.seed + i`, so that both kinds see the same scenes.
 

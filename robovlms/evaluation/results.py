@@ -14,6 +14,7 @@ from robovlms import __version__
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.statistics import Rate
 from robovlms.files import write_text
+from robovlms.terminal import printable
 
 HEADER = ("task", "success", "mean", "95 % interval", "steps to success")
 PACKAGES = ("torch", "transformers", "numpy", "gymnasium", "mujoco", "metaworld")
@@ -41,8 +42,8 @@ class Group(TypedDict):
 class Results(TypedDict):
     """What `results.json` holds."""
 
-    own: Group  # told the task's own instruction
-    opposite: Group | None  # told the opposite one: success counts against the policy
+    own: Group  # with the task's own instruction
+    opposite: Group | None  # with the opposite one: success counts against the policy
     config: dict[str, Any]
     versions: dict[str, str]
     episodes: list[dict[str, Any]]  # the fields of EpisodeResult
@@ -54,7 +55,7 @@ def summarize(episodes: Sequence[EpisodeResult], *, config: Mapping[str, Any], v
     Overall rates are over episodes, so that a task with more of them weighs more.
 
     Raises:
-        UserError: there is no episode that was told its task's own instruction.
+        UserError: there is no episode with its task's own instruction.
     """
     own = [episode for episode in episodes if not episode.opposite]
     opposite = [episode for episode in episodes if episode.opposite]
@@ -106,9 +107,9 @@ def write_results(path: Path, results: Results) -> None:
 
 def format_table(results: Results) -> str:
     """Lay the rates out as aligned plain text, with a section for the opposite instructions if there are any."""
-    lines = [list(HEADER), *_section("told the task", results["own"])]
+    lines = [list(HEADER), *_section("own instruction", results["own"])]
     if results["opposite"]:
-        lines += _section("told the opposite (success counts against the policy)", results["opposite"])
+        lines += _section("opposite instruction (success counts against the policy)", results["opposite"])
     widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(HEADER))]
     text = []
     for name, *cells in lines:
@@ -118,7 +119,7 @@ def format_table(results: Results) -> str:
 
 def _section(title: str, group: Group) -> list[list[str]]:
     rows = [*group["tasks"].items(), ("overall", group["overall"])]
-    return [[""], [title], *(row_cells(f"  {name}", row) for name, row in rows)]
+    return [[""], [title], *(row_cells(f"  {printable(name, keep='')}", row) for name, row in rows)]
 
 
 def row_cells(name: str, row: Row) -> list[str]:

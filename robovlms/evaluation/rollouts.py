@@ -7,13 +7,11 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from tqdm import tqdm
-
-from robovlms.errors import UserError
 from robovlms.evaluation.episodes import Episode, EpisodeResult
 from robovlms.evaluation.journal import Journal
 from robovlms.evaluation.rollout import Start, _attempt
 from robovlms.evaluation.workers import _in_workers
+from robovlms.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +19,7 @@ logger = logging.getLogger(__name__)
 def run_episodes(
     start: Start, episodes: Sequence[Episode], *, folder: Path, conditions: Mapping[str, object], num_workers: int = 1
 ) -> list[EpisodeResult]:
-    """Play every episode that `folder/episodes.jsonl` does not hold yet, and give all results in the order of the plan.
+    """Play every episode that `folder/episodes.jsonl` lacks and return all results in the order of the plan.
 
     Results are appended to that file as they come; videos go to `folder/videos`. The results do not depend on
     `num_workers` as long as policy and simulator are deterministic after their `reset`.
@@ -35,11 +33,9 @@ def run_episodes(
         num_workers: processes, each with its own policy and simulator; 1 plays in this process.
 
     Raises:
-        UserError: `folder` holds results of another plan or other conditions, or `num_workers` < 1.
+        UserError: `folder` holds results of another plan or other conditions.
         RuntimeError: an episode failed with an error; names it. Earlier results stay, the same call goes on from there.
     """
-    if num_workers < 1:
-        raise UserError(f"evaluation.num_workers={num_workers} must be at least 1.")
     journal = Journal(folder / "episodes.jsonl", conditions, episodes)
     remaining = [episode for episode in episodes if episode.key not in journal.done]
     if remaining:
@@ -55,20 +51,19 @@ def run_episodes(
 def _record(results: Generator[EpisodeResult], journal: Journal, total: int) -> None:
     """Write results down as they come, show the running success, and raise the first error once all are written."""
     failed = []
-    with tqdm(total=total, initial=len(journal.done), unit="episode", disable=None) as bar:  # None: only on a terminal
+    with Progress("evaluating", total, "episode", initial=len(journal.done)) as progress:
         for result in results:
             journal.append(result)
             if result.error is not None:
                 failed.append(result)
                 continue
             own = [done.success for done in journal.done.values() if not done.opposite]
-            bar.set_postfix_str(f"success {sum(own)}/{len(own)}")
-            bar.update()
+            progress.update(note=f"success {sum(own)}/{len(own)}")
     if failed:
         first = failed[0]
-        told = " (told the opposite)" if first.opposite else ""
+        opposite = " (opposite instruction)" if first.opposite else ""
         raise RuntimeError(
-            f"episode {first.task}, seed {first.seed}, '{first.instruction}'{told} failed; {len(journal.done)} of "
+            f"episode {first.task}, seed {first.seed}, '{first.instruction}'{opposite} failed; {len(journal.done)} of "
             f"{total} results are in {journal.path}, and the same command goes on from there.\n{first.error}"
         )
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
-
-from robovlms.errors import UserError
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -15,23 +11,23 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     Unlike mean +- 1.96 standard errors it is not empty at 0 of n or n of n, and it covers well for few trials.
 
     Raises:
-        UserError: no trials, more successes than trials, or a confidence outside (0, 1).
+        ValueError: no trials, more successes than trials, or a confidence outside (0, 1).
     Source:
         Wilson 1927, doi:10.1080/01621459.1927.10502953; recommended for small n by Brown, Cai and DasGupta 2001,
         doi:10.1214/ss/1009213286.
     """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise UserError(f"{successes} successes of {trials} trials is no rate: expected 0 <= successes <= trials >= 1.")
+    _check(successes, trials)
     if not 0 < confidence < 1:
-        raise UserError(f"confidence={confidence} must lie between 0 and 1, e.g. 0.95.")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    mean = successes / trials
-    center = mean + z * z / (2 * trials)
-    margin = z * math.sqrt(mean * (1 - mean) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    low = 0.0 if successes == 0 else (center - margin) / scale
-    high = 1.0 if successes == trials else (center + margin) / scale
-    return low, high
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, e.g. 0.95.")
+    from scipy.stats import binomtest  # here: its import takes a second
+
+    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _check(successes: int, trials: int) -> None:
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes of {trials} trials is no rate: 0 <= successes <= trials >= 1.")
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Rate:
     trials: int
 
     def __post_init__(self) -> None:
-        wilson_interval(self.successes, self.trials)  # refuses what is no rate
+        _check(self.successes, self.trials)
 
     @property
     def mean(self) -> float:

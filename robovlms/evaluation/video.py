@@ -12,8 +12,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from robovlms.errors import UserError
-
 HEIGHT = 256  # px of every view in a video
 FONT_SIZE = 15
 LINE = 20  # px per line of text
@@ -43,12 +41,12 @@ def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "h x c"]], fps: f
     """Write H.264 (`.mp4`, plays in every browser) or an animated GIF (`.gif`, times rounded to 10 ms).
 
     Raises:
-        UserError: another suffix, or no frames.
+        ValueError: another suffix, or no frames.
     """
     if not frames:
-        raise UserError(f"no frames to write to {path}.")
+        raise ValueError(f"no frames to write to {path}.")
     if path.suffix not in (".mp4", ".gif"):
-        raise UserError(f"{path} does not say which video to write: end it in .mp4 or .gif.")
+        raise ValueError(f"{path} does not say which video to write: end it in .mp4 or .gif.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gif":
         first, *rest = (Image.fromarray(frame).quantize(128) for frame in frames)

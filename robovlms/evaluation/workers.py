@@ -17,7 +17,7 @@ from robovlms.evaluation.rollout import Start, _attempt, _result
 
 
 def _in_workers(start: Start, episodes: Sequence[Episode], videos: Path, num_workers: int) -> Generator[EpisodeResult]:
-    """Hand out episodes to spawned processes, one at a time, and give results as they finish; none after an error.
+    """Hand out episodes to spawned processes, one at a time, and return results as they finish; none after an error.
 
     Each worker has a pipe of its own and nobody else holds its ends: a worker whose parent dies, even by SIGKILL, reads
     the end of the pipe after its episode and exits; a parent whose worker dies learns it at once.

@@ -10,8 +10,6 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robovlms.config.choices import ArmLoss
-from robovlms.errors import UserError
 from robovlms.heads.base import (
     ActionDecoder,
     ActionHead,
@@ -41,17 +39,6 @@ class DenoisingHead(ActionHead):
 
     def __init__(self, config: DenoisingHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
-        if config.loss is not ArmLoss.mse:
-            raise UserError(
-                f"head={config.name} learns a mean, for which only squared error is right: set head.loss=mse, not "
-                f"{config.loss}."
-            )
-        if config.hidden_dim % (2 * config.num_heads):
-            raise UserError(
-                f"head.hidden_dim={config.hidden_dim} must be a multiple of 2 * head.num_heads={2 * config.num_heads}."
-            )
-        if config.num_steps < 1:
-            raise UserError(f"head.num_steps={config.num_steps} must be at least 1.")
         self.num_queries, self.chunk_size = config.num_queries, sizes.chunk_size
         self.config: DenoisingHeadConfig = config
         width, arm_dim = config.hidden_dim, sizes.action_dim - 1

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from robovlms.errors import UserError
 from robovlms.heads.base import HeadSizes, Prefix, Targets
 from robovlms.heads.denoising import DenoisingHead, inpaint
 from robovlms.heads.noise import normal
@@ -35,10 +34,6 @@ class DiffusionHead(DenoisingHead):
 
     def __init__(self, config: DiffusionHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
-        if not 1 <= config.num_steps <= config.num_train_steps:
-            raise UserError(
-                f"head.num_steps={config.num_steps} must lie in 1..{config.num_train_steps}, head.num_train_steps."
-            )
         self.num_steps, self.eta = config.num_steps, config.eta
         self.register_buffer("alphas", signal_shares(config.num_train_steps), persistent=False)
 

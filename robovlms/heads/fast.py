@@ -35,8 +35,6 @@ class FastHead(ActionHead):
 
     def __init__(self, config: FastHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
-        if config.num_queries != 1:
-            raise UserError(f"head.num_queries={config.num_queries}: head=fast asks token by token, set it to 1.")
         self.config, self.chunk_size, self.action_dim = config, sizes.chunk_size, sizes.action_dim
         self.query = start_query(config, sizes)
         rows = vocabulary_rows(sizes, config.vocab_size + 1)  # the last is the end token

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robovlms.errors import UserError
 from robovlms.heads.base import HeadSizes, RegressionHead
 from robovlms.heads.schemas.gpt import GPTHeadConfig
 from robovlms.registry import HEADS
@@ -29,11 +28,6 @@ class GPTHead(RegressionHead):
     def __init__(self, config: GPTHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
         width = config.hidden_dim * config.num_queries
-        if width % config.num_heads:
-            raise UserError(
-                f"head.hidden_dim={config.hidden_dim} x head.num_queries={config.num_queries} must be a multiple of "
-                f"head.num_heads={config.num_heads}."
-            )
         self.project = nn.Linear(sizes.feature_dim * config.num_queries, width)
         if self.project.in_features == width:  # where upstream has no such layer
             nn.init.eye_(self.project.weight)

@@ -12,7 +12,6 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robovlms.errors import UserError
 from robovlms.heads.base import (
     ActionDecoder,
     ActionHead,
@@ -40,12 +39,6 @@ class TokensHead(ActionHead):
 
     def __init__(self, config: TokensHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
-        if config.num_queries != 1:
-            raise UserError(
-                f"head.num_queries={config.num_queries}: head=tokens asks for every entry itself, set it to 1."
-            )
-        if not config.discrete and not config.parallel:
-            raise UserError("head.discrete=false needs head.parallel=true: what is written by token is discrete.")
         self.config = config
         self.reads_again = not config.parallel
         self.chunk_size, self.action_dim = sizes.chunk_size, sizes.action_dim

@@ -1,6 +1,6 @@
 """Random crop, shift and colour jitter of images, batched, on the device they are on.
 
-Numbers are drawn elsewhere (`data/augmentation.py`); these functions only apply them, one row per image. Images are RGB
+Numbers are drawn elsewhere (`images/draws.py`); these functions only apply them, one row per image. Images are RGB
 in [0, 255], uint8 or float; results have the type and size of what was given, uint8 rounded to the nearest. Arithmetic
 is float32 without matrix products, so that neither TF32 nor autocast changes a pixel.
 """

@@ -6,7 +6,8 @@ images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,16 +16,32 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from robovlms.backbones.base import Backbone, text_side
 from robovlms.config.choices import Fit, Resize
 from robovlms.errors import UserError
 from robovlms.images.augmentation import crop_images, jitter_colors, shift_images
 from robovlms.images.resizing import resize_frames, resize_picture
-from robovlms.types import Batch
+from robovlms.types import Batch, ImageSpec
 
-TOKENIZED = 1000  # instructions at once, when all are looked at
+TOKENIZED = 1000  # instructions at once, when all are checked
 MAX_KNOWN = 10_000  # prompts whose token ids are kept
 REFERENCE_PX = 224  # image size at which random shifts are given
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What a backbone says about its input."""
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How the vision tower wants its pixels."""
+
+    @property
+    def prompt(self) -> str:
+        """The template of prompts, with {instruction}."""
+
+    @property
+    def tokenize(self) -> Callable[[list[str]], list[list[int]]]:
+        """What turns prompts into token ids; small, for it travels to loader processes."""
 
 
 class Processor:
@@ -32,20 +49,28 @@ class Processor:
 
     def __init__(
         self,
-        backbone: Backbone,
+        model: Model,
         views: list[str],
         *,
         max_text_tokens: int,
         resize: Resize = Resize.device,
         fit: Fit = Fit.stretch,
     ) -> None:
-        self.image_spec = backbone.image_spec
+        """Take what images and text must become; nothing else of the model is kept.
+
+        Args:
+            model: whose input they are.
+            views: cameras, the main one first.
+            max_text_tokens: the longest prompt that is accepted, in tokens.
+            resize: where frames are resized.
+            fit: how frames that are not square become square.
+        """
+        self.image_spec = model.image_spec
         self.resize, self.fit = resize, fit
         # The last view stands first in the token sequence, so that the main (first) camera is nearest to the text.
         # Source: RoboVLMs base_backbone.py, which inserts the wrist image before the static one.
         self.views = views[::-1]
-        self._prompt, self._max_text_tokens = backbone.prompt, max_text_tokens
-        self._tokenize = text_side(backbone).tokenize
+        self._prompt, self._tokenize, self._max_text_tokens = model.prompt, model.tokenize, max_text_tokens
         self._known: dict[str, list[int]] = {}  # token ids of prompts
 
     def _tokens(self, prompt: str) -> list[int]:
@@ -90,8 +115,8 @@ class Processor:
             )
 
     def host_frames(self, frames: UInt8[np.ndarray, "w _h _x c"]) -> UInt8[np.ndarray, "w h x c"]:
-        """Resize with PIL, as the checkpoint's own image processor does, when `resize` is host; otherwise give the
-        frames as they are.
+        """Resize with PIL, as the checkpoint's own image processor does, when `resize` is host; otherwise return
+        the frames as they are.
         """
         size = self.image_spec.size
         if self.resize is Resize.device or frames.shape[1:3] == (size, size):

@@ -25,7 +25,7 @@ def resize_picture(picture: Image.Image, spec: ImageSpec, fit: Fit) -> UInt8[np.
         picture = square
     rows, columns = resized_shape(picture.height, picture.width, spec.size, fit)
     top, left = (rows - spec.size) // 2, (columns - spec.size) // 2
-    picture = picture.resize((columns, rows), spec.resample)
+    picture = picture.resize((columns, rows), spec.interpolation)
     return np.asarray(picture.crop((left, top, left + spec.size, top + spec.size)))
 
 
@@ -47,8 +47,8 @@ def resize_frames(
         frames = square
     height, width = frames.shape[-2:]
     rows, columns = resized_shape(height, width, spec.size, fit)
-    resized = resample(frames.float(), -1, columns, spec.resample)
-    resized = resample(resized, -2, rows, spec.resample)
+    resized = resample(frames.float(), -1, columns, spec.interpolation)
+    resized = resample(resized, -2, rows, spec.interpolation)
     top, left = (rows - spec.size) // 2, (columns - spec.size) // 2
     return resized[..., top : top + spec.size, left : left + spec.size].to(torch.uint8)
 

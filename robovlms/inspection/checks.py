@@ -18,7 +18,8 @@ from robovlms.actions.checks import (
 from robovlms.actions.contract import GRIPPER
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import Resize
-from robovlms.data.base import Reader
+from robovlms.config.data import DataConfig
+from robovlms.data.base import Reader, or_skip
 from robovlms.data.opening import rate_findings
 from robovlms.data.windows import WindowDataset
 from robovlms.inspection.scan import Faults, ScannedRows, ViewScan, choose_stretches, scan_numbers, scan_pictures
@@ -35,7 +36,7 @@ def episode_findings(dataset: WindowDataset) -> list[Finding]:
     steps = dataset.converter.num_steps
     empty = [number for number, e in enumerate(reader.episodes) if not e.length]
     short = [number for number, e in enumerate(reader.episodes) if e.length and steps(e.length) < window_size]
-    mute = [number for number, e in enumerate(reader.episodes) if not e.instruction.strip()]
+    silent = [number for number, e in enumerate(reader.episodes) if not e.instruction.strip()]
     total, refused = len(reader.episodes), Severity.warning if dataset.config.skip_bad else Severity.error
 
     def report(severity: Severity, numbers: list[int], what: str, to_do: str) -> list[Finding]:
@@ -47,7 +48,7 @@ def episode_findings(dataset: WindowDataset) -> list[Finding]:
         return [Finding(severity=severity, what=text, where=where, to_do=to_do)]
 
     return [
-        *report(refused, empty, "have no frame", "Record them again, or leave them out with data.skip_bad=true."),
+        *report(refused, empty, "have no frame", f"Record them again{or_skip(dataset.config, 'leave them out')}."),
         *report(
             Severity.warning,
             short,
@@ -56,10 +57,10 @@ def episode_findings(dataset: WindowDataset) -> list[Finding]:
         ),
         *report(
             refused,
-            mute,
+            silent,
             "have an empty instruction",
-            "Set the data set's key of instructions (data.language_key), write them, or leave such episodes out with "
-            "data.skip_bad=true.",
+            "Set the data set's key of instructions (data.language_key), or write them"
+            f"{or_skip(dataset.config, 'leave such episodes out')}.",
         ),
     ]
 
@@ -108,12 +109,12 @@ def _sizes(scan: ViewScan, reader: Reader, resize: Resize) -> list[Finding]:
     return found
 
 
-def fault_findings(faults: Faults, kind: str) -> list[Finding]:
+def fault_findings(faults: Faults, kind: str, config: DataConfig) -> list[Finding]:
     """Report what could not be read."""
     if not faults.count:
         return []
     what, where = f"{faults.count} {kind} cannot be read", faults.messages[0]
-    to_do = "Repair the file, or set data.skip_bad=true."
+    to_do = f"Repair the file{or_skip(config, 'leave it out')}."
     return [Finding(severity=Severity.error, what=what, where=where, to_do=to_do)]
 
 
@@ -142,7 +143,10 @@ def all_findings(
 ) -> list[Finding]:
     """Judge what was read of a data set, errors first."""
     reader, contract = dataset.reader, dataset.converter.source
-    found = [*fault_findings(rows.faults, "rows of numbers"), *fault_findings(faults, "pictures")]
+    found = [
+        *fault_findings(rows.faults, "rows of numbers", dataset.config),
+        *fault_findings(faults, "pictures", dataset.config),
+    ]
     found += [*episode_findings(dataset), *rate_findings(reader, contract)]
     if len(rows.actions):
 

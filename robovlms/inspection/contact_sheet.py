@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from robovlms.data.base import Reader
 from robovlms.data.splits import evenly_spaced
 from robovlms.inspection.scan import Faults, read_pictures
+from robovlms.reports.palette import INK, LINE, SOFT
 
 HEIGHT, GAP, MARGIN, CAPTION, LABEL = 112, 4, 20, 26, 64  # px: of a frame, between them, around, of text, left of a row
 MAX_WIDTH = 4 * HEIGHT  # of a frame
-INK, SOFT, EMPTY = "#1f2937", "#6b7280", "#e5e7eb"
 
 Frames = dict[int, dict[str, Image.Image]]  # step: view: thumbnail
 
@@ -46,7 +46,7 @@ def draw_contact_sheet(reader: Reader, views: list[str], path: Path, *, episodes
                 x = MARGIN + LABEL + column * cell
                 image = found.get(step, {}).get(view)
                 if image is None:
-                    draw.rectangle((x, y, x + cell - GAP - 1, y + HEIGHT - 1), EMPTY)
+                    draw.rectangle((x, y, x + cell - GAP - 1, y + HEIGHT - 1), LINE)
                 else:
                     sheet.paste(image, (x, y))
     sheet.save(path)

@@ -188,15 +188,13 @@ def _masked_share(dataset: WindowDataset) -> float:
 
 
 def _tables(dataset: WindowDataset, rows: ScannedRows) -> tuple[list[Table], list[Finding]]:
-    """Return the statistics of what is recorded and, where it is converted, of what is taught; and why it cannot be."""
+    """Return statistics of what is recorded and, where converted, of the targets; and why there are none of these."""
     source, target = dataset.converter.source, dataset.converter.target
     tables = _table("Actions as recorded", source.names, rows.actions)
     found: list[Finding] = []
     if not dataset.converter.is_trivial:
         try:
-            tables += _table(
-                "Actions as taught, converted", target.names, dataset.rows(max(len(rows.actions), 1)).actions
-            )
+            tables += _table("Target actions, converted", target.names, dataset.rows(max(len(rows.actions), 1)).actions)
         except (OSError, ValueError) as error:
             what, to_do = f"the actions cannot be converted: {error}", "Correct what the other findings name first."
             found.append(Finding(severity=Severity.error, what=what, where="data.convert", to_do=to_do))

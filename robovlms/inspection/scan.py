@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from robovlms.data.base import EpisodeInfo, Numbers, Reader
 from robovlms.data.splits import evenly_spaced
+from robovlms.progress import track
 
 BLOCK_BYTES, MAX_BLOCK = 64_000_000, 512  # of pictures decoded at once
 MAX_FAULTS = 20  # that are remembered with their text
@@ -85,7 +86,7 @@ class ViewScan:
             self.first_blank = self.first_blank or (episode, step)
 
     def compare(self, run: FrozenRun, same: bool) -> FrozenRun:
-        """Count a pair of neighbours, the second at `run.first + run.length`; give the run that it is part of."""
+        """Count a pair of neighbours, the second at `run.first + run.length`; return the run that it belongs to."""
         self.pairs += 1
         self.repeated += same
         run = run._replace(length=run.length + 1) if same else FrozenRun(run.episode, run.first + run.length, 1)
@@ -116,7 +117,7 @@ def scan_numbers(reader: Reader, stretches: Sequence[Stretch]) -> ScannedRows:
     """Read actions and proprioception as recorded; rows that cannot be read are left out and counted."""
     faults = Faults()
     pieces: list[tuple[int, Int64[np.ndarray, "n"], Numbers]] = []
-    for episode, length in stretches:
+    for episode, length in track(stretches, "reading numbers", len(stretches), "episode"):
         steps = np.arange(length)
         try:
             pieces.append((episode, steps, reader.numbers(episode, steps)))
@@ -165,7 +166,7 @@ def scan_pictures(reader: Reader, stretches: Sequence[Stretch]) -> tuple[dict[st
     """Look at every picture of the stretches, and compare each with the one before."""
     views: dict[str, ViewScan] = {}
     faults = Faults()
-    for episode, length in stretches:
+    for episode, length in track(stretches, "looking at pictures", len(stretches), "episode"):
         before: dict[str, UInt8[np.ndarray, "_h _x c"]] = {}
         runs: dict[str, FrozenRun] = {}
         last = -1

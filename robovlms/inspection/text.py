@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from robovlms.inspection.report import Report
+from robovlms.terminal import printable
 
 SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")  # columns of the tables of statistics
 MAX_INSTRUCTIONS, MAX_OUTLIERS = 20, 10
@@ -46,8 +47,10 @@ def format_report(report: Report) -> str:
         for o in report.outliers[:MAX_OUTLIERS]
     ]
     lines += ["", f"Findings: {report.num_errors} errors, {len(report.findings) - report.num_errors} warnings"]
-    lines += [f"  {f.severity.upper()}: {f.what}\n    where: {f.where}\n    do: {f.to_do}" for f in report.findings]
-    return "\n".join(lines)
+    for finding in report.findings:
+        lines += [f"  {finding.severity.upper()}: {finding.what}"]
+        lines += [f"    where: {finding.where}", f"    do: {finding.to_do}"]
+    return "\n".join(printable(line, keep="") for line in lines)
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:

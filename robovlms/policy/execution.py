@@ -27,21 +27,31 @@ class ChunkExecutor:
     Steps are counted, not chunks: a chunk that arrives late is entered at the action that is due now.
     """
 
-    def __init__(self, mode: Execution, execute_steps: int = 1) -> None:
+    def __init__(self, mode: Execution, execute_steps: int = 1, *, has_gripper: bool = True) -> None:
+        """Say how chunks become actions.
+
+        Args:
+            mode: what is executed of a chunk.
+            execute_steps: actions of a chunk before the next one is asked for.
+            has_gripper: whether the last entry is a gripper, of which a mean is made -1 or +1.
+
+        Raises:
+            UserError: the mode asks at every step, and `execute_steps` is more than 1.
+        """
         if mode in (Execution.first, Execution.ensemble) and execute_steps != 1:
             raise UserError(
                 f"evaluation.execution={mode} asks the policy at every step: evaluation.execute_steps={execute_steps} "
                 "must be 1. Use evaluation.execution=chunk to execute more of a chunk."
             )
-        self.mode, self.execute_steps = mode, execute_steps
+        self.mode, self.execute_steps, self.has_gripper = mode, execute_steps, has_gripper
         self.chunks: list[Chunk] = []  # oldest first
 
     def wants(self, step: int) -> bool:
-        """Tell whether a chunk should be asked for."""
+        """Tell whether a new chunk is due."""
         return not self.chunks or step - self.chunks[-1].made >= self.execute_steps
 
     def add(self, chunk: Chunk) -> None:
-        """Take a prediction; those that can say nothing any more are dropped."""
+        """Take a prediction; those that no coming step is part of are dropped."""
         self.chunks.append(chunk)
         self.chunks = [each for each in self.chunks if each.made + len(each.actions) > chunk.made]
 
@@ -62,13 +72,14 @@ class ChunkExecutor:
             return due[-1]
         weights = np.exp(-ENSEMBLE_DECAY * np.arange(len(due)))
         mean = (np.stack(due) * (weights / weights.sum())[:, None]).sum(0).astype(np.float32)
-        mean[-1] = 1.0 if mean[-1] > 0 else -1.0
+        if self.has_gripper:
+            mean[-1] = 1.0 if mean[-1] > 0 else -1.0
         return mean
 
 
 def continuity(chunk_size: int, passed: int, delay: int) -> list[float]:
-    """Say how much a new chunk must keep of the last one, action by action: 1 for those that will be executed before it
-    can arrive, then less and less, 0 where the last one says nothing.
+    """Return how much a new chunk must keep of the last one, action by action: 1 for those that will be executed before
+    it can arrive, then less and less, 0 where the last one has no action.
 
     Args:
         chunk_size: actions of a chunk, k.

@@ -26,7 +26,7 @@ class Memory(ABC):
 
     @abstractmethod
     def act(self, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
-        """Return the normalised chunk for the newest frame, going on from a plan if there is one."""
+        """Return the normalised chunk for the newest frame, behind a prefix if there is one."""
 
 
 def start_memory(policy: VLAPolicy, window_size: int, cache: FrameCache = FrameCache.exact) -> Memory:
@@ -43,19 +43,23 @@ class FrameMemory(Memory):
 
     def __init__(self, policy: VLAPolicy) -> None:
         self.policy = policy
-        self.frame: tuple[Tensor, Batch] | None = None
+        self.step: Batch | None = None
+        self.image: Tensor | None = None  # "b 1 v m e"; None: not yet encoded
 
     @torch.no_grad()
     def observe(self, step: Batch) -> None:
-        """Encode its images."""
-        self.frame = self.policy.encode(step), step
+        """Keep it; most frames of a chunk that is executed are never read."""
+        self.step, self.image = step, None
 
     @torch.no_grad()
     def act(self, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
-        """Ask about the frame."""
-        assert self.frame is not None
-        _, step = self.frame
-        return self.policy.head.act(FeatureReader(self.policy, *self.frame), len(step), 1, prefix, step.action_dims)
+        """Encode its images, at the first call, and ask about the frame."""
+        step = self.step
+        assert step is not None
+        if self.image is None:
+            self.image = self.policy.encode(step)
+        reader = FeatureReader(self.policy, self.image, step)
+        return self.policy.head.act(reader, len(step), 1, prefix, step.action_dims)
 
 
 class FeatureMemory(Memory):
@@ -70,7 +74,8 @@ class FeatureMemory(Memory):
     def observe(self, step: Batch) -> None:
         """Read the frame."""
         self.action_dims = step.action_dims
-        self.features.append(self.policy.read(step, self.policy.head.queries(len(step), 1)).float())
+        queries = self.policy.head.queries(len(step), 1)
+        self.features.append(self.policy.ask(self.policy.encode(step), step, queries))
 
     @torch.no_grad()
     def act(self, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
@@ -94,8 +99,8 @@ class Stream:
 class WindowMemory(Memory):
     """`interleaved`: images are encoded once, and read behind the earlier frames while the window grows.
 
-    A sequence cannot forget its oldest frame, which later ones have seen. Once the window is full, `exact` reads it
-    again from the kept images. `staggered` reads every frame into two sequences that start half a window apart, and
+    A sequence cannot forget its oldest frame, which later ones have attended to. Once the window is full, `exact` reads
+    it again from the kept images. `staggered` reads every frame into two sequences that start half a window apart, and
     acts on the longer, of w / 2 + 1 to w frames: an approximation, at two frames a step.
     """
 
@@ -125,7 +130,7 @@ class WindowMemory(Memory):
 
     @torch.no_grad()
     def act(self, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
-        """Let the head decode the features of the frames that are in sight."""
+        """Let the head decode the features of the frames in the window."""
         if self.streams and self.streams[0].kv_cache is not None:
             return act_on(self.policy, self.streams[0].features, prefix, self.frames[-1][1].action_dims)
         image = torch.cat([image for image, _ in self.frames], dim=1)

@@ -1,4 +1,4 @@
-"""A policy is a backbone, a head and a structure that says how history reaches them."""
+"""A policy is a backbone, a head and a structure, which says how history reaches them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ProprioEncoder(nn.Module):
     def calibrate(self, rows: Float[Tensor, "r p"]) -> None:
         """Take mean and standard deviation from the training set; an entry that never moves keeps its scale.
 
-        NaN: what a part of a mixture does not record. It counts nowhere, and is read as the mean.
+        NaN: what a source of a mixture does not record. It counts nowhere, and is read as the mean.
         """
         mean = rows.double().nanmean(0).nan_to_num(0)
         std = (rows.double() - mean).square().nanmean(0).nan_to_num(0).sqrt()
@@ -52,7 +52,7 @@ class ProprioEncoder(nn.Module):
 
 
 class VLAPolicy(nn.Module):
-    """Read frames and instruction, give a loss or actions. Holds no history: `memory.py` does."""
+    """Frames and instruction to losses or actions. Holds no history: `memory.py` does."""
 
     def __init__(
         self,
@@ -61,10 +61,13 @@ class VLAPolicy(nn.Module):
         structure: Structure,
         processor: Processor,
         proprio: ProprioEncoder | None = None,
+        *,
+        has_gripper: bool = True,
     ) -> None:
+        """Put the parts together; without a gripper in the data, the head's is never supervised and not reported."""
         super().__init__()
         self.backbone, self.head, self.proprio = backbone, head, proprio
-        self.structure, self.processor = structure, processor
+        self.structure, self.processor, self.has_gripper = structure, processor, has_gripper
 
     @classmethod
     def from_config(cls, config: TrainConfig, plan: DataPlan) -> VLAPolicy:
@@ -78,7 +81,12 @@ class VLAPolicy(nn.Module):
                 "images and actions of several frames stand in. Use structure=policy_head or one_step."
             )
         if config.cotrain is not None:
-            backbone.enable_lm_head(config.backbone)
+            if backbone.text_head is None:
+                raise NotAllowedError(
+                    f"cotrain needs a backbone that writes text, and backbone={config.backbone.name} does not: set "
+                    "cotrain=null, or choose another backbone."
+                )
+            backbone.text_head.enable(config.backbone)
         if config.head.kind is HeadKind.slots:
             backbone.enable_bidirectional_queries()
         head = HEADS.get(config.head.name)(
@@ -101,13 +109,7 @@ class VLAPolicy(nn.Module):
         )
         num_proprio = len(plan.proprio_names)
         proprio = ProprioEncoder(num_proprio, backbone.hidden_dim) if num_proprio else None
-        return cls(backbone, head, config.structure.name, processor, proprio)
-
-    def read(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> Float[Tensor, "b w q d"]:
-        """Ask the backbone about a batch's frames."""
-        images = self.fold(self.processor.images(batch))
-        features = self.backbone(images, *self.question(batch, queries), self.view_mask(batch, queries))
-        return features.reshape(queries.shape)
+        return cls(backbone, head, config.structure.name, processor, proprio, has_gripper=plan.has_gripper)
 
     def encode(self, batch: Batch) -> Float[Tensor, "b w v m e"]:
         """Return the tokens of every image."""
@@ -142,7 +144,7 @@ class VLAPolicy(nn.Module):
         return text_ids, text_mask, self.fold(queries)
 
     def view_mask(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> Bool[Tensor, "n v"] | None:
-        """Say which views every sequence has; None: all."""
+        """Return which views every sequence has; None: all."""
         if batch.view_mask is None:
             return None
         return batch.view_mask.repeat_interleave(
@@ -151,18 +153,23 @@ class VLAPolicy(nn.Module):
 
     def forward(self, batch: Batch, conversations: Conversations | None = None) -> Losses:
         """Return the loss terms of a batch with actions, and those of conversations (`converse`) beside them."""
+        losses = self._losses(self.encode(batch), batch)
+        return losses if conversations is None else {**losses, **self.converse(conversations)}
+
+    def _losses(self, image: Float[Tensor, "b w v m e"], batch: Batch) -> Losses:
         targets = Targets.of(batch)
         b, w = targets.mask.shape[:2]
-        features = self.read(batch, self.head.queries(b, w, targets))
-        losses = self.head.loss(features.float(), targets)
-        return losses if conversations is None else {**losses, **self.converse(conversations)}
+        losses = self.head.loss(self.ask(image, batch, self.head.queries(b, w, targets)), targets)
+        return {name: value for name, value in losses.items() if self.has_gripper or not name.startswith("gripper")}
 
     def converse(self, conversations: Conversations) -> Losses:
         """Return the cross-entropy of the answers' tokens and how many are predicted first, means over these tokens."""
+        text_head = self.backbone.text_head
+        assert text_head is not None
         images = rearrange(self.processor.normalize(conversations.images.movedim(-1, 1)), "b c h x -> b 1 1 c h x")
         text = (conversations.text_ids, conversations.text_mask, conversations.reply_ids)
-        features = self.backbone.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
-        logits = self.backbone.lm_logits(features.flatten(0, 1)[conversations.supervised])
+        features = text_head.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
+        logits = text_head.lm_logits(features.flatten(0, 1)[conversations.supervised])
         wanted = conversations.reply_ids.flatten()[conversations.supervised]
         is_right = (logits.detach().argmax(-1) == wanted).float()
         return {"text_loss": F.cross_entropy(logits, wanted), "text_accuracy": is_right.mean()}
@@ -170,10 +177,18 @@ class VLAPolicy(nn.Module):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float[Tensor, "b k a"]:
         """Return the normalised chunk of each window's newest frame, from the whole window at once."""
-        w = next(iter(batch.frames.values())).shape[1]
-        return self.head.act(
-            FeatureReader(self, self.encode(batch), batch), len(batch), w, action_dims=batch.action_dims
-        )
+        return self._act(self.encode(batch), batch)
+
+    @torch.no_grad()
+    def assess(self, batch: Batch) -> tuple[Losses, Float[Tensor, "b k a"]]:
+        """Return the loss terms of a batch and what `predict` returns, from one encoding of its images."""
+        image = self.encode(batch)
+        chunk = self._act(image, batch)
+        return self._losses(image, batch), chunk
+
+    def _act(self, image: Float[Tensor, "b w v m e"], batch: Batch) -> Float[Tensor, "b k a"]:
+        reader = FeatureReader(self, image, batch)
+        return self.head.act(reader, len(batch), image.shape[1], action_dims=batch.action_dims)
 
 
 class FeatureReader:
@@ -185,7 +200,7 @@ class FeatureReader:
         self.asked: Tensor | None = None
 
     def __call__(self, queries: Float[Tensor, "b w q d"], behind: bool = False) -> Float[Tensor, "b w q d"]:
-        """Return the features at the queries. A decoder that keeps no context reads everything again."""
+        """Return the features at the queries. A decoder without a cache reads everything again."""
         if not behind:
             self.asked = queries
             return self.policy.ask(self.image, self.batch, queries, self.kv_cache)

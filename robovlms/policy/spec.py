@@ -112,7 +112,7 @@ class PolicySpec:
 def _source_spec(source: Source, statistics: Statistics) -> SourceSpec:
     text = json.dumps(asdict(statistics), sort_keys=True)
     return SourceSpec(
-        contract=source.contract,
+        contract=source.interface,
         proprio_names=list(source.proprio_names),
         statistics=hashlib.sha256(text.encode()).hexdigest(),
     )

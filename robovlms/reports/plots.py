@@ -1,4 +1,4 @@
-"""Figures of a run: training curves, predicted against taught actions, success rates. Matplotlib loads on first use."""
+"""Figures of a run: training curves, predicted against target actions, success rates. Matplotlib loads on first use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from robovlms.errors import UserError
+from robovlms.reports.palette import BLUE, INK, LINE, ORANGE, RED, SOFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from robovlms.evaluation.results import Results, Row
 
 Curve = tuple[list[int], list[float]]  # steps and values
-BLUE, ORANGE, GRAY, RED = "#2563a8", "#d9822b", "#6b7280", "#b83a3a"
 LOSS_TERMS = ("loss", "arm", "gripper")  # drawn first, and also without validation
 WIDTH = 9.2  # inches, of every figure
 MAX_ROWS, MAX_POINTS = 300, 5000  # windows of a time series, dots of a scatter plot
@@ -65,25 +65,25 @@ def plot_actions(
     names: Sequence[str],
     path: Path,
 ) -> Path:
-    """Draw one row per action entry: the first action of each chunk along the windows, and all against the taught ones.
+    """Draw one row per action entry: the first action of each chunk along the windows, and all against the targets.
 
-    The last entry is the gripper (closed below 0, open above): counts of agreement instead of dots.
+    A gripper (closed below 0, open above) has counts of agreement instead of dots.
 
     Args:
         predicted: in the units of `target`; r windows in their order in the data.
         target: the demonstrated chunks.
-        mask: False where a taught action is padding.
+        mask: False where a target is padding.
         names: one per action entry.
         path: the PNG to write.
     """
     figure, panels = _figure(len(names), 2, height=1.45 * len(names) + 0.4, width_ratios=[3.0, 1.0])
     rows = np.flatnonzero(mask[:, 0])[:MAX_ROWS]
     for i, (name, (series, scatter)) in enumerate(zip(names, panels, strict=True)):
-        series.plot(target[rows, 0, i], color=GRAY, label="target", linewidth=1.6)
+        series.plot(target[rows, 0, i], color=SOFT, label="target", linewidth=1.6)
         series.plot(predicted[rows, 0, i], color=ORANGE, label="predicted", linewidth=1.1)
         series.set(ylabel=name, xlim=(0, max(len(rows) - 1, 1)))
         true, guess = target[mask][:, i], predicted[mask][:, i]
-        if i == len(names) - 1:
+        if name == "gripper":
             _draw_agreement(scatter, true > 0, guess > 0)
         else:
             _draw_scatter(scatter, true, guess)
@@ -102,16 +102,16 @@ def plot_success(results: Results, path: Path) -> Path:
     axes = panels[0][0]
     thickness = 0.38 if opposite else 0.6
     shift = thickness / 2 if opposite else 0.0
-    _draw_bars(axes, names, {**own["tasks"], "overall": own["overall"]}, -shift, thickness, BLUE, "told the task")
+    _draw_bars(axes, names, {**own["tasks"], "overall": own["overall"]}, -shift, thickness, BLUE, "own instruction")
     if opposite:
         rows = {**opposite["tasks"], "overall": opposite["overall"]}
-        _draw_bars(axes, names, rows, shift, thickness, RED, "told the opposite (lower is better)")
+        _draw_bars(axes, names, rows, shift, thickness, RED, "opposite instruction (lower is better)")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     axes.set(
         yticks=range(len(names)), yticklabels=names, xlim=(0, 1), xlabel="reached the task's goal, with 95 % interval"
     )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.axhline(len(names) - 1.5, color=GRAY, linewidth=0.8)
+    axes.axhline(len(names) - 1.5, color=SOFT, linewidth=0.8)
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
     return _save(figure, path)
@@ -185,11 +185,11 @@ def _running_mean(values: Sequence[float]) -> list[float] | None:
 def _draw_scatter(axes: Axes, target: Float32[np.ndarray, "n"], predicted: Float32[np.ndarray, "n"]) -> None:
     thin = slice(None, None, len(target) // MAX_POINTS + 1)
     low, high = min(target.min(), predicted.min()), max(target.max(), predicted.max())
-    axes.plot([low, high], [low, high], color=GRAY, linewidth=1)
+    axes.plot([low, high], [low, high], color=SOFT, linewidth=1)
     axes.scatter(target[thin], predicted[thin], s=5, alpha=0.3, color=ORANGE, linewidths=0)
     axes.set(ylabel="predicted")
     error = f"mean abs. error {np.abs(target - predicted).mean():.3g}"
-    axes.text(0.03, 0.97, error, transform=axes.transAxes, va="top", fontsize=8, color=GRAY)
+    axes.text(0.03, 0.97, error, transform=axes.transAxes, va="top", fontsize=8, color=SOFT)
 
 
 def _draw_agreement(axes: Axes, target: Bool[np.ndarray, "n"], predicted: Bool[np.ndarray, "n"]) -> None:
@@ -198,7 +198,7 @@ def _draw_agreement(axes: Axes, target: Bool[np.ndarray, "n"], predicted: Bool[n
     for p, t in np.ndindex(2, 2):
         axes.text(t, p, f"{counts[p, t]}", ha="center", va="center")
     axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["closed", "open"], yticklabels=["closed", "open"])
-    axes.set(xlabel=f"taught ({np.mean(target == predicted):.1%} agree)", ylabel="predicted")
+    axes.set(xlabel=f"target ({np.mean(target == predicted):.1%} agree)", ylabel="predicted")
     axes.grid(visible=False)
 
 
@@ -208,7 +208,7 @@ def _draw_bars(
     known = [(i + shift, rows[name]) for i, name in enumerate(names) if name in rows]
     places, means = [place for place, _ in known], [row["mean"] for _, row in known]
     errors = [[row["mean"] - row["low"] for _, row in known], [row["high"] - row["mean"] for _, row in known]]
-    axes.barh(places, means, thickness, xerr=errors, color=color, alpha=0.85, label=label, ecolor="#1f2937", capsize=3)
+    axes.barh(places, means, thickness, xerr=errors, color=color, alpha=0.85, label=label, ecolor=INK, capsize=3)
     for place, row in known:
         axes.text(1.01, place, f"{row['successes']}/{row['trials']}", va="center", color=color, fontsize=9)
 
@@ -222,7 +222,7 @@ def _figure(
     figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=130)
     panels = figure.subplots(rows, columns, squeeze=False, width_ratios=width_ratios)
     for axes in panels.flat:
-        axes.grid(color="#e5e7eb", linewidth=0.8)
+        axes.grid(color=LINE, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(10)

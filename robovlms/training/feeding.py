@@ -91,7 +91,9 @@ def make_feed(
         )
     conversations: Iterable[Conversations] = ()
     if config.cotrain is not None:
-        conversations = conversation_loader(config.cotrain, policy.backbone, processor, sampler, pin_memory=pin_memory)
+        conversations = conversation_loader(
+            config.cotrain, policy.backbone.tokenize, processor, sampler, pin_memory=pin_memory
+        )
     windows = training_loader(train_set, collator, sampler, num_workers=data.num_workers, pin_memory=pin_memory)
     return Feed(
         sampler=sampler,

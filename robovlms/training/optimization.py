@@ -25,9 +25,11 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         raise UserError(f"optimizer.name={config.name!r} does not exist: choose optimizer=adamw.")
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
+    listed: set[int] = set()  # of parameters; modules may share one
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
+            if parameter.requires_grad and id(parameter) not in listed:
+                listed.add(id(parameter))
                 is_matrix = parameter.ndim >= 2 and name.startswith("weight") and not isinstance(module, nn.Embedding)
                 (decayed if is_matrix else spared).append(parameter)
     if not decayed and not spared:

@@ -138,7 +138,7 @@ class RunFolder:
         keep_newest(self.path, self._config.trainer.keep_last, step)
 
     def release(self) -> None:
-        """Give the folder back; a run that left no checkpoint leaves what was there before."""
+        """Let go of the folder; a run that left no checkpoint leaves what was there before."""
         if not self._is_held:
             return
         self._is_held = False

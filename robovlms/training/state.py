@@ -74,7 +74,7 @@ class TrainingState:
         return cls(step=step, optimizer=optimizer, rng=rng, data=dict(rest.get("data") or {}))
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give an optimizer its moments back; rate, decay, betas and eps stay those of the run's config.
+        """Load the moments into an optimizer; rate, decay, betas and eps stay those of the run's config.
 
         Raises:
             UserError: it is of other parameters.
@@ -89,7 +89,7 @@ class TrainingState:
         optimizer.load_state_dict({"state": self.optimizer["state"], "param_groups": fresh})
 
     def check_data(self, now: dict[str, Any]) -> None:
-        """Refuse to go on with other data than the run was trained on so far.
+        """Refuse to resume with other data than the run was trained on so far.
 
         Args:
             now: of `feeding.record_data`.

@@ -1,4 +1,4 @@
-"""Open-loop validation: the loss, and how far the predicted actions are from the taught ones."""
+"""Open-loop validation: the loss, and how far the predicted actions are from the targets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from robovlms.policy.policy import VLAPolicy
 from robovlms.types import Batch
 
-VALIDATION_ACTIONS = "validation_actions.npz"  # predicted and taught chunks of the last validation, for plots
-MAX_EXAMPLES = 512  # windows whose predicted and taught chunks are kept
+VALIDATION_ACTIONS = "validation_actions.npz"  # predicted and target chunks of the last validation, for plots
+MAX_EXAMPLES = 512  # windows whose predicted and target chunks are kept
 Examples: TypeAlias = dict[str, np.ndarray]
 
 
-"""predicted and taught "r k a", mask "r k", of the newest frame of each window, normalised."""
+"""predicted and target "r k a", mask "r k", of the newest frame of each window, normalised."""
 
 
 @torch.no_grad()
@@ -51,9 +51,9 @@ def validate(
         batch = host_batch.to(mean_actions.device)
         assert batch.actions is not None
         assert batch.action_mask is not None
-        predicted, target, mask = policy.predict(batch), batch.actions[:, -1], batch.action_mask[:, -1]
+        (terms, predicted), target, mask = policy.assess(batch), batch.actions[:, -1], batch.action_mask[:, -1]
         count = batch.action_mask.sum()
-        _add(losses, {name: value.float() * count for name, value in policy(batch).items()} | {"steps": count.float()})
+        _add(losses, {name: value.float() * count for name, value in terms.items()} | {"steps": count.float()})
         _add(errors, _errors(batch, predicted, mean_actions))
         if len(examples) * len(batch) < MAX_EXAMPLES:
             examples.append((predicted.float(), target, mask))

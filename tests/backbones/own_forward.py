@@ -13,8 +13,8 @@ OURS = ["flamingo", "moondream", "qwen_vl", "uform"]  # families that transforme
 
 
 def publish(name, folder, noise=0.0, **changes):
-    """Write a checkpoint folder as publishers make it, with the vocabulary head if the family is not ours; give its
-    model.
+    """Write a checkpoint folder as publishers make it, with the vocabulary head if the family is not ours; return
+    its model.
     """
     tiny = BACKBONES.get(name).tiny()
     for option, value in changes.items():
@@ -53,12 +53,12 @@ class Batch(NamedTuple):
     ids: torch.Tensor
     mask: torch.Tensor
     is_image: torch.Tensor  # placeholders
-    is_told: torch.Tensor  # what stands behind the text
+    is_reply: torch.Tensor  # what stands behind the text
     images: list  # of every row
 
 
-def pack(name, backbone, images, texts, told):
-    """Put every row's images (a tensor each) behind the head of its text, and what is told behind the text."""
+def pack(name, backbone, images, texts, replies):
+    """Put every row's images (a tensor each) behind the head of its text, and its reply behind the text."""
     config, head = backbone.model.config, backbone.num_head_tokens
     slot, pad = (4, config.text_config.pad_token_id) if name == "kosmos" else (config.image_token_id, 0)
     size, before = backbone.embed_images(torch.cat(images)[:1]).shape[1], backbone.num_marks[0]
@@ -66,9 +66,9 @@ def pack(name, backbone, images, texts, told):
     image = marks[:before] + [slot] * (size - len(marks)) + marks[before:]
     shown = [int(token == slot) for token in image]
     rows, kinds = [], []
-    for row_images, text, row_told in zip(images, texts, told, strict=True):
-        rows.append(text[:head] + len(row_images) * image + text[head:] + row_told)
-        kinds.append([0] * head + len(row_images) * shown + [0] * (len(text) - head) + [2] * len(row_told))
+    for row_images, text, row_reply in zip(images, texts, replies, strict=True):
+        rows.append(text[:head] + len(row_images) * image + text[head:] + row_reply)
+        kinds.append([0] * head + len(row_images) * shown + [0] * (len(text) - head) + [2] * len(row_reply))
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
     kind = pad_sequence([torch.tensor(row) for row in kinds], batch_first=True, padding_value=-1)
     return Batch(ids, kind >= 0, kind == 1, kind == 2, images)
@@ -85,7 +85,7 @@ def _kosmos(backbone, batch):
 
 
 def _paligemma(backbone, batch):
-    return {"token_type_ids": batch.is_told.long()}
+    return {"token_type_ids": batch.is_reply.long()}
 
 
 def _gemma3(backbone, batch):

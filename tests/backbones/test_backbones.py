@@ -131,6 +131,55 @@ def test_every_view_the_text_and_earlier_frames_reach_the_features(backbone):
         assert (changed > 1e-5).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("t", [1, 3])
+def test_the_pixels_of_a_view_that_is_hidden_change_no_feature(backbone, t):
+    images, ids, mask, queries = inputs(backbone, n=3, t=t, v=2, q=2)
+    view_mask = torch.tensor([[True, False], [False, True], [True, True]])
+    features = backbone(images, ids, mask, queries, view_mask)
+    other = images.clone()
+    other[0, :, 1], other[1, :, 0] = 7, torch.randn_like(images[1, :, 0])
+    assert torch.equal(backbone(other, ids, mask, queries, view_mask), features)
+    other[2, :, 0] = 7
+    assert (backbone(other, ids, mask, queries, view_mask) - features)[2].abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("t", [1, 3])
+def test_a_sequence_that_lacks_views_is_read_as_if_there_were_no_such_camera(backbone, t):
+    images, ids, mask, queries = inputs(backbone, n=2, t=t, v=3, q=2)
+    view_mask = torch.tensor([[False, True, False], [True, False, True]])
+    features = backbone(images, ids, mask, queries, view_mask)
+    for row, shown in enumerate(view_mask):
+        one = slice(row, row + 1)
+        alone = backbone(images[one][:, :, shown], ids[one], mask[one], queries[one])
+        torch.testing.assert_close(features[one], alone, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_sequence_without_any_view_is_text_and_queries(backbone):
+    images, ids, mask, queries = inputs(backbone, v=2)
+    features = backbone(images, ids, mask, queries, torch.zeros(2, 2, dtype=torch.bool))
+    assert features.isfinite().all()
+    text_alone = backbone.read(backbone.encode(images)[:, :, :0], ids, mask, queries)
+    torch.testing.assert_close(features, text_alone, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("t", [1, 2])
+def test_a_batch_of_two_instructions_equals_each_alone(backbone, t):
+    """Only the instructions differ, so that a row that reads the other's is found out."""
+    texts = ("push it", "lift the red block")
+    images, ids, mask, queries = inputs(backbone, t=t, v=2, texts=texts)
+    images, queries = images[:1].expand_as(images), queries[:1].expand_as(queries)
+    together = backbone(images, ids, mask, queries)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+    for row, tokens in enumerate(backbone.tokenize(list(texts))):
+        own = torch.tensor([tokens])
+        alone = backbone(images[:1], own, torch.ones_like(own, dtype=torch.bool), queries[:1])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trainable_parameter_and_the_queries_get_a_gradient(name):
     backbone = tiny(name)
@@ -229,16 +278,18 @@ def test_freezing_a_part_freezes_that_part_alone(name, part):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_read_frame_by_frame_or_query_by_query_is_what_is_read_at_once(name):
+@pytest.mark.parametrize("shown", [None, [[True, False], [False, True]]], ids=["all", "some views"])
+def test_what_is_read_frame_by_frame_or_query_by_query_is_what_is_read_at_once(name, shown):
     backbone = tiny(name)
     if backbone.new_cache() is None:
         pytest.skip("this decoder reads everything again")
     images, ids, mask, queries = inputs(backbone, t=3, v=2, q=2)
     image = backbone.encode(images)
-    whole = backbone.read(image, ids, mask, queries)
+    view_mask = None if shown is None else torch.tensor(shown)
+    whole = backbone.read(image, ids, mask, queries, view_mask=view_mask)
     kv_cache = backbone.new_cache()
     for i in range(3):
-        features = backbone.read(image[:, i : i + 1], ids, mask, queries[:, i : i + 1, :1], kv_cache)
+        features = backbone.read(image[:, i : i + 1], ids, mask, queries[:, i : i + 1, :1], kv_cache, view_mask)
         more = backbone.read(image[:, :1, :, :0], ids[:, :0], mask[:, :0], queries[:, i : i + 1, 1:], kv_cache)
         torch.testing.assert_close(torch.cat([features, more], dim=2), whole[:, i : i + 1], rtol=0, atol=1e-5)
 

@@ -100,7 +100,7 @@ def test_our_pixels_are_those_of_the_published_image_processor(name, real_frames
     own, backbone = PUBLISHED[name](), BACKBONES.get(name).tiny()
     size = SIZES.get(name) or backbone.processor_size(own)[0]
     backbone.image_spec = ImageSpec(
-        size=size, mean=tuple(own.image_mean), std=tuple(own.image_std), resample=Resampling(own.resample)
+        size=size, mean=tuple(own.image_mean), std=tuple(own.image_std), interpolation=Resampling(own.resample)
     )
     std = torch.tensor(backbone.image_spec.std)[:, None, None]
     *square_frames, oblong = real_frames

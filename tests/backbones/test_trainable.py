@@ -14,9 +14,12 @@ from robovlms.commands.merge_lora import merge_checkpoint
 from robovlms.commands.train import train
 from robovlms.config.choices import QueryInit, WeightType
 from robovlms.config.policy import LoRAConfig
+from robovlms.config.training import OptimizerConfig
 from robovlms.heads.base import HeadSizes, start_query
 from robovlms.heads.schemas.lstm import LSTMHeadConfig
 from robovlms.policy.checkpoint import load_policy, resolve_checkpoint
+from robovlms.registry import BACKBONES
+from robovlms.training.optimization import make_optimizer
 
 
 def shake(backbone):
@@ -74,10 +77,17 @@ def test_a_checkpoint_keeps_its_resampler(tmp_path):
     assert policy.backbone.resampler.latents.shape == (4, 64)
 
 
-@pytest.mark.parametrize("name", ["nano", "qwen2_5_vl", "flamingo"])
-def test_families_that_need_their_own_image_tokens_refuse_a_resampler(name):
-    with pytest.raises(ValueError, match=r"backbone\.resample=4 does not fit this backbone"):
-        tiny(name, resample=4)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resampler_is_read_or_refused(name):
+    if not BACKBONES.get(name).can_resample:
+        with pytest.raises(ValueError, match=r"backbone\.resample=4 does not fit this backbone"):
+            tiny(name, resample=4)
+        return
+    images, *rest = inputs(tiny(name))
+    resampled = tiny(name, resample=4)
+    with torch.no_grad():
+        assert resampled.encode(images).shape[3] == 4
+        assert (resampled(images, *rest) - resampled(-images, *rest)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,6 +151,17 @@ def test_only_the_last_layers_of_the_decoder_train(name):
     trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
     assert trained == [False] * (len(layers) - 1) + [True]
     assert all(grad is not None for grad in gradients(backbone, *inputs(backbone)).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_optimizer_lists_every_trained_parameter_once(name):
+    backbone = tiny(name)
+    listed = [
+        id(p)
+        for group in make_optimizer(backbone, OptimizerConfig(name="adamw", lr=1e-3)).param_groups
+        for p in group["params"]
+    ]
+    assert sorted(listed) == sorted(id(p) for p in backbone.parameters() if p.requires_grad)
 
 
 def test_more_layers_than_there_are_and_contradictions_are_refused():

@@ -19,6 +19,7 @@ from robovlms.config.presets import options
 from robovlms.data.base import Reader
 from robovlms.data.opening import build_dataset, open_reader
 from robovlms.data.windows import WindowDataset
+from robovlms.errors import UserError
 from robovlms.registry import DATASETS
 
 pytest.importorskip("h5py", reason='pip install "robovlms[libero]"')
@@ -203,3 +204,16 @@ def test_a_mixture_reads_a_miniature_of_each_of_its_sources(tmp_path):
     plan = DataPlan.of(make_miniature(config.data, tmp_path / "made"), config.view.views)
     dataset = build_dataset(plan, config.window, "train")
     assert [size > 0 for size in dataset.sizes] == [True, True]
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_data_set_whose_files_are_git_lfs_pointers_says_so_before_a_frame_is_read(made, tmp_path, skip_bad):
+    kinds = {path.suffix.partition("-")[0] for path in made.root.rglob("*") if path.is_file()} - {".yaml"}
+    for kind in sorted(kinds):
+        root = tmp_path / f"cloned{kind}"
+        shutil.copytree(made.root, root)
+        for path in root.rglob(f"*{kind}*"):
+            path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+        config = replace(made.config, root=str(root), skip_bad=skip_bad, cache_dir=str(tmp_path / "cache"))
+        with pytest.raises(UserError, match="Git LFS pointer, and its 12345 bytes are missing"):
+            open_reader(config, "train", list(config.views)).numbers(0, np.array([0]))

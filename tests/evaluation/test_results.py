@@ -53,15 +53,21 @@ def test_the_table_is_aligned():
     assert format_table(summarize(EPISODES, config={}, versions={})).splitlines() == [
         "task               success   mean   95 % interval  steps to success",
         "",
-        "told the task",
+        "own instruction",
         "  open                8/10  80.0%  49.0% .. 94.3%                14",
         "  close     1/2 (1 errors)  50.0%   9.5% .. 90.5%                41",
         "  overall  9/12 (1 errors)  75.0%  46.8% .. 91.1%                17",
         "",
-        "told the opposite (success counts against the policy)",
+        "opposite instruction (success counts against the policy)",
         "  open                 1/4  25.0%   4.6% .. 69.9%                20",
         "  overall              1/4  25.0%   4.6% .. 69.9%                20",
     ]
+
+
+def test_a_task_name_cannot_steer_the_terminal_or_fake_a_line():
+    table = format_table(summarize([result("open\x1b[2J\n  close  9/9", 0, True, 3)], config={}, versions={}))
+    assert "\x1b" not in table
+    assert "  open\\x1b[2J\\n  close  9/9" in table
 
 
 def test_results_are_json_and_name_versions_of_what_took_part(tmp_path):

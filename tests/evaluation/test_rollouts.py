@@ -101,6 +101,16 @@ def test_a_line_that_a_killed_process_left_unfinished_is_played_again(tmp_path):
     assert len(journal.read_text().splitlines()) == 1 + len(PLAN)
 
 
+@pytest.mark.parametrize(("field", "value"), [("steps", "<b>4</b>"), ("success", "yes"), ("seed", None), ("task", 3)])
+def test_a_line_with_a_value_of_another_type_is_refused(tmp_path, field, value):
+    run_episodes(line_world.start_obedient, PLAN, folder=tmp_path, conditions=HERE)
+    journal = tmp_path / "episodes.jsonl"
+    *lines, last = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines, json.dumps(json.loads(last) | {field: value})]) + "\n")
+    with pytest.raises(ValueError, match="is not a file of evaluation results"):
+        run_episodes(line_world.start_obedient, PLAN, folder=tmp_path, conditions=HERE)
+
+
 def test_results_of_another_checkpoint_or_plan_are_never_mixed_in(tmp_path):
     run_episodes(line_world.start_obedient, PLAN, folder=tmp_path, conditions=HERE)
     with pytest.raises(ValueError, match=r"checkpoint was 'a', is 'b'\. Set overwrite=true"):
@@ -120,6 +130,4 @@ def test_workers_that_die_or_cannot_start_are_reported(tmp_path):
         run_episodes(line_world.start_dying, PLAN, folder=tmp_path / "a", conditions=HERE, num_workers=2)
     with pytest.raises(RuntimeError, match=r"(?s)could not start.*no checkpoint here"):
         run_episodes(line_world.start_nothing, PLAN, folder=tmp_path / "b", conditions=HERE, num_workers=2)
-    with pytest.raises(ValueError, match=r"evaluation\.num_workers=0"):
-        run_episodes(line_world.start_obedient, PLAN, folder=tmp_path / "c", conditions=HERE, num_workers=0)
     assert not multiprocessing.active_children()

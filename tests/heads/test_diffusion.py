@@ -5,6 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from robovlms.config.choices import ArmLoss
+from robovlms.config.fields import check_fields
 from robovlms.heads.base import HeadSizes, Prefix
 from robovlms.heads.diffusion import DiffusionHead
 from robovlms.heads.noise import normal
@@ -106,9 +107,9 @@ def test_the_same_observations_give_the_same_actions_also_with_fresh_noise():
     ("changes", "message"),
     [
         ({"loss": ArmLoss.l1}, r"set head\.loss=mse, not l1"),
-        ({"num_steps": 101}, r"head\.num_steps=101 must lie in 1\.\.100"),
+        ({"num_steps": 101}, r"head\.num_steps=101 must be at most head\.num_train_steps=100"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_option_to_change(changes, message):
     with pytest.raises(ValueError, match=message):
-        make_head(**changes)
+        check_fields(DiffusionHeadConfig(name="diffusion", **({"loss": ArmLoss.mse} | changes)), "head")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from robovlms.config.choices import ArmLoss, FlowSolver
+from robovlms.config.fields import check_fields
 from robovlms.heads.base import HeadSizes, Targets
 from robovlms.heads.denoising import time_features
 from robovlms.heads.flow import FlowHead, integrate
@@ -124,10 +125,10 @@ def test_times_are_told_apart_by_features_within_one():
     ("changes", "message"),
     [
         ({"loss": ArmLoss.l1}, r"set head\.loss=mse, not l1"),
-        ({"hidden_dim": 36}, r"head\.hidden_dim=36 must be a multiple of 2 \* head\.num_heads=8"),
+        ({"hidden_dim": 36}, r"head\.hidden_dim=36 must be a multiple of 2 \* head\.num_heads=16"),
         ({"num_steps": 0}, r"head\.num_steps=0 must be at least 1"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_option_to_change(changes, message):
     with pytest.raises(ValueError, match=message):
-        make_head(**changes)
+        check_fields(FlowHeadConfig(name="flow", **({"loss": ArmLoss.mse} | changes)), "head")

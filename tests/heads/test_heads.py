@@ -8,6 +8,7 @@ import torch
 from small_heads import small_head
 
 from robovlms.config.choices import ArmLoss
+from robovlms.config.fields import check_fields
 from robovlms.heads.base import HeadSizes, Prefix, Targets, masked_mean
 from robovlms.heads.fast_tokenizer import hold
 from robovlms.heads.schemas.lstm import LSTMHeadConfig
@@ -35,6 +36,7 @@ CONFIGS |= {name: small_head(head, **changes) for name, (head, changes) in VARIA
 def make_head(name, **changes):
     torch.manual_seed(0)
     config = replace(CONFIGS[name], **changes)
+    check_fields(config, "head")
     head = HEADS.get(config.name)(config, HeadSizes(feature_dim=D, action_dim=A, window_size=W, chunk_size=K))
     if head.needs_chunks:
         targets = make_targets()
@@ -223,8 +225,10 @@ def test_a_head_with_memory_looks_back_and_never_ahead(name):
 
 
 def test_a_gpt_head_whose_width_its_heads_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"head\.hidden_dim=30 x .* must be a multiple of head\.num_heads=4"):
-        make_head("gpt", hidden_dim=30)
+    with pytest.raises(
+        ValueError, match=r"head\.hidden_dim x head\.num_queries=30 must be a multiple of head\.num_heads=4"
+    ):
+        check_fields(replace(CONFIGS["gpt"], hidden_dim=30), "head")
 
 
 @pytest.mark.parametrize(("loss", "value"), [(ArmLoss.huber, 0.125), (ArmLoss.mse, 0.25), (ArmLoss.l1, 0.5)])

@@ -8,6 +8,7 @@ from transformers import Qwen2Tokenizer, XLMRobertaTokenizer
 
 from robovlms.backbones.families.kosmos import TAGS
 from robovlms.backbones.families.qwen_vl import SPECIAL_TOKENS
+from robovlms.config.fields import check_fields
 from robovlms.heads.base import HeadSizes
 from robovlms.heads.schemas.tokens import TokensHeadConfig
 from robovlms.heads.tokens import TokensHead, from_bins, to_bins
@@ -88,10 +89,7 @@ def test_the_words_start_as_the_vocabularys():
 
 def test_what_is_regressed_cannot_be_written_token_by_token():
     with pytest.raises(ValueError, match=r"head\.discrete=false needs head\.parallel=true"):
-        TokensHead(
-            TokensHeadConfig(name="tokens", discrete=False),
-            HeadSizes(feature_dim=8, action_dim=2, window_size=1, chunk_size=1),
-        )
+        check_fields(TokensHeadConfig(name="tokens", discrete=False), "head")
 
 
 def test_a_vocabulary_too_small_for_the_bins_is_named():

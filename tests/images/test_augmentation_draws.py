@@ -14,6 +14,7 @@ from robovlms.backbones.schemas.nano import NanoBackboneConfig
 from robovlms.config.checks import check_data
 from robovlms.config.choices import NormalizationMode
 from robovlms.config.data import AugmentationConfig, DataConfig, MixtureDataConfig, NormalizationConfig
+from robovlms.config.fields import check_fields
 from robovlms.config.policy import WindowConfig
 from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.loading.loader import Collator
@@ -173,31 +174,37 @@ def test_a_collator_without_augmentation_draws_nothing():
     assert (batch.shifts, batch.crops, batch.colors, batch.hues) == (None, None, None, None)
 
 
+def _check(config: DataConfig) -> None:
+    check_fields(config, "data")
+    check_data(config)
+
+
 @pytest.mark.parametrize(
     ("augmentation", "message"),
     [
-        ({"crop": {"side": 0.0}}, "data.augmentation.crop.side=0.0 must lie in (0, 1.0]"),
-        ({"crop": {"side": 1.1}}, "data.augmentation.crop.side=1.1 must lie in (0, 1.0]"),
+        ({"crop": {"side": 0.0}}, "data.augmentation.crop.side=0.0 must be above 0 and at most 1"),
+        ({"crop": {"side": 1.1}}, "data.augmentation.crop.side=1.1 must be above 0 and at most 1"),
         ({"crop": {"side": 0.9}, "largest_crop": 0.8}, "data.augmentation.crop.side=0.9 must lie in (0, 0.8]"),
         ({"crop": {"side": float("nan")}}, "data.augmentation.crop.side=nan"),
         ({"crop": {"top": 0.9}}, "data.augmentation.crop names ['top'], which are not among data.views"),
-        ({"largest_crop": 2.0}, "data.augmentation.largest_crop=2.0 must lie in (0, 1]"),
-        ({"brightness": -0.1}, "data.augmentation.brightness=-0.1 must lie in [0, 1.0]"),
-        ({"contrast": 1.5}, "data.augmentation.contrast=1.5 must lie in [0, 1.0]"),
-        ({"saturation": float("inf")}, "data.augmentation.saturation=inf must lie in [0, 1.0]"),
-        ({"hue": 0.6}, "data.augmentation.hue=0.6 must lie in [0, 0.5]"),
+        ({"largest_crop": 2.0}, "data.augmentation.largest_crop=2.0 must be above 0 and at most 1"),
+        ({"brightness": -0.1}, "data.augmentation.brightness=-0.1 must be at least 0 and at most 1"),
+        ({"contrast": 1.5}, "data.augmentation.contrast=1.5 must be at least 0 and at most 1"),
+        ({"saturation": float("inf")}, "data.augmentation.saturation=inf must be at least 0 and at most 1"),
+        ({"hue": 0.6}, "data.augmentation.hue=0.6 must be at least 0 and at most 0.5"),
         ({"hue": float("nan")}, "data.augmentation.hue=nan"),
         ({"views": ["top"]}, "data.augmentation.views names ['top']"),
         ({"shift": {"side": -1}}, "data.shift.side=-1 must be at least 0"),
     ],
 )
 def test_values_out_of_range_are_refused_with_the_option_to_change(augmentation: dict, message: str):
+    config = data(**augmentation)
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_data(data(**augmentation))
+        _check(config)
 
 
 def test_a_part_of_a_mixture_cannot_have_augmentation_that_nobody_looks_at():
-    with pytest.raises(ValueError, match=re.escape("data.sources.mine.augmentation is not looked at")):
+    with pytest.raises(ValueError, match=re.escape("data.sources.mine.augmentation is ignored")):
         check_data(MixtureDataConfig(sources={"mine": data(hue=0.1)}))
 
 

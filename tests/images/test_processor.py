@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -8,17 +10,18 @@ from robovlms.backbones.families.nano import Nano
 from robovlms.config.choices import Fit, Resize
 from robovlms.images.processor import Processor
 from robovlms.images.resizing import resize_frames, resize_picture
+from robovlms.registry import BACKBONES
 from robovlms.types import Batch, ImageSpec
 
 SPECS = [
-    ImageSpec(size=size, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), resample=resample)
+    ImageSpec(size=size, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), interpolation=interpolation)
     for size in (24, 90)
-    for resample in (Resampling.BILINEAR, Resampling.BICUBIC, Resampling.LANCZOS)
+    for interpolation in (Resampling.BILINEAR, Resampling.BICUBIC, Resampling.LANCZOS)
 ]
 
 
 @pytest.mark.parametrize("fit", list(Fit))
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.resample.name.lower()}-{spec.size}")
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.interpolation.name.lower()}-{spec.size}")
 @pytest.mark.parametrize("shape", [(50, 50), (48, 64)])
 def test_the_device_resizes_as_pil_does(spec, fit, shape):
     frame = np.random.default_rng(0).integers(0, 2, (*shape, 3), dtype=np.uint8) * 255  # overshoots at every edge
@@ -66,3 +69,11 @@ def test_text_is_padded_on_the_right():
 def test_an_instruction_that_is_too_long_names_the_option():
     with pytest.raises(ValueError, match=r"backbone\.max_text_tokens=3"):
         Processor(Nano.tiny(), ["side"], max_text_tokens=3).text(["open the drawer"])
+
+
+@pytest.mark.parametrize("name", BACKBONES.names())
+def test_a_processor_travels_to_loader_processes_without_the_model(name):
+    processor = Processor(BACKBONES.get(name).tiny(), ["side"], max_text_tokens=64)
+    sent = pickle.dumps(processor)
+    assert len(sent) < 100_000, "no weights"
+    assert torch.equal(pickle.loads(sent).text(["lift it", "go"])[0], processor.text(["lift it", "go"])[0])

@@ -127,8 +127,8 @@ def test_six_numbers_are_two_perpendicular_columns():
     ("values", "severity", "text"),
     [
         ((0, 255), "error", "the gripper leaves the range of gripper_closed=-1 and gripper_open=1 (recorded are 0 to"),
-        ((0, 1), "warning", "(recorded are 0 to 1): it is taught as open above the middle"),
-        ((0.01, 0.08), "warning", "(recorded are 0.01 to 0.08): it is taught as always open"),
+        ((0, 1), "warning", "(recorded are 0 to 1): it becomes open above the middle"),
+        ((0.01, 0.08), "warning", "(recorded are 0.01 to 0.08): it becomes always open"),
     ],
 )
 def test_a_gripper_that_is_not_what_was_declared_is_found(values, severity, text):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from composing import completed, composed, plan_of
 from small_heads import small_head
 
 from robovlms.actions.normalizer import ActionNormalizer
@@ -134,7 +135,7 @@ def test_a_batch_of_two_instructions_equals_each_alone(backbone_name, structure,
         asked = Batch(frames={view: f[rows] for view, f in frames.items()}, text_ids=ids, text_mask=mask)
         with torch.no_grad():
             queries = policy.head.queries(len(ids), w)
-            return policy.predict(asked), policy.read(asked, queries)
+            return policy.predict(asked), policy.ask(policy.encode(asked), asked, queries)
 
     instructions = ["open the drawer", "put the small red block down"]
     both, alone = act([0, 1], instructions), [act([i], instructions[i : i + 1]) for i in range(2)]
@@ -177,9 +178,15 @@ def test_a_window_that_grows_reads_only_the_newest_frame_and_a_full_one_encodes_
     assert encoded == [len(VIEWS)] * (W + 2)
 
 
-@pytest.mark.parametrize("backbone_name", ["flamingo", "florence2"])
-def test_backbones_without_a_common_sequence_refuse_interleaved(backbone_name):
-    assert not BACKBONES.get(backbone_name).can_interleave
+@pytest.mark.parametrize("backbone_name", BACKBONES.names())
+def test_interleaved_is_read_by_a_backbone_or_refused(backbone_name):
+    options = [f"backbone={backbone_name}", "backbone.size=tiny", "structure=interleaved", "head=mlp", "data.root=x"]
+    config = completed(composed("experiment=vla_structure", *options))
+    if BACKBONES.get(backbone_name).can_interleave:
+        assert VLAPolicy.from_config(config, plan_of(config)).structure is Structure.interleaved
+        return
+    with pytest.raises(ValueError, match=f"structure=interleaved with backbone={backbone_name} is not allowed"):
+        VLAPolicy.from_config(config, plan_of(config))
 
 
 def test_a_chunk_is_executed_in_order_before_the_policy_is_asked_again():

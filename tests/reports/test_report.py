@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 
 from robovlms.config.closed_loop import EvaluationConfig
-from robovlms.evaluation.episodes import plan_episodes
+from robovlms.evaluation.episodes import EpisodeResult, plan_episodes
 from robovlms.evaluation.results import summarize
 from robovlms.evaluation.rollouts import run_episodes
 from robovlms.reports.evaluation_page import write_report
@@ -29,7 +29,7 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path):
     assert page.count("data:video/mp4;base64,") == 4
     assert page.count("data:image/png;base64,") == 1
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert 'told the opposite, “go left”: <b class="wrong">did it anyway</b>' in page
+    assert 'opposite instruction “go left”: <b class="wrong">did it anyway</b>' in page
     assert "<td>2/4</td><td>50.0%</td>" in page
 
 
@@ -39,3 +39,19 @@ def test_videos_beyond_the_limit_are_named_instead_of_shown(tmp_path):
     page = write_report(tmp_path, results, name="run", figures={}, max_video_bytes=first).read_text()
     assert page.count("data:video/mp4;base64,") == 1
     assert "go-right_10000.mp4" in page
+
+
+def test_what_a_recorded_episode_says_stays_text(tmp_path):
+    evil = "<img src=x onerror=alert(1)>"
+    results = evaluate(tmp_path)
+    for episode in results["episodes"]:
+        episode["instruction"] = evil
+    results["versions"] = {evil: evil}
+    page = write_report(tmp_path, results, name=evil, figures={}).read_text()
+    assert evil not in page
+    assert page.count("“&lt;img src=x onerror=alert(1)&gt;”") == 4
+
+
+def test_a_video_is_looked_for_in_the_folder_of_videos_alone(tmp_path):
+    episode = evaluate(tmp_path)["episodes"][0]
+    assert "/" not in EpisodeResult(**episode | {"task": "../../secret/"}).video_name

@@ -100,3 +100,9 @@ def test_queries_that_see_each_other_are_refused(said):
     choice = ["structure=one_step", "head=tokens", "head.parallel=true", "window=w1_c10", "data.root=x"]
     with pytest.raises(NotAllowedError, match=r"cotrain with head\.parallel=true is not allowed"):
         completed(composed("experiment=calvin_perform", *said, *choice))
+
+
+def test_a_backbone_that_writes_no_text_is_refused(said):
+    choice = ["structure=one_step", "head=mlp", "window=w1_c10", "data.root=x", "backbone.size=tiny"]
+    with pytest.raises(NotAllowedError, match="writes text, and backbone=florence2 does not: set cotrain=null"):
+        build(completed(composed("experiment=vla_structure", "backbone=florence2", *said, *choice)))

@@ -87,9 +87,10 @@ def test_ranks_without_a_sample_of_a_part_agree_with_one_process(setup):
 
 def test_a_head_draws_the_same_for_a_window_whichever_others_are_measured(calvin_folder, arm_folder, tmp_path):
     config = completed(composed(*mixture(calvin_folder, arm_folder, tmp_path)))
-    policy = VLAPolicy.from_config(config)
-    normalizers = make_normalizers(config.data, compute_statistics(config, open_sources(config, "train")))
-    dataset, collator = build_dataset(config, "validation"), Collator(policy.processor, normalizers, config.window)
+    plan = plan_of(config)
+    normalizers = plan.normalizers(compute_statistics(plan, open_sources(plan, config.window, "train")))
+    collator = Collator(VLAPolicy.from_config(config, plan).processor, normalizers, config.window)
+    dataset = build_dataset(plan, config.window, "validation")
     seeds = {}
     for options in ({"batch_size": 8}, {"batch_size": 3, "rank": 1, "world_size": 2}, {"batch_size": 2, "most": 3}):
         options = {"max_batches": options.pop("most", None), **options}

@@ -48,8 +48,8 @@ class QwenFamily(HuggingFaceBackbone):
             "embeddings": [self.embedding],
         }
 
-    def see(self, images: Float[Tensor, "n c h x"]) -> Any:
-        """Return the vision tower's output, all images in one row; an image is a video of one frame, shown twice."""
+    def run_vision(self, images: Float[Tensor, "n c h x"]) -> Any:
+        """Return the vision tower's output, all images in one row; an image is a video of one frame, repeated."""
         tower = self.model.visual
         vision = tower.config
         p, merge = vision.patch_size, vision.spatial_merge_size

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -35,6 +36,7 @@ from robovlms.backbones.families.flamingo_layers import FlamingoLayer, GatedCros
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_VISION, HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
 from robovlms.backbones.perceiver import Perceiver
+from robovlms.backbones.text_head import FamilyTokenizer
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 
@@ -190,18 +192,10 @@ class Flamingo(HuggingFaceBackbone):
         image_processor = AutoImageProcessor.from_pretrained(source / "clip", backend="pil")
         return cls(model, tokenizer, image_processor)
 
-    def tokenize(self, prompts: list[str]) -> list[list[int]]:
-        """Return `[<s>] <image> prompt <|endofchunk|>`."""
-        return super().tokenize([IMAGE + prompt.strip() for prompt in prompts])
-
-    def question_ids(self, text: str) -> list[int]:
-        """Leave out the end of the chunk, which a reply comes before."""
-        return super().question_ids(IMAGE + text)[:-1]
-
-    @property
-    def end_id(self) -> int:
-        """The end of the chunk."""
-        return int(self.tokenizer.convert_tokens_to_ids(END))
+    @cached_property
+    def tokenize(self) -> FamilyTokenizer:
+        """`[<s>] <image> prompt <|endofchunk|>`; a reply ends with the chunk."""
+        return replace(super().tokenize, before=IMAGE, behind_question="", end=END)
 
     @property
     def ties_words(self) -> bool:
@@ -226,23 +220,27 @@ class Flamingo(HuggingFaceBackbone):
         return latents
 
     def in_sequence(self, image: Float[Tensor, "n t v m e"]) -> Float[Tensor, "n t v _m _e"]:
-        """Keep the images aside for the cross-attention: none stands in the sequence."""
-        self._media = rearrange(image, "n t v m e -> n t (v m) e")
+        """Leave out all image tokens: they enter by the cross-attention."""
         return image.new_zeros(*image.shape[:3], 0, self.hidden_dim)
 
-    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
-        """Run the causal decoder; what stands before `<image>` looks at no image."""
-        media = self._media
-        t, m = media.shape[1:3]
-        frame = layout.frame
+    def condition(self, image: Float[Tensor, "n t v m e"], view_mask: Bool[Tensor, "n v"], layout: Layout) -> None:
+        """Let every token attend to the views of its frame that are there; what stands before `<image>` to none."""
+        t, m, frame = image.shape[1], image.shape[3], layout.frame
         is_first = torch.ones_like(layout.mask)
         is_first[:, 1:] = frame[:, 1:] != frame[:, :-1]
         sees = ~is_first if self.has_start else torch.ones_like(is_first)
         own_frame = frame[:, :, None] == torch.arange(t, device=frame.device)
-        allowed = repeat(own_frame & sees[:, :, None], "n s t -> n s (t m)", m=m)
+        allowed = (own_frame & sees[:, :, None])[..., None] & view_mask[:, None, None]
+        allowed = repeat(allowed, "n s t v -> n s (t v m)", m=m)
         for layer in self.model.layers:
-            layer.condition = (rearrange(media, "n t m e -> n (t m) e"), allowed)
-        return self.run(embeds, layout, cache)
+            layer.condition = (rearrange(image, "n t v m e -> n (t v m) e"), allowed)
+
+    def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
+        """Run the causal decoder on what `condition` handed over, which is then dropped."""
+        hidden = self.run(embeds, layout, cache)
+        for layer in self.model.layers:
+            layer.condition = None
+        return hidden
 
 
 def read_text_config(values: dict[str, Any]) -> Any:

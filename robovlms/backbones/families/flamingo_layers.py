@@ -15,7 +15,7 @@ from robovlms.backbones.perceiver import HEAD_DIM, HEADS, attend, feed_forward
 
 
 class CrossAttention(nn.Module):
-    """Tokens attend to the latents of their frame; a token that may see none gets zeros."""
+    """Tokens attend to the latents of their frame; a token that may attend to none gets zeros."""
 
     def __init__(self, dim: int, media_dim: int) -> None:
         super().__init__()
@@ -29,8 +29,8 @@ class CrossAttention(nn.Module):
         self, x: Float[Tensor, "n s d"], media: Float[Tensor, "n m e"], allowed: Bool[Tensor, "n s m"]
     ) -> Float[Tensor, "n s d"]:
         sees = allowed.any(-1, keepdim=True)
-        seen = attend(self.to_q(self.norm(x)), self.to_kv(media), (allowed | ~sees)[:, None])
-        return self.to_out(seen * sees)
+        attended = attend(self.to_q(self.norm(x)), self.to_kv(media), (allowed | ~sees)[:, None])
+        return self.to_out(attended * sees)
 
 
 class GatedCrossAttention(nn.Module):
@@ -51,7 +51,8 @@ class GatedCrossAttention(nn.Module):
 class FlamingoLayer(nn.Module):
     """A layer of the decoder, and the gated cross-attention before it where there is one.
 
-    `condition` is what the tokens of the coming forward may look at; it is set before the decoder runs.
+    `condition` is what the tokens of the coming forward may attend to; it is set before the decoder runs, and then
+    dropped.
     """
 
     def __init__(self, layer: nn.Module, gated: GatedCrossAttention | None) -> None:

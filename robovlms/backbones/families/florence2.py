@@ -11,10 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import BartTokenizer, CLIPImageProcessorPil, Florence2Config, Florence2Model
 
-from robovlms.backbones.base import Backbone
 from robovlms.backbones.huggingface import TINY_BYTES, HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
-from robovlms.config.policy import BackboneConfig
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
@@ -41,6 +39,7 @@ class Florence2(HuggingFaceBackbone):
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
         super().__init__(model, tokenizer, image_processor)
         self.num_marks = (1, 0)  # the mean patch
+        self.text_head = None  # the decoder that writes is not read
 
     @classmethod
     def published_config(cls) -> Florence2Config:
@@ -102,10 +101,6 @@ class Florence2(HuggingFaceBackbone):
             )
         return self._spec_of_size(height)
 
-    def enable_lm_head(self, config: BackboneConfig) -> None:
-        """Refuse: the decoder that writes is not read."""
-        Backbone.enable_lm_head(self, config)
-
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Return the mean of the projected patches, then each of them, row by row."""
         tokens: Tensor = self.model.get_image_features(images).pooler_output
@@ -119,10 +114,10 @@ class Florence2(HuggingFaceBackbone):
 
 
 def context_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
-    """Say which token (row) sees which (column): all see images and text up to their own frame; queries also the
-    queries before them, in this frame and earlier ones.
+    """Return the mask of the encoder: all tokens (rows) attend to images and text up to their own frame; queries also
+    to the queries before them, in this frame and earlier ones.
 
-    Padding is seen by nobody but itself, so that no row is empty.
+    Padding attends to itself and nothing else attends to it, so that no row is empty.
     """
     mask, frame, is_query = layout[:3]
     order = torch.arange(mask.shape[1], device=mask.device)

@@ -27,7 +27,7 @@ class Gemma4(HuggingFaceBackbone):
     """Reads `<bos> [start 256 tokens end, per view] {instruction} [queries]`, without a chat template.
 
     Causal in E2B and E4B. In the larger ones the tokens of an image see each other in the sliding layers. Image tokens
-    and queries have the padding's embedding per layer. The ears of E2B and E4B are loaded and frozen.
+    and queries have the padding's embedding per layer. The audio towers of E2B and E4B are loaded and frozen.
     """
 
     model_type = "gemma4"
@@ -86,9 +86,9 @@ class Gemma4(HuggingFaceBackbone):
         return [config.boi_token_id], [config.eoi_token_id]
 
     def unused(self) -> list[nn.Module]:
-        """Return the ears of the small ones."""
-        ears = (self.model.audio_tower, self.model.embed_audio)
-        return [module for module in ears if module is not None]
+        """Return the audio towers of the small ones."""
+        audio = (self.model.audio_tower, self.model.embed_audio)
+        return [module for module in audio if module is not None]
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """Return vision tower, decoder and embeddings; the projector between them is always trained."""
@@ -98,7 +98,7 @@ class Gemma4(HuggingFaceBackbone):
         return {"vision": [self.model.vision_tower], "text": own, "embeddings": embeddings}
 
     def cut(self, images: Float[Tensor, "n c h x"]) -> tuple[Float[Tensor, "n p _e"], Int64[Tensor, "n p 2"]]:
-        """Cut images into patches, row by row, and give each one's column and row."""
+        """Cut images into patches, row by row, and return each one's column and row."""
         size = self.model.config.vision_config.patch_size
         side = images.shape[-1] // size
         row = torch.arange(side, device=images.device).expand(side, side).T

@@ -13,7 +13,8 @@ from transformers import Idefics3Config, Idefics3ImageProcessorPil, Idefics3Mode
 from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
 from robovlms.registry import BACKBONES
 
-START, FAKE, GLOBAL, IMAGE = "<|begin_of_text|>", "<fake_token_around_image>", "<global-img>", "<image>"
+START, END = "<|begin_of_text|>", "<|end_of_text|>"
+FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
 
 
 @BACKBONES.register("idefics3")
@@ -80,10 +81,10 @@ class Idefics3(HuggingFaceBackbone):
 @lru_cache(maxsize=1)
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Return Llama 3's tokenizer class with one token per byte."""
-    vocab = {token: i for i, token in enumerate([START, *TINY_BYTES])}
+    vocab = {token: i for i, token in enumerate([START, *TINY_BYTES, END])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=START, extra_special_tokens=[FAKE, GLOBAL, IMAGE]
+        tokenizer_object=tokenizer, bos_token=START, eos_token=END, extra_special_tokens=[FAKE, GLOBAL, IMAGE]
     )

@@ -143,8 +143,8 @@ class Lfm2Vl(HuggingFaceBackbone):
             sized = F.interpolate(places.float(), size=(side, side), mode="bilinear", antialias=True)
             places = sized.to(places.dtype)
         embeds = tower.embeddings.patch_embedding(patches) + rearrange(places, "1 e h x -> 1 (h x) e")
-        seen = tower.post_layernorm(tower.encoder(embeds, attention_mask=None).last_hidden_state)
-        merged = self.model.multi_modal_projector(rearrange(seen, "n (h x) e -> n h x e", h=side))
+        features = tower.post_layernorm(tower.encoder(embeds, attention_mask=None).last_hidden_state)
+        merged = self.model.multi_modal_projector(rearrange(features, "n (h x) e -> n h x e", h=side))
         return self.put_marks(rearrange(merged, "n h x d -> n (h x) d").to(self.embedding.weight.dtype))
 
 

@@ -163,10 +163,9 @@ class Moondream(HuggingFaceBackbone):
 
 
 def image_prefix_mask(layout: Layout) -> Bool[Tensor, "n s s"]:
-    """Say which token (row) sees which (column): all before it, and what stands in a frame up to its last image token
-    each other.
+    """Return the causal mask in which the tokens of a frame up to its last image token also attend to each other.
 
-    Padding is seen by nobody but itself, so that no row is empty.
+    Padding attends to itself and nothing else attends to it, so that no row is empty.
     """
     order = torch.arange(layout.mask.shape[1], device=layout.mask.device)
     same_frame = layout.frame[:, :, None] == layout.frame[:, None, :]

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from robovlms.backbones.layout import KVCache, Layout
 from robovlms.backbones.masks import causal_mask, mutual_mask
-from robovlms.backbones.prefix import PrefixBackbone
+from robovlms.backbones.prefix import PrefixBackbone, PrefixTextHead
 from robovlms.backbones.schemas.nano import NanoBackboneConfig
+from robovlms.backbones.text_head import Tokenizer
+from robovlms.backbones.trainable import select_trainable
 from robovlms.config.choices import ModelSize
 from robovlms.config.policy import BackboneConfig
 from robovlms.errors import UserError
@@ -80,6 +82,38 @@ class Stem(nn.Module):
         return self.norm(rearrange(self.tokens(maps.flatten(1)), "n (m d) -> n m d", m=VIEW_TOKENS))
 
 
+class WordHash(Tokenizer):
+    """Hash lower-case words and punctuation marks into the vocabulary; id 0 starts every text and ends every reply."""
+
+    end_id = 0
+
+    def __call__(self, prompts: list[str]) -> list[list[int]]:
+        """Return `<start> words`."""
+        words = [re.findall(r"[a-z0-9]+|[^\sa-z0-9]", prompt.lower()) for prompt in prompts]
+        return [[0, *(1 + zlib.crc32(word.encode()) % (VOCAB_SIZE - 1) for word in row)] for row in words]
+
+    def question_ids(self, text: str) -> list[int]:
+        """Return what a prompt has."""
+        return self([text])[0]
+
+    def reply_ids(self, before: str, text: str) -> list[int]:
+        """Leave out the start."""
+        return self([text])[0][1:]
+
+
+class HashedTextHead(PrefixTextHead):
+    """Predicts hashed words by the embedding."""
+
+    backbone: Nano
+
+    def enable(self, config: BackboneConfig) -> None:
+        """Do nothing: the embedding is at hand."""
+
+    def lm_logits(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
+        """Multiply with the embedding."""
+        return (features @ self.backbone.embedding.weight.T.to(features.dtype)).float()
+
+
 @BACKBONES.register("nano")
 class Nano(PrefixBackbone):
     """Learns from scratch in minutes on a CPU."""
@@ -89,10 +123,6 @@ class Nano(PrefixBackbone):
 
     def __init__(self, config: NanoBackboneConfig) -> None:
         super().__init__()
-        if config.image_size % STRIDE:
-            raise UserError(f"backbone.image_size={config.image_size} must be a multiple of {STRIDE}.")
-        if config.hidden_dim % (2 * config.num_heads):
-            raise UserError(f"backbone.hidden_dim={config.hidden_dim} must be a multiple of 2 * backbone.num_heads.")
         self.config, self.prompt, self.hidden_dim = config, config.prompt, config.hidden_dim
         self.image_spec = ImageSpec(size=config.image_size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
         self.gradient_checkpointing = config.gradient_checkpointing
@@ -101,6 +131,7 @@ class Nano(PrefixBackbone):
         nn.init.normal_(self.embedding.weight, std=0.5)
         self.blocks = nn.ModuleList(Block(config.hidden_dim, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_dim)
+        self.text_head = HashedTextHead(self)
 
     @classmethod
     def from_config(cls, config: NanoBackboneConfig) -> Nano:
@@ -126,7 +157,7 @@ class Nano(PrefixBackbone):
                 backbone._load(folder)
         if config.resample is not None:
             backbone.add_resampler(config.resample)
-        backbone.select_trainable(config)
+        select_trainable(backbone, config)
         return backbone
 
     @classmethod
@@ -134,26 +165,10 @@ class Nano(PrefixBackbone):
         """Build two layers of width 32 on 32 px."""
         return cls(NanoBackboneConfig(name="nano", image_size=32, hidden_dim=32, num_layers=2, num_heads=2))
 
-    def tokenize(self, prompts: list[str]) -> list[list[int]]:
-        """Hash lower-case words and punctuation marks into the vocabulary; id 0 starts every text."""
-        words = [re.findall(r"[a-z0-9]+|[^\sa-z0-9]", prompt.lower()) for prompt in prompts]
-        return [[0, *(1 + zlib.crc32(word.encode()) % (VOCAB_SIZE - 1) for word in row)] for row in words]
-
-    def enable_lm_head(self, config: BackboneConfig) -> None:
-        """Do nothing: the embedding predicts hashed words."""
-
-    def reply_ids(self, before: str, text: str) -> list[int]:
-        """Hash words as `tokenize` does."""
-        return self.tokenize([text])[0][1:]
-
     @property
-    def end_id(self) -> int:
-        """The id that starts a text."""
-        return 0
-
-    def lm_logits(self, features: Float[Tensor, "y d"]) -> Float[Tensor, "y _words"]:
-        """Multiply with the embedding."""
-        return (features @ self.embedding.weight.T.to(features.dtype)).float()
+    def tokenize(self) -> WordHash:
+        """Hashed words."""
+        return WordHash()
 
     def last_ids(self, count: int) -> list[int]:
         """Return the last rows of the hash table."""
@@ -168,7 +183,7 @@ class Nano(PrefixBackbone):
         return self.embedding(text_ids)
 
     def new_cache(self) -> KVCache:
-        """Return an empty context: keys and values of every block."""
+        """Return an empty cache: keys and values of every block."""
         return KVCache([[] for _ in self.blocks])
 
     def decode(

@@ -69,8 +69,8 @@ class Qwen3VL(QwenFamily):
 
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m e"]:
         """Return the merged patches between the family's marks; behind each token, what earlier layers saw of it."""
-        seen = self.see(images)
-        layers = torch.cat([seen.pooler_output, *seen.deepstack_features], dim=-1)
+        output = self.run_vision(images)
+        layers = torch.cat([output.pooler_output, *output.deepstack_features], dim=-1)
         tokens = rearrange(layers, "(n m) e -> n m e", n=len(images))
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 

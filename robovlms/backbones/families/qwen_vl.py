@@ -293,7 +293,7 @@ def read_tokenizer(file: Path) -> Qwen2Tokenizer:
         FileNotFoundError: there is no such file.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: give the published folder, with its qwen.tiktoken.")
+        raise FileNotFoundError(f"{file} does not exist: name the published folder, with its qwen.tiktoken.")
     ranks = {
         base64.b64decode(token): int(rank)
         for token, rank in map(str.split, file.read_text(encoding="utf-8").splitlines())

@@ -185,7 +185,7 @@ class UForm(HuggingFaceBackbone):
             UserError: a weight has no place in our model, or one of ours is not among them; lists them.
         """
         if not (source / "config.json").is_file():
-            raise FileNotFoundError(f"{source / 'config.json'} does not exist: give the published folder.")
+            raise FileNotFoundError(f"{source / 'config.json'} does not exist: name the published folder.")
         weights = read_weights(source)
         config = read_config(json.loads((source / "config.json").read_text(encoding="utf-8")), text_config)
         model = build_converted(lambda: UFormModel(config), convert(weights, config))

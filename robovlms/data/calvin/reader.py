@@ -26,6 +26,7 @@ from robovlms.data.calvin.segments import (
 from robovlms.data.files.npz import read_npz
 from robovlms.data.splits import evenly_spaced
 from robovlms.errors import UserError
+from robovlms.progress import track
 from robovlms.registry import DATASETS
 
 ACTION_KEY = "rel_actions"  # 3 x 0.02 m, 3 x 0.05 rad (world frame), gripper -1 closed, +1 open
@@ -177,7 +178,7 @@ class CalvinReader(Reader):
         """Open every frame of every segment not in `skip`, and give the first fault of each segment that has one."""
         faults: dict[int, Exception] = {}
         seen: dict[int, Exception | None] = {}  # segments overlap
-        for number, segment in enumerate(segments):
+        for number, segment in track(enumerate(segments), "opening frames", len(segments), "segment"):
             for frame in range(segment.start, segment.end + 1) if number not in skip else ():
                 if frame not in seen:
                     seen[frame] = self._frame_fault(frame)

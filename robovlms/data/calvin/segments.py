@@ -206,16 +206,14 @@ def select_segments(segments: list[Segment], config: CalvinDataConfig, folder: P
             raise UserError(f"none of the {len(listed)} segments of data.few_shot_file={config.few_shot_file} is here.")
         if absent:
             logger.warning("%d of %d segments of data.few_shot_file are not in %s", absent, len(listed), config.root)
-    if not 0 < config.fraction <= 1:
-        raise UserError(f"data.fraction={config.fraction} must be above 0 and at most 1.")
     kept = [segments[i] for i in evenly_spaced(len(segments), max(1, round(config.fraction * len(segments))))]
     return kept + play
 
 
 def play_segments(folder: Path, segments: list[Segment], config: CalvinDataConfig) -> list[Segment]:
-    """Return the stretches of the recordings that none of `segments` covers, told `data.play_instruction`.
+    """Return the stretches of the recordings that none of `segments` covers, with `data.play_instruction`.
 
-    With all segments of the folder given, tasks that are left out are not taught as play either.
+    With all segments of the folder given, tasks that are left out are no play either.
     """
     if not (config.play_instruction or "").strip():
         raise UserError("data.play_instruction is empty: say what play is told, e.g. data.play_instruction='play'.")

@@ -18,6 +18,7 @@ from robovlms.data.files.opened import OpenFiles
 from robovlms.data.files.vectors import VectorSpec
 from robovlms.data.splits import check_split, choose_episodes
 from robovlms.errors import UserError
+from robovlms.progress import track
 from robovlms.registry import nearest
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ class Hdf5Reader(Reader):
     def _find(self, files: list[Path]) -> list[Demonstration]:
         good: list[Demonstration] = []
         faults: list[ValueError] = []
-        for path in files:
+        for path in track(files, f"opening {self._root}", len(files), "file"):
             try:
                 with open_hdf5(path) as file, naming(path):
                     instruction = self._instruction(path, file)

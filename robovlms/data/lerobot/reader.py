@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Int64, UInt8
 
-from robovlms.data.base import EpisodeInfo, Numbers, Reader
+from robovlms.data.base import EpisodeInfo, Numbers, Reader, or_skip
 from robovlms.data.files.opened import OpenFiles
 from robovlms.data.files.vectors import VectorSpec
 from robovlms.data.files.video import open_video, read_frames
@@ -24,7 +24,7 @@ from robovlms.data.lerobot.images import ParquetImages, decode_cell
 from robovlms.data.lerobot.names import order_problem, recorded_names
 from robovlms.data.lerobot.recording import Problems, image_problems, place_videos
 from robovlms.data.lerobot.schema import LeRobotDataConfig
-from robovlms.data.lerobot.timing import SHARE, ClockError
+from robovlms.data.lerobot.timing import SHARE, ClockError, clock_note
 from robovlms.data.splits import choose_episodes
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS, nearest
@@ -185,7 +185,10 @@ class LeRobotReader(Reader):
         bad |= unplaced | image_problems(good, embedded, self._root)
         if bad:
             self._report(bad, len(episodes))
-        return [episode for episode in good if episode.index not in bad]
+        good = [episode for episode in good if episode.index not in bad]
+        if (note := clock_note(map(self._stamps, good), self._info.fps)) is not None:
+            logger.warning("%s: %s", self._root, note)
+        return good
 
     def _report(self, bad: Problems, total: int) -> None:
         """Warn of episodes that are dropped, or refuse them."""
@@ -208,7 +211,7 @@ class LeRobotReader(Reader):
             )
             return
         if len(bad) < total:
-            told.append("Correct the folder, or set data.skip_bad=true to drop such episodes.")
+            told.append(f"Correct the folder{or_skip(self._config, 'drop such episodes')}.")
         raise (FileNotFoundError if isinstance(first, FileNotFoundError) else UserError)(" ".join(told))
 
     def _problem(self, episode: EpisodeFiles, faults: dict[Path, Exception]) -> Exception | None:

@@ -19,6 +19,7 @@ from robovlms.data.files.video import VideoIndex
 from robovlms.errors import UserError
 
 SHARE = 0.25  # of a frame's period: how far a picture may be from its time, well below the half that is a neighbour's
+RATE_SHARE = 0.1  # by which the rate of the timestamps may differ from fps without a word
 _DEEP = ("gray9", "gray10", "gray12", "gray14", "gray16", "grayf", "ya16", "depth")  # pixel formats of depth maps
 
 
@@ -130,6 +131,23 @@ def _unit(stamps: Float64[np.ndarray, "n"], fps: float) -> str:
     if (np.diff(stamps) < 0).any():
         return ": they go back"
     return ""
+
+
+def clock_note(episodes: Iterable[Float64[np.ndarray, "_t"]], fps: float) -> str | None:
+    """Return what to say of timestamps that tell another rate than `fps`; None where they do not, or tell none.
+
+    Args:
+        episodes: timestamps of each, in seconds.
+        fps: frames a second, as the folder says; pictures and actions are taken to have this rate.
+    """
+    spans = [(float(stamps[-1] - stamps[0]), len(stamps) - 1) for stamps in episodes if len(stamps) > 1]
+    seconds, steps = sum(span for span, _ in spans), sum(count for _, count in spans)
+    if not seconds > 0 or abs(seconds / steps * fps - 1) <= RATE_SHARE:
+        return None
+    return (
+        f"the timestamps are {seconds / steps:.4g} s apart ({steps / seconds:.4g} rows a second), but meta/info.json "
+        f"says fps={fps:g}, which counts. If they are right, correct fps and data.contract.control_hz"
+    )
 
 
 def shared_frames(spans: Iterable[tuple[int, str, VideoPlace, float]]) -> dict[int, Exception]:

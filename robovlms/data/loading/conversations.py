@@ -10,14 +10,13 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from robovlms.backbones.base import Backbone, text_side
 from robovlms.config.training import CotrainConfig
 from robovlms.data.loading.loader import make_loader
 from robovlms.data.loading.processes import Loader
@@ -32,6 +31,21 @@ log = logging.getLogger(__name__)
 
 MARK = "<image>"  # where LLaVA puts the image; a backbone puts it where its family does
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What turns a conversation into token ids."""
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a reply."""
+
+    def question_ids(self, text: str) -> list[int]:
+        """Return the ids of the beginning of a conversation, special tokens included."""
+
+    def reply_ids(self, before: str, text: str) -> list[int]:
+        """Return the ids of text that follows `before`."""
 
 
 class Conversation(NamedTuple):
@@ -63,7 +77,7 @@ class ConversationDataset:
             except ValueError as error:
                 if not config.skip_bad:
                     raise UserError(
-                        f"{self.path}, record {number}: {error}. Mend it, or leave such records out with "
+                        f"{self.path}, record {number}: {error}. Fix it, or leave such records out with "
                         "cotrain.skip_bad=true."
                     ) from error
                 bad += 1
@@ -163,11 +177,11 @@ def parse(record: Any) -> Conversation:
 
 
 class ConversationCollator:
-    """Turn conversations into tokens: the first question, behind it everything else, of which answers are taught."""
+    """Turn conversations into tokens: the first question, then everything else, of which answers are supervised."""
 
-    def __init__(self, config: CotrainConfig, backbone: Backbone, size: int) -> None:
+    def __init__(self, config: CotrainConfig, tokenizer: Tokenizer, size: int) -> None:
         self.config, self.size = config, size
-        self._backbone = text_side(backbone)
+        self._tokenizer = tokenizer
 
     def __call__(
         self, drawn: Sequence[tuple[tuple[Conversation, UInt8[np.ndarray, "h x c"] | None], Draw]]
@@ -192,18 +206,18 @@ class ConversationCollator:
 
     def _tokens(self, conversation: Conversation) -> tuple[list[int], list[int], list[int]]:
         """Return the first question, what follows, and which of that is an answer's; at least one token is."""
-        config, backbone = self.config, self._backbone
+        config, tokenizer = self.config, self._tokenizer
         said = config.question.format(text=conversation.turns[0][0])
-        question = backbone.question_ids(said)
+        question = tokenizer.question_ids(said)
         reply: list[int] = []
         supervised: list[int] = []
         for number, (asked, answered) in enumerate(conversation.turns):
             if number:
                 text = config.question.format(text=asked)
-                reply += backbone.reply_ids(said, text)
+                reply += tokenizer.reply_ids(said, text)
                 said += text
             text = config.answer.format(text=answered)
-            answer = [*backbone.reply_ids(said, text), backbone.end_id]
+            answer = [*tokenizer.reply_ids(said, text), tokenizer.end_id]
             said += text
             supervised += range(len(reply), len(reply) + len(answer))
             reply += answer
@@ -213,7 +227,7 @@ class ConversationCollator:
 
 
 def conversation_loader(
-    config: CotrainConfig, backbone: Backbone, processor: Processor, beside: StepSampler, *, pin_memory: bool
+    config: CotrainConfig, tokenizer: Tokenizer, processor: Processor, beside: StepSampler, *, pin_memory: bool
 ) -> Loader[Conversations]:
     """Return an endless loader of this rank's conversations: a micro-batch for each one of the robot's data (`beside`).
 
@@ -239,5 +253,5 @@ def conversation_loader(
         seed=beside.seed,
         start_step=beside.start_step,
     )
-    collate = ConversationCollator(config, backbone, processor.image_spec.size)
+    collate = ConversationCollator(config, tokenizer, processor.image_spec.size)
     return make_loader(dataset, collate, sampler, config.num_workers, pin_memory, "cotrain.num_workers")

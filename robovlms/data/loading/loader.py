@@ -88,7 +88,7 @@ class Collator:
         return None if view_mask.all() else view_mask
 
     def _frames(self, rows: list[Sample], view: str) -> UInt8[Tensor, "b w h x c"]:
-        """Stack a view; rows without it are black, and not looked at.
+        """Stack a view; rows without it are black, and masked.
 
         Raises:
             UserError: frames of different sizes.

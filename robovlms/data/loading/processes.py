@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import pickle
 import signal
-import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -23,33 +20,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from robovlms.data.loading.sampler import Draw
 from robovlms.errors import UserError
+from robovlms.workers import Failure, death
 
 T = TypeVar("T")
-
-_DEATHS = {
-    signal.SIGKILL: "most often by the system because memory ran out (dmesg tells)",
-    signal.SIGBUS: "most often because shared memory ran out (df /dev/shm tells)",
-    signal.SIGSEGV: "by a fault inside a library, perhaps one that met a damaged file",
-    signal.SIGABRT: "by a fault inside a library, perhaps one that met a damaged file",
-}
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An error of a loader process, on its way in place of a batch."""
-
-    error: Exception
-    trace: str
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """Take an error, or its text where it cannot be sent."""
-        trace = "".join(traceback.format_exception(error))
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # whatever its class does when it is pickled
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        return cls(error, trace)
 
 
 class Samples(Dataset[Any]):
@@ -117,7 +90,7 @@ class Loader(Generic[T]):
                 raise UserError(said) from error
             if isinstance(batch, Failure):
                 _kill(iterator)
-                raise batch.error from RuntimeError(f"in a loader process:\n{batch.trace}")
+                raise batch.error from batch.cause
             yield batch
 
     def _death(self, iterator: Any) -> str | None:
@@ -125,14 +98,9 @@ class Loader(Generic[T]):
         dead = [process for process in _processes(iterator) if process.exitcode]
         if not dead:
             return None
-        code = dead[0].exitcode or 0
-        how = f"ended with status {code}"
-        if code < 0:
-            cause = signal.Signals(-code)
-            how = f"was ended by {cause.name}, {_DEATHS.get(cause, 'a signal from outside')}"
         number = self._loader.num_workers
         return (
-            f"{len(dead)} of {number} loader processes died: process {dead[0].pid} {how}. Where memory is short, lower "
+            f"{len(dead)} of {number} loader processes died: {death(dead[0])}. Where memory is short, lower "
             f"{self._option}={number} or data.cache_mb; {self._option}=0 reads in the training process."
         )
 

@@ -81,7 +81,7 @@ def record(path: Path) -> FileRecord:
 
 
 def load_index(folder: Path) -> PackedIndex:
-    """Read and check the index; sizes of the files it lists are not looked at.
+    """Read and check the index; sizes of the files it lists are not compared.
 
     Raises:
         FileNotFoundError: the folder or its index is missing: it was never packed, or not to the end.

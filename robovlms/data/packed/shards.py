@@ -47,6 +47,10 @@ class ShardPlan:
     shard_rows: int
     views: dict[str, list[int]]
 
+    def rows_of(self, shard: int) -> int:
+        """Return the number of frames in a shard."""
+        return min(self.shard_rows, self.rows - shard * self.shard_rows)
+
 
 def lay_out(reader: Reader) -> tuple[Int64[np.ndarray, "e"], list[Span]]:
     """Return each episode's first row, and what every row is to be read from; shared frames get one row."""

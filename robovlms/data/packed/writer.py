@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,8 @@ from robovlms.data.packed.index import (
 from robovlms.data.packed.shards import UNFINISHED, Packer, ShardPlan, Span, encode_jpeg, lay_out, make_plan, numbers_of
 from robovlms.errors import UserError
 from robovlms.files import digest, exclusive, hash_file
+from robovlms.progress import Progress
+from robovlms.workers import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def pack(
     workers: int = 1,
     origin: dict[str, Any] | None = None,
 ) -> PackSummary:
-    """Write the reader's episodes to `target`; a complete folder is left as it is, an unfinished one is gone on with.
+    """Write the reader's episodes to `target`; a complete folder is left as it is, an unfinished one is continued.
 
     Args:
         reader: with at least one view. Worker processes get pickled copies, which open their own files.
@@ -203,34 +204,12 @@ def _check_room(reader: Reader, plan: ShardPlan, spans: list[Span], target: Path
 
 
 def _run(reader: Reader, plan: ShardPlan, spans: list[Span], target: Path, shards: list[int], workers: int) -> None:
-    packer = Packer(reader, plan, spans, target)
-    if workers <= 1 or len(shards) <= 1:
-        for i, shard in enumerate(shards):
-            packer.write(shard)
-            logger.info("%s: shard %d of %d", target, i + 1, len(shards))
-        return
-    context = multiprocessing.get_context("spawn")  # a fork could inherit locked threads
-    processes = min(workers, len(shards))
-    with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(packer,)) as pool:
-        futures = [pool.submit(_write_shard, shard) for shard in shards]
-        try:
-            for i, future in enumerate(as_completed(futures)):
-                future.result()
-                logger.info("%s: shard %d of %d", target, i + 1, len(shards))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-_PACKERS: list[Packer] = []  # of this worker process
-
-
-def _start_worker(packer: Packer) -> None:
-    _PACKERS.append(packer)
-
-
-def _write_shard(shard: int) -> None:
-    _PACKERS[0].write(shard)
+    start: Any = partial(nullcontext, Packer(reader, plan, spans, target).write)
+    pool = Pool[int, None](start, min(workers, len(shards)), "pack.workers")
+    total = sum(plan.rows_of(shard) for shard in shards)
+    with pool, Progress(f"packing {target}", total, "frame") as progress:
+        for shard, _ in pool.run(shards):
+            progress.update(plan.rows_of(shard))
 
 
 def _finish(reader: Reader, plan: ShardPlan, firsts: Int64[np.ndarray, "e"], target: Path) -> PackedIndex:

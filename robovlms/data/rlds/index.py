@@ -25,6 +25,7 @@ from robovlms.data.rlds.steps import read_numbers, read_texts
 from robovlms.data.rlds.tfrecord import Feature, parse_example, scan_records
 from robovlms.errors import UserError
 from robovlms.files import pointer_problem
+from robovlms.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,8 @@ def _build(request: IndexRequest, skip_bad: bool) -> RecordIndex:
     logger.info("%s: reading %.1f GB in %d files once, to index it", request.name, size / 1e9, len(request.shards))
     rows: list[_Row] = []
     faults: list[str] = []
-    for number, shard in enumerate(request.shards):
+    shards = track(enumerate(request.shards), f"indexing {request.name}", len(request.shards), "file")
+    for number, shard in shards:
         for found in _index_shard(request, number, shard):
             if isinstance(found, _Row):
                 rows.append(found)
@@ -154,7 +156,7 @@ def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_
         )
         return
     if (problem := pointer_problem(shard.path)) is not None:
-        yield ValueError(f"{shard.path} cannot be read: {problem}.")
+        yield UserError(f"{shard.path} cannot be read: {problem}.")
         return
     record = -1
     for record, scanned in enumerate(scan_records(shard.path)):

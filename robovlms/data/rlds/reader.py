@@ -133,8 +133,6 @@ class RldsReader(Reader):
 
     def _check_options(self) -> None:
         config = self._config
-        if config.drop_first < 0:
-            raise UserError(f"data.drop_first={config.drop_first} must be 0 or more: it counts steps.")
         if config.skip_idle and config.contract.representation is not Representation.delta:
             raise UserError("data.skip_idle=true is for deltas: an absolute pose of zeros is no waiting arm.")
         if unknown := set(config.bgr) - set(config.views):
@@ -198,8 +196,8 @@ class RldsReader(Reader):
         stretch = np.searchsorted(starts[index.stretch_record] + index.stretch_step, np.arange(len(kept)), "right") - 1
         texts = np.array([bool(text) for text in index.instructions], bool)[index.stretch_instruction]
         usable = np.isin(index.stretch_record, records)
-        if mute := int((usable & ~texts).sum()):
-            logger.warning("%s: %d stretches of steps without an instruction left out", self._path, mute)
+        if unlabelled := int((usable & ~texts).sum()):
+            logger.warning("%s: %d stretches of steps without an instruction left out", self._path, unlabelled)
         kept = kept & (usable & texts)[stretch]
         lengths = np.bincount(stretch[kept], minlength=len(usable))
         chosen = np.flatnonzero(lengths)

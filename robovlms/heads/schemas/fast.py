@@ -10,6 +10,7 @@ from robovlms.config.choices import (
 from robovlms.config.fields import number
 from robovlms.config.policy import HeadConfig
 from robovlms.config.schemas import schema
+from robovlms.errors import UserError
 
 
 @schema("head/fast")
@@ -26,3 +27,8 @@ class FastHeadConfig(HeadConfig):
     def kind(self) -> HeadKind:
         """Say that the VLM writes tokens."""
         return HeadKind.tokens
+
+    def check(self, option: str) -> None:
+        """Refuse several queries."""
+        if self.num_queries != 1:
+            raise UserError(f"{option}.num_queries={self.num_queries}: head=fast asks token by token, set it to 1.")

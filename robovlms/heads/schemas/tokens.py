@@ -10,6 +10,7 @@ from robovlms.config.choices import (
 from robovlms.config.fields import number
 from robovlms.config.policy import HeadConfig
 from robovlms.config.schemas import schema
+from robovlms.errors import UserError
 
 
 @schema("head/tokens")
@@ -25,3 +26,14 @@ class TokensHeadConfig(HeadConfig):
     def kind(self) -> HeadKind:
         """Say how the VLM writes the chunk."""
         return HeadKind.slots if self.parallel else HeadKind.tokens
+
+    def check(self, option: str) -> None:
+        """Refuse several queries, and regression of what is written token by token."""
+        if self.num_queries != 1:
+            raise UserError(
+                f"{option}.num_queries={self.num_queries}: head=tokens asks for every entry itself, set it to 1."
+            )
+        if not self.discrete and not self.parallel:
+            raise UserError(
+                f"{option}.discrete=false needs {option}.parallel=true: what is written by token is discrete."
+            )

@@ -134,7 +134,7 @@ def test_features_are_those_of_the_authors_own_tensors(original):
     generation, folder = original
     config, decoder, _ = decoder_of(generation)
     backbone = UForm.from_original(folder, config.to_dict())
-    assert backbone.image_spec.resample is (Resampling.BICUBIC if generation == 1 else Resampling.BILINEAR)
+    assert backbone.image_spec.interpolation is (Resampling.BICUBIC if generation == 1 else Resampling.BILINEAR)
     weights = original_weights(generation)
     generator = torch.Generator().manual_seed(1)
     images, query = torch.randn(2, 3, 56, 56, generator=generator), torch.randn(2, 1, D, generator=generator)

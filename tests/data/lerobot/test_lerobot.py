@@ -499,12 +499,6 @@ def test_one_episode_alone_is_for_training(tmp_path):
     assert [(len(dataset.reader.episodes), len(dataset)) for dataset in splits] == [(1, 1), (0, 0)]
 
 
-@pytest.mark.parametrize(("option", "value"), [("fraction", 0.0), ("fraction", 1.5), ("validation_fraction", 1.0)])
-def test_shares_outside_their_range_are_refused(folder, option, value):
-    with pytest.raises(ValueError, match=rf"data\.{option}={value} must lie in"):
-        read(folder, **{option: value})
-
-
 def test_an_unknown_split_is_refused(folder):
     with pytest.raises(ValueError, match="split='test' does not exist"):
         read(folder, "test")

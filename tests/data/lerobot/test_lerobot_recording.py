@@ -122,6 +122,22 @@ def test_bad_timestamps_do_not_matter_to_pictures_within_the_table(tmp_path):
     assert pictures(open_folder(root), 0) == list(range(8))
 
 
+@pytest.mark.parametrize(
+    ("stamps", "told"),
+    [
+        (np.arange(8) / 15, "are 0.06667 s apart (15 rows a second), but meta/info.json says fps=10"),
+        (np.arange(8) * 100.0, "are 100 s apart"),
+        (np.arange(8) / 10.5, ""),
+        (CLOCK, ""),
+        ([0.0] * 8, ""),
+        ([float("nan")] * 8, ""),
+    ],
+)
+def test_a_clock_of_another_rate_is_a_warning_where_pictures_do_not_depend_on_it(tmp_path, caplog, stamps, told):
+    open_folder(write_v2(tmp_path / "a", stamps=[stamps] * 3))
+    assert [told in record.message for record in caplog.records] == [True] * bool(told)
+
+
 def test_the_rows_of_an_episode_must_be_in_order(tmp_path):
     order = pa.array([0, 1, 2, 5, 4, 3, 6, 7], pa.int64())
     root = write_v2(tmp_path / "a", columns={"frame_index": order})

@@ -120,7 +120,7 @@ def test_answers_and_their_ends_are_taught_and_questions_are_not(backbone):
     turns = parse(record(ASKED, {"from": "gpt", "value": "red"}, {"from": "human", "value": "sure?"}, RED))
     short = parse({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]})
     config = CotrainConfig(name="vl", file="", image_folder="", question="Q {text} A", answer=" {text}")
-    collate = ConversationCollator(config, backbone, size=4)
+    collate = ConversationCollator(config, backbone.tokenize, size=4)
     batch = collate([((turns, np.full((4, 4, 3), 9, np.uint8)), Draw(0, 0)), ((short, None), Draw(1, 1))])
     words = {name: backbone.tokenize([name])[0][1] for name in ("red", "sure", "ho", "q", "a", "?", "rouge")}
     assert batch.reply_ids[0, :6].tolist() == [words["red"], 0, words["q"], words["sure"], words["?"], words["a"]]
@@ -135,6 +135,6 @@ def test_answers_and_their_ends_are_taught_and_questions_are_not(backbone):
 
 def test_long_conversations_are_cut_and_still_teach(backbone):
     config = CotrainConfig(name="vl", file="", image_folder="", max_tokens=3)
-    batch = ConversationCollator(config, backbone, size=4)([((parse(record(ASKED, RED)), None), Draw(0, 0))])
+    batch = ConversationCollator(config, backbone.tokenize, size=4)([((parse(record(ASKED, RED)), None), Draw(0, 0))])
     assert batch.text_ids.shape[1] == 3
     assert batch.supervised.tolist() == [0]

@@ -464,7 +464,6 @@ def test_a_name_with_slashes_keeps_the_index_in_its_folder(tmp_path):
         ({"views": {"side": "state"}}, r"data.views.side=state is not a camera"),
         ({"language_key": "text"}, r"data.language_key=text is not a text .* It has: language_instruction"),
         ({"train_split": "trian"}, r"data.train_split=trian is not a split of .* Did you mean 'train'"),
-        ({"drop_first": -1}, r"data.drop_first=-1 must be 0 or more"),
         ({"drop_first": 9}, r"has no usable episode in split train"),
         (
             {"transform": RLDSTransform.bridge, "action_key": "action[0:3]", "contract": contract(["x", "y", "z"])},

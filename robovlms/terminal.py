@@ -1,0 +1,32 @@
+"""What a terminal gets to see: texts of data sets, tasks and files are foreign, and must not steer it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+JOINERS = "\u200c\u200d"  # invisible, and part of words in Persian, of Indic scripts and of emoji
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    r"""Return a text whose control characters are written out: an escape sequence becomes `\x1b[31m`.
+
+    Args:
+        text: anything.
+        keep: control characters that stay; none for a name that must stay on its line.
+    """
+    allowed = keep + JOINERS
+    return "".join(c if c.isprintable() or c in allowed else c.encode("unicode_escape").decode() for c in text)
+
+
+def show(value: object) -> None:
+    """Print a text, or what prints as one, on stdout."""
+    sys.stdout.write(f"{printable(str(value))}\n")
+
+
+class PrintableFormatter(logging.Formatter):
+    """Writes out the control characters of every message, whoever logs it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, tracebacks included."""
+        return printable(super().format(record))
