@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,17 @@ def test_finished_runs_become_one_table_and_one_picture(sweep):
 def test_a_folder_without_runs_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="hold no run with a checkpoint"):
         compare([str(tmp_path)], 1)
+
+
+def test_a_mixture_is_compared_and_a_damaged_run_is_left_out_with_the_reason(tmp_path, caplog):
+    runs = Path(__file__).parents[1] / "old_checkpoints"
+    for name in ("single", "mixture"):
+        shutil.copytree(runs / name, tmp_path / name)
+        checkpoint = next((tmp_path / name / "checkpoints").iterdir())
+        shutil.copy(checkpoint / "config.yaml", tmp_path / name)
+    shutil.copytree(tmp_path / "single", tmp_path / "damaged")
+    next((tmp_path / "damaged" / "checkpoints").iterdir()).joinpath("action_stats.json").write_text("{")
+    table, _ = compare([str(tmp_path)], latency_steps=1)
+    assert len(table.splitlines()) == 4
+    assert "left out" in caplog.text
+    assert "action_stats.json" in caplog.text

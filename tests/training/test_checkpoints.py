@@ -1,6 +1,7 @@
 """Checkpoints that were damaged, hostile, abandoned or in the way: named, skipped or kept, never lost."""
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -9,19 +10,25 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from calvin_folder import losses, make_calvin_folder, tiny_run, weights
 from composing import completed, composed
 
 from robovlms.commands.train import train
+from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.files import LOCK, FolderLock
 from robovlms.policy.checkpoint import checkpoints, load_config, load_policy, resolve_checkpoint
 from robovlms.policy.manifest import check_checkpoint
+from robovlms.policy.policy import VLAPolicy
+from robovlms.training.optimization import check_finite
 from robovlms.training.run_folder import keep_newest
 from robovlms.training.state import find_resume
 
+ONE = ("schedule.warmup=0 step", "schedule.total=1 step")
 FILES = (
     "config.yaml",
     "action_stats.json",
@@ -222,7 +229,7 @@ def test_overwriting_changes_nothing_before_the_new_run_has_saved(data, again, c
 def test_overwriting_replaces_a_run_and_leaves_what_is_not_its_own(data, again):
     (again / "thesis.tex").write_text("chapter one")
     (again / "checkpoints" / "notes.txt").write_text("step 4 is best")
-    run(data, again, "trainer.overwrite=true", "schedule.total=1 step")
+    run(data, again, "trainer.overwrite=true", *ONE)
     assert names(again) == ["notes.txt", "step_000001"]
     assert (again / "thesis.tex").read_text() == "chapter one"
     assert len(losses(again)) == 1
@@ -256,7 +263,7 @@ def test_overwriting_and_resuming_are_not_asked_for_together(data, again):
 
 def test_a_run_folder_behind_a_link_is_overwritten_where_it_lies(data, again, tmp_path):
     (tmp_path / "link").symlink_to(again)
-    run(data, tmp_path / "link", "trainer.overwrite=true", "schedule.total=1 step")
+    run(data, tmp_path / "link", "trainer.overwrite=true", *ONE)
     assert (tmp_path / "link").is_symlink()
     assert names(again) == ["step_000001"]
 
@@ -282,16 +289,102 @@ def test_what_a_killed_overwrite_had_set_aside_comes_back(data, again):
     }
 
 
-def test_a_failed_start_does_not_stand_in_the_way_of_the_corrected_command(data, tmp_path):
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Samples whose actions became NaN after all checks; and the policies that are trained on them."""
+    read, build, policies = WindowDataset.__getitem__, VLAPolicy.from_config, []
+
+    def poison(self, index):
+        sample = read(self, index)
+        sample.actions[0, 0] = math.nan
+        return sample
+
+    def keep(*arguments):
+        policies.append(build(*arguments))
+        return policies[-1]
+
+    monkeypatch.setattr(WindowDataset, "__getitem__", poison)
+    monkeypatch.setattr(VLAPolicy, "from_config", keep)
+    yield policies
+    monkeypatch.undo()
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight_and_is_never_saved(data, tmp_path, poisoned):
+    with pytest.raises(UserError, match=r"not finite at step 0"):
+        run(data, tmp_path / "run", "trainer.log_every=100 step", "trainer.save_every=4 step")
+    assert all(parameter.isfinite().all() for parameter in poisoned[0].parameters())
+    assert not checkpoints(tmp_path / "run")
+
+
+def test_weights_that_are_lost_are_not_saved_though_the_last_loss_was_finite():
+    model = torch.nn.Linear(2, 2)
+    check_finite(model, 3)
+    model.weight.data[0, 0] = 1e38  # finite, but its square is not
+    with pytest.raises(UserError, match=r"1 of 2 tensors are no longer finite at step 3, e\.g\. weight"):
+        check_finite(model, 3)
+
+
+def test_a_new_run_that_fails_before_it_has_saved_leaves_the_old_one(data, again, poisoned):
+    before = contents(again)
+    with pytest.raises(UserError, match="not finite"):
+        run(data, again, "trainer.overwrite=true")
+    after = contents(again)
+    assert {name: after.get(name) for name in before} == before
+
+
+def test_a_failed_start_does_not_stand_in_the_way_of_the_corrected_command(data, tmp_path, poisoned, monkeypatch):
     folder = tmp_path / "run"
     with pytest.raises(UserError, match="not finite"):
-        run(data, folder, "optimizer.lr=1e38", "optimizer.max_grad_norm=null", "schedule.warmup=0 step")
-    assert not checkpoints(folder)
-    run(data, folder, "schedule.total=1 step")
+        run(data, folder)
+    monkeypatch.undo()
+    run(data, folder, *ONE)
     assert len(losses(folder)) == 1
     with pytest.raises(FileNotFoundError):
         run(data, tmp_path / "typo", "data.root=/nowhere")
     assert not (tmp_path / "typo").exists()
+
+
+def test_a_validation_that_fails_costs_no_step(data, finished, tmp_path, monkeypatch):
+    def fail(*_):
+        torch.rand(1)
+        raise RuntimeError("out of memory")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("robovlms.training.trainer.validate", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(data, folder, "trainer.validate_every=3 step", "trainer.save_every=100 step")
+    assert names(folder) == ["step_000003"]
+    run(data, folder, "trainer.resume=auto")
+    assert all((weights(folder)[key] == value).all() for key, value in weights(finished).items())
+
+
+CHANGES = ["weight_decay=0.5", "betas=[0.5,0.9]", "eps=1e-2", "lr=0.01", "max_grad_norm=0.001"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_optimizer_option_that_a_resume_may_change_has_an_effect(data, finished, again, change):
+    (run_same, run_changed) = (again, shutil.copytree(again, again.with_name("changed")))
+    run(data, run_same, "trainer.resume=auto", "schedule.total=6 step")
+    run(data, run_changed, "trainer.resume=auto", "schedule.total=6 step", f"optimizer.{change}")
+    same, changed = weights(run_same), weights(run_changed)
+    assert any(not torch.equal(same[key], changed[key]) for key in same)
+
+
+def test_a_resume_notices_that_the_data_are_others(data, again, tmp_path):
+    shorter = make_calvin_folder(tmp_path / "shorter")
+    notes = shorter / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    content = np.load(notes, allow_pickle=True).item()
+    content["info"]["indx"] = [(0, 24), (30, 54), (60, 84), (90, 110)]
+    np.save(notes, content)
+    with pytest.raises(UserError, match=r"calvin: 84 windows at step 4, now 80"):
+        run(shorter, again, "trainer.resume=auto")
+    content["info"]["indx"] = [(0, 24), (30, 54), (60, 84), (90, 114)]
+    content["language"]["ann"][0] = "push the button"
+    np.save(notes, content)
+    with pytest.raises(UserError, match="as many windows as at step 4, but other actions or instructions"):
+        run(shorter, again, "trainer.resume=auto")
+    run(shutil.copytree(data, tmp_path / "moved"), again, "trainer.resume=auto", "schedule.total=5 step")
 
 
 def hold(folder):

@@ -15,6 +15,7 @@ from composing import completed, composed
 from robovlms.commands.train import train
 from robovlms.policy.checkpoint import checkpoints
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 HEADS = {"lstm": [], "flow": ["head.num_heads=2"], "diffusion": ["head.num_heads=2"]}
@@ -51,7 +52,6 @@ def assert_no_orphans(family):
 
 @pytest.mark.parametrize("head", ["lstm", "flow", "diffusion"])
 def test_two_processes_give_the_loss_curve_of_one(calvin_folder, tmp_path, head):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     extra = [f"head={head}", "schedule.total=6 step", "trainer.max_validation_batches=null", *HEADS[head]]
     two = start(tiny_run(calvin_folder, tmp_path / "two", *extra), torchrun)
     output = finish(two)
@@ -91,15 +91,56 @@ def test_sigterm_to_the_whole_group_saves_and_ends_cleanly(calvin_folder, tmp_pa
     assert_no_orphans(family)
 
 
-def test_ctrl_c_leaves_no_processes_behind(calvin_folder, tmp_path):
+def ranks_of(process):
+    """Wait until the training has begun, and return torchrun's two processes."""
+    return [each for each in psutil.Process(process.pid).children() if "train.py" in " ".join(each.cmdline())]
+
+
+def wait_for_losses(process, run):
+    deadline = time.monotonic() + 120
+    while not ((run / "metrics.jsonl").is_file() and losses(run)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no step within two minutes"
+        time.sleep(0.1)
+
+
+ENDLESS = ["schedule.total=1000000 step", "trainer.save_every=1000000 step", "trainer.validate_every=1000000 step"]
+
+
+def test_sigterm_to_the_ranks_of_torchrun_saves_once_and_all_exit_0(calvin_folder, tmp_path):
     run = tmp_path / "run"
-    process = start(tiny_run(calvin_folder, run, *LONG, "schedule.total=100000 step"))
-    wait_for_checkpoint(process, run, 1)
+    process = start(tiny_run(calvin_folder, run, *ENDLESS), TORCHRUN)
+    wait_for_losses(process, run)
+    for rank in ranks_of(process):
+        rank.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert output.count("stopped by SIGTERM") == 1
+    assert len(checkpoints(run)) == 1
+
+
+def test_ranks_end_with_a_checkpoint_when_torchrun_is_killed(calvin_folder, tmp_path):
+    run = tmp_path / "run"
+    process = start(tiny_run(calvin_folder, run, *ENDLESS), TORCHRUN)
+    wait_for_losses(process, run)
+    ranks = ranks_of(process)
+    process.kill()
+    process.wait()
+    assert len(ranks) == 2
+    assert_no_orphans(ranks)
+    assert len(checkpoints(run)) == 1
+
+
+def test_ctrl_c_saves_and_leaves_no_processes_behind(calvin_folder, tmp_path):
+    run = tmp_path / "run"
+    process = start(tiny_run(calvin_folder, run, *LONG, *ENDLESS))
+    wait_for_losses(process, run)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
+    assert "stopped by SIGINT" in output
     assert "KeyboardInterrupt" not in output
+    assert len(checkpoints(run)) == 1
     assert_no_orphans(family)
 
 
