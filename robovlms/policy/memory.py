@@ -74,8 +74,7 @@ class FeatureMemory(Memory):
     def observe(self, step: Batch) -> None:
         """Read the frame."""
         self.action_dims = step.action_dims
-        queries = self.policy.head.queries(len(step), 1)
-        self.features.append(self.policy.ask(self.policy.encode(step), step, queries))
+        self.features.append(self.policy.read(step, self.policy.head.queries(len(step), 1)))
 
     @torch.no_grad()
     def act(self, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:

@@ -111,6 +111,10 @@ class VLAPolicy(nn.Module):
         proprio = ProprioEncoder(num_proprio, backbone.hidden_dim) if num_proprio else None
         return cls(backbone, head, config.structure.name, processor, proprio, has_gripper=plan.has_gripper)
 
+    def read(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> Float[Tensor, "b w q d"]:
+        """Encode a batch's images and ask about them."""
+        return self.ask(self.encode(batch), batch, queries)
+
     def encode(self, batch: Batch) -> Float[Tensor, "b w v m e"]:
         """Return the tokens of every image."""
         return self.backbone.encode(self.processor.images(batch))
