@@ -153,7 +153,7 @@ def test_accumulation_does_not_change_a_mixtures_numbers(calvin_folder, arm_fold
         ("data.skip_bad=true", r"data\.skip_bad of a mixture is ignored: set data\.sources\.<name>\.skip_bad"),
         ("data.convert.control_hz=5", r"set data\.sources\.<name>\.convert"),
         ("data.sources.arm.num_workers=2", r"data\.sources\.arm\.num_workers is ignored: set the mixture's"),
-        ("data.sources.arm.weight=0", "must be positive"),
+        ("data.sources.arm.weight=0", "must be above 0"),
         ("data.sources.arm.wieght=1", "Could not override"),
     ],
 )
