@@ -35,19 +35,25 @@ def graph() -> dict[str, dict[str, set[str]]]:
     return found
 
 
-def main() -> None:
-    """Print a table of rooms with their floors, and the circles."""
-    rooms = graph()
-    circles = sorted({tuple(sorted((a, b))) for a in rooms for b in rooms[a] if a in rooms[b]})
+def floors(rooms: dict[str, dict[str, set[str]]]) -> dict[str, int]:
+    """Return the floor of every room; rooms that import nothing are on the first."""
 
     @cache
     def floor(room: str, above: frozenset[str] = frozenset()) -> int:
         below = [other for other in rooms[room] if other not in above | {room}]
         return 1 + max((floor(other, above | {room}) for other in below), default=0)
 
-    for room in sorted(rooms, key=lambda name: (floor(name), name)):
-        print(f"{floor(room):2}  {room:12} {' '.join(sorted(rooms[room]))}")
-    print(f"{len(rooms)} rooms, {max(map(floor, rooms))} floors, {len(circles)} circles {circles}")
+    return {room: floor(room) for room in rooms}
+
+
+def main() -> None:
+    """Print a table of rooms with their floors, and the circles."""
+    rooms = graph()
+    found = floors(rooms)
+    circles = sorted({tuple(sorted((a, b))) for a in rooms for b in rooms[a] if a in rooms[b]})
+    for room in sorted(rooms, key=lambda name: (found[name], name)):
+        print(f"{found[room]:2}  {room:12} {' '.join(sorted(rooms[room]))}")
+    print(f"{len(rooms)} rooms, {max(found.values())} floors, {len(circles)} circles {circles}")
     for a, b in circles:
         print(f"  {a} -> {b}: {sorted(rooms[a][b])}\n  {b} -> {a}: {sorted(rooms[b][a])}")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from composing import completed, composed
+from rooms import floors, graph
 
 from robovlms.cli.errors import option_names
 from robovlms.config.presets import config_folder, options
@@ -162,6 +163,13 @@ def test_the_trees_of_readme_and_architecture_exist() -> None:
     assert len(paths) > 25
     for path in paths:
         assert list(ROOT.glob(re.sub(r"<\w+>", "*", path).rstrip("/"))), path
+
+
+def test_the_rooms_of_the_architecture_page_are_on_their_floors() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)
+    written = {room: int(floor) for floor, cell in rows for room in re.findall(r"(?:^|· )`(\w+)`", cell)}
+    assert written == floors(graph())
 
 
 def anchors(page: Path) -> set[str]:
