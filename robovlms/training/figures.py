@@ -77,6 +77,9 @@ def draw_first_batch(
 def _chunk_lines(target: list[list[float]], mask: list[bool], names: list[str]) -> list[str]:
     """Write a chunk as one line per action dimension."""
     return [
-        f"{name:<10}" + "  ".join(f"{step[i]:+.2f}" if real else "(x)" for step, real in zip(target, mask, strict=True))
+        f"{name:<10}"
+        + "  ".join(
+            f"{round(float(step[i]), 2) + 0.0:+.2f}" if real else "(x)" for step, real in zip(target, mask, strict=True)
+        )
         for i, name in enumerate(names)
     ]
