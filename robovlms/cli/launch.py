@@ -75,7 +75,7 @@ def _is_alive(process: int) -> bool:
     """Tell whether a process runs; one that has ended may wait for its parent, which may wait for our stderr."""
     try:
         os.kill(process, 0)
-        return Path(f"/proc/{process}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False
     except OSError:

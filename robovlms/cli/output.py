@@ -68,7 +68,7 @@ def report(error: Exception, schema: type) -> tuple[int, str]:
 
         traceback.print_exception(error)
     last = printable(f"error: {reason}")
-    if status == 2:
+    if status == 2 and is_first_to_say(last):
         sys.stderr.write(f"{last}\n")
     launch.say_last(last)
     return status, reason

@@ -218,7 +218,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _load(policy: VLAPolicy, weights: Mapping[str, Tensor], folder: Path, optional: Collection[str | None]) -> None:
     known = policy.state_dict()
-    if wrong := [key for key, value in weights.items() if key in known and known[key].shape != value.shape]:
+    sized = {key: value.shape for key, value in known.items() if not key.endswith("_extra_state")}  # a head's tokenizer
+    if wrong := [key for key, value in weights.items() if sized.get(key, value.shape) != value.shape]:
         told = ", ".join(
             f"{key} {list(weights[key].shape)} instead of {list(known[key].shape)}" for key in wrong[:MAX_NAMED]
         )

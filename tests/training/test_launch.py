@@ -53,7 +53,7 @@ def assert_no_orphans(family):
 @pytest.mark.parametrize("head", ["lstm", "flow", "diffusion"])
 def test_two_processes_give_the_loss_curve_of_one(calvin_folder, tmp_path, head):
     extra = [f"head={head}", "schedule.total=6 step", "trainer.max_validation_batches=null", *HEADS[head]]
-    two = start(tiny_run(calvin_folder, tmp_path / "two", *extra), torchrun)
+    two = start(tiny_run(calvin_folder, tmp_path / "two", *extra), TORCHRUN)
     output = finish(two)
     assert "2 processes x 4 x 1" in output
     train(completed(composed(*tiny_run(calvin_folder, tmp_path / "one", *extra, "device_batch_size=8"))))

@@ -97,7 +97,7 @@ def count_rows(path: Path) -> int | None:
     """Return how many rows a parquet file holds, by its footer; None where it cannot be read."""
     try:
         return int(pq.read_metadata(path).num_rows)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return None
 
 
