@@ -181,4 +181,7 @@ def _dotted(schema: type, prefix: str = "") -> list[tuple[str, Any]]:
 
 def _family(schema: type) -> list[type]:
     """Return a schema and all that extend it, however deep."""
-    return [schema, *(cls for child in schema.__subclasses__() for cls in _family(child))]
+    family = [schema]
+    for cls in family:  # grows while it is walked
+        family += cls.__subclasses__()
+    return family
