@@ -33,11 +33,11 @@ def speaks(*, is_cause: bool) -> bool:
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and not mark.exists():
         time.sleep(0.05)
-    return _is_first(mark)
+    return is_first(mark)
 
 
-def _is_first(mark: Path) -> bool:
-    """Tell whether no other process has reported an error, and note that this one does."""
+def is_first(mark: Path) -> bool:
+    """Tell whether no other process has made this mark, and make it."""
     rank = os.environ.get("RANK", "0")
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def say_last(text: str) -> None:
     A process apart does so: torchrun ends those that it started.
     """
     mark = _mark()
-    if mark is None or not _is_first(mark) or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if mark is None or not is_first(mark) or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     command = [sys.executable, "-I", __file__, str(os.getppid()), text]
     with contextlib.suppress(OSError):
@@ -94,10 +94,19 @@ def _has_summary() -> bool:
         return False
 
 
-def _mark() -> Path | None:
-    """Return a file that is there once an error was reported, in the folder of the launch; None: none by torchrun."""
+def said_folder() -> Path | None:
+    """Return the folder in which the processes of a launch note what was said; None: torchrun launched none.
+
+    torchrun gives every process a file below a folder of the launch.
+    """
     given = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    return Path(given).parents[1] / "said" / "error" if given else None
+    return Path(given).parents[1] / "said" if given else None
+
+
+def _mark() -> Path | None:
+    """Return the file that is there once an error was reported."""
+    folder = said_folder()
+    return None if folder is None else folder / "error"
 
 
 if __name__ == "__main__":

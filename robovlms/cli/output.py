@@ -6,8 +6,8 @@ import hashlib
 import logging
 import os
 import sys
-from pathlib import Path
 
+from robovlms.cli import launch
 from robovlms.terminal import printable, set_up_logging
 
 
@@ -29,25 +29,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def is_first_to_say(text: str) -> bool:
-    """Tell whether no other process of this launch, on this machine, has said the same.
-
-    torchrun gives every process a file below a folder of the launch; what was said is noted there.
-    """
-    given = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not given:
-        return True
-    rank = os.environ.get("RANK", "0")
-    folder = Path(given).parents[1] / "said"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        note = folder / hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32]
-        with note.open("x", encoding="utf-8") as file:
-            file.write(rank)
-    except FileExistsError:
-        return note.read_text(encoding="utf-8") == rank
-    except OSError:
-        return True
-    return True
+    """Tell whether no other process of this launch, on this machine, has said the same."""
+    folder = launch.said_folder()
+    return folder is None or launch.is_first(folder / hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32])
 
 
 def report(error: Exception, schema: type) -> tuple[int, str]:
@@ -56,7 +40,6 @@ def report(error: Exception, schema: type) -> tuple[int, str]:
     The status is 2 for what the user can fix, 1 for the rest, which comes with its traceback. The module that knows the
     words of Hydra's errors is imported here, when there is an error.
     """
-    from robovlms.cli import launch
     from robovlms.cli.errors import explain
 
     message = explain(error, schema)
