@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 JOINERS = "\u200c\u200d"  # invisible, and part of words in Persian, of Indic scripts and of emoji
 
@@ -30,3 +31,17 @@ class PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, tracebacks included."""
         return printable(super().format(record))
+
+
+def set_up_logging(level: int, is_shown: Callable[[logging.LogRecord], bool] | None = None) -> None:
+    """Log on stderr from `level` on what `is_shown` lets through; where logging is set up already, nothing changes.
+
+    A process that is spawned has no logging yet, and would write warnings as they are.
+    """
+    if logging.getLogger().handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    if is_shown is not None:
+        handler.addFilter(is_shown)
+    logging.basicConfig(level=level, handlers=[handler])

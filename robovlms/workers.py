@@ -5,6 +5,7 @@ A process leaves with its parent, whatever ended that, and Ctrl-C ends all at on
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import pickle
 import signal
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 from robovlms.errors import UserError
+from robovlms.terminal import set_up_logging
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -158,6 +160,7 @@ class Pool(Generic[J, R]):
 def _serve(connection: Connection, start: Callable[[], AbstractContextManager[Callable[[Any], Any]]]) -> None:
     """Be a process: answer every job with its result until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
+    set_up_logging(logging.WARNING)
     try:
         with start() as work, suppress(EOFError, ConnectionError):  # no more jobs, or the parent is gone
             while True:

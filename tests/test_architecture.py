@@ -20,7 +20,8 @@ MAX_LINES, MAX_STATEMENTS = 350, 50
 # import each other freely, but for options, which never see one another (kosmos never sees llava).
 DOORS = {
     "types errors progress terminal": "",
-    "files workers": "errors",
+    "files": "errors",
+    "workers": "errors terminal",
     "registry": "errors",
     "config": "registry errors",
     "actions": "config registry errors types files",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -98,3 +99,22 @@ def test_ctrl_c_ends_all_processes_at_once(tmp_path):
     assert process.wait(timeout=20) != 0
     assert time.monotonic() - start < 10
     assert process.stdout.read() == b""  # nobody holds the pipe any longer
+
+
+@contextmanager
+def anxious() -> Iterator[Callable[[int], int]]:
+    """Warn of a name that would steer a terminal."""
+
+    def work(number: int) -> int:
+        logging.getLogger("robovlms.data").warning("file \x1b[31m%d", number)
+        return number
+
+    yield work
+
+
+def test_what_processes_warn_of_cannot_steer_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with Pool(anxious, 2, "collect.num_workers") as pool:
+        assert sorted(result for _, result in pool.run([1, 2])) == [1, 2]
+    told = capfd.readouterr().err
+    assert "WARNING file \\x1b[31m1" in told
+    assert "\x1b[31m" not in told

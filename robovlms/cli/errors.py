@@ -168,7 +168,7 @@ def _named_by_user(schema: type) -> list[str]:
 
 def _dotted(schema: type, prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
-    for cls in [schema, *schema.__subclasses__()]:
+    for cls in _family(schema):
         hints = get_type_hints(cls)
         for field in fields(cls):
             hint = hints[field.name]
@@ -177,3 +177,11 @@ def _dotted(schema: type, prefix: str = "") -> list[tuple[str, Any]]:
                 if is_dataclass(part) and get_origin(hint) is not dict:
                     found += _dotted(part, f"{prefix}{field.name}.")  # type: ignore[arg-type]
     return found
+
+
+def _family(schema: type) -> list[type]:
+    """Return a schema and all that extend it, however deep."""
+    family = [schema]
+    for cls in family:  # grows while it is walked
+        family += cls.__subclasses__()
+    return family

@@ -8,7 +8,7 @@ import os
 import sys
 
 from robovlms.cli import launch
-from robovlms.terminal import PrintableFormatter, printable
+from robovlms.terminal import printable, set_up_logging
 
 
 def set_up_output() -> None:
@@ -21,11 +21,7 @@ def set_up_output() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
-    if not logging.getLogger().handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
-        handler.addFilter(_is_news)
-        logging.basicConfig(level=level, handlers=[handler])
+    set_up_logging(level, _is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

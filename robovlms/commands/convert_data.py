@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
-    """Pack the splits of a data set, or of every part of a mixture; with `pack.verify` check what is packed instead.
+    """Pack the splits of a data set, or of every source of a mixture; with `pack.verify` check what is packed instead.
 
     Raises:
-        FileNotFoundError: there is nothing to verify, or parts of a mixture are not there.
+        FileNotFoundError: there is nothing to verify, or sources of a mixture are not there.
         UserError: see `packing.pack` and `packing.verify`.
     """
     plan = DataPlan.of(config.data, config.view.views)

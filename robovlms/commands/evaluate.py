@@ -16,7 +16,7 @@ from robovlms.config.commands import EvaluateConfig
 from robovlms.errors import UserError
 from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.folder import RESULTS, SUCCESS, evaluation_folder
-from robovlms.evaluation.results import environment_versions, format_table, summarize, write_results
+from robovlms.evaluation.results import Results, environment_versions, format_table, summarize, write_results
 from robovlms.evaluation.rollouts import run_episodes
 from robovlms.policy.checkpoint import CONFIG, load_config, resolve_checkpoint, run_folder_of
 from robovlms.policy.runner import PolicyRunner
@@ -63,12 +63,20 @@ def evaluate(config: EvaluateConfig) -> Path:
         results = summarize(played, config=asked, versions=environment_versions())
         write_results(folder / RESULTS, results)
     log.info("%d episodes\n%s", len(played), format_table(results))
-    figures = {"Success": [plot_success(results, folder / SUCCESS)]}
-    if (run_folder / "metrics.jsonl").is_file():
-        figures |= plot_run(run_folder, plan.action_names)
+    figures = draw_figures(results, folder, run_folder, plan.action_names)
     report = write_report(folder, results, name=f"{trained.name}, {sim.name}", figures=figures)
     log.info("report: %s", report)
     return report
+
+
+def draw_figures(results: Results, folder: Path, run_folder: Path, action_names: list[str]) -> dict[str, list[Path]]:
+    """Draw success rates into the evaluation's folder, and where the run is at hand its training; return them by
+    heading.
+    """
+    figures = {"Success rates": [plot_success(results, folder / SUCCESS)]}
+    if (run_folder / "metrics.jsonl").is_file():
+        figures |= plot_run(run_folder, action_names)
+    return figures
 
 
 def start_rollout(checkpoint: Path, sim: SimConfig, config: EvaluationConfig) -> tuple[PolicyRunner, Simulator]:

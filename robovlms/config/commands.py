@@ -44,7 +44,7 @@ class EvaluateConfig(Checked):
     """Closed-loop evaluation of a checkpoint folder (`scripts/evaluate.py`)."""
 
     checkpoint: str = ask("runs/quickstart_nano/checkpoints/step_1000")
-    output_dir: str | None = None  # unset: `evaluation/<sim>` beside the checkpoint
+    output_dir: str | None = None  # unset: `evaluation/<sim>_<checkpoint>` in the run folder
     overwrite: bool = False
     sim: SimConfig | None = None  # unset: that of the training run
     evaluation: EvaluationConfig = MISSING

@@ -151,13 +151,13 @@ class Hdf5DataConfig(DataConfig):
 class MixtureDataConfig(DataConfig):
     """Several data sets in one run; `contract` and `proprio_names` are the policy's."""
 
-    root: str = marked("", keeps=WHERE)  # folder that the roots of parts may lie below: ${data.root}/kuka
+    root: str = marked("", keeps=WHERE)  # folder that the roots of sources may lie below: ${data.root}/kuka
     views: dict[str, str] = marked(dict, keeps=PICTURES)
     sources: dict[str, DataConfig] = field(default_factory=dict)
-    agree: bool = True  # refuse parts whose actions mean different things; false: only axes are matched
-    weigh_by_size: bool = True  # a part's share is weight x windows (OpenVLA); false: weight alone
+    agree: bool = True  # refuse sources whose actions mean different things; false: only axes are matched
+    weigh_by_size: bool = True  # a source's share is weight x windows (OpenVLA); false: weight alone
 
     @property
     def view_names(self) -> list[str]:
-        """Name the cameras that any part has."""
+        """Name the cameras that any source has."""
         return list(dict.fromkeys(view for source in self.sources.values() for view in source.views))

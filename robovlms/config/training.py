@@ -102,7 +102,7 @@ class TrainerConfig:
 
     resume: str = "never"  # never | auto (newest checkpoint of output_dir, or start) | path of a checkpoint folder
     init_from: str | None = None  # run or checkpoint whose weights are started from: pre-train, then fine-tune
-    overwrite: bool = False  # delete an existing output_dir first
+    overwrite: bool = False  # start again; what a run of ours wrote is deleted after the first checkpoint
     log_every: str = number("10 step", above=0, at_most=MANY)
     validate_every: str | None = number("1 epoch", above=0, at_most=MANY, hint="null trains without validation")
     save_every: str = number("1 epoch", above=0, at_most=MANY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from robovlms.evaluation.episodes import Episode, EpisodeResult
 from robovlms.evaluation.rollout import Start, _attempt, _result
+from robovlms.terminal import set_up_logging
 
 
 def _in_workers(start: Start, episodes: Sequence[Episode], videos: Path, num_workers: int) -> Generator[EpisodeResult]:
@@ -81,6 +83,7 @@ def _receive(connection: Connection, process: SpawnProcess, playing: Episode | N
 def _serve(connection: Connection, start: Start, videos: Path) -> None:
     """Be a worker: say None when ready (or why not), then answer every episode with its result until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends its workers
+    set_up_logging(logging.WARNING)
     try:
         policy, simulator = start()
     except Exception:

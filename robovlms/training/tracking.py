@@ -173,7 +173,7 @@ class Tracker:
             log.info("step %d/%d  %s  ETA %s", step, self._total_steps, text, duration(eta_s))
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Record validation metrics and print them on a line of their own, and on one for each part of a mixture."""
+        """Record validation metrics and print them on a line of their own, and on one for each source of a mixture."""
         for sink in self._sinks:
             sink.log(step, metrics)
         lines: dict[str, list[str]] = {}

@@ -39,12 +39,12 @@ def validate(
     loss terms are weighed by their real steps.
 
     Args:
-        mean_actions: each part's mean arm action in the training set, normalised, on the policy's device.
+        mean_actions: each source's mean arm action in the training set, normalised, on the policy's device.
         sources: their names.
         reduce: sums a tensor over all ranks.
     """
     losses: dict[str, Tensor] = {}
-    errors: dict[str, Tensor] = {}  # "n": summed over the newest frames' real steps, by part
+    errors: dict[str, Tensor] = {}  # "n": summed over the newest frames' real steps, by source
     examples: list[tuple[Tensor, Tensor, Tensor]] = []
     policy.eval()
     for host_batch in batches:
@@ -79,7 +79,7 @@ def _add(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
 def _errors(
     batch: Batch, predicted: Float[Tensor, "b k a"], mean_actions: Float[Tensor, "n e"]
 ) -> dict[str, Float[Tensor, "n"]]:
-    """Sum the errors of the newest frames' real steps by part, and count those steps."""
+    """Sum the errors of the newest frames' real steps by source, and count those steps."""
     assert batch.actions is not None
     assert batch.action_mask is not None
     assert batch.source is not None

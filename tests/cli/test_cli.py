@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ from composing import composed
 
 from robovlms import __version__
 from robovlms.cli.app import entry
-from robovlms.cli.errors import explain
+from robovlms.cli.errors import explain, option_names
 from robovlms.cli.help import help_page
 from robovlms.cli.jobs import to_dataclass
 from robovlms.cli.output import report
 from robovlms.config.commands import CollectDemosConfig, EvaluateConfig
 from robovlms.config.presets import config_folder
 from robovlms.config.run import TrainConfig
+from robovlms.config.schemas import schemas
 from robovlms.errors import UserError
 
 
@@ -298,3 +300,17 @@ def test_an_installation_without_configs_says_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("robovlms.config.presets.__file__", str(tmp_path / "robovlms" / "config" / "presets.py"))
     with pytest.raises(FileNotFoundError, match="lacks the presets"):
         config_folder()
+
+
+def test_every_option_of_every_schema_is_known_however_deep_it_inherits() -> None:
+    known = set(option_names(TrainConfig))
+    for place, schema in schemas().items():
+        group, is_of_group, _ = place.partition("/")
+        if is_of_group:
+            lost = {f"{group}.{field.name}" for field in fields(schema)} - known
+            assert not lost, place
+
+
+def test_an_option_of_another_head_is_told_as_such() -> None:
+    told = message("data=calvin", "head=mlp", "head.eta=1")
+    assert told == "there is no option 'head.eta' with this head; another choice of head= has it."

@@ -1,5 +1,6 @@
 """A real simulator of a point on a line, and policies for it; importable by spawned workers."""
 
+import logging
 import os
 
 import numpy as np
@@ -79,6 +80,13 @@ class Breaking(Obedient):
         return super().step(observation)
 
 
+class Anxious(Obedient):
+    """Warns of a name that would steer a terminal."""
+
+    def reset(self) -> None:
+        logging.getLogger("robovlms.sims").warning("task \x1b[31m")
+
+
 class Dying(Obedient):
     """Takes its process along."""
 
@@ -100,6 +108,10 @@ def start_stubborn():
 
 def start_breaking():
     return Breaking(), world()
+
+
+def start_warning():
+    return Anxious(), world()
 
 
 def start_dying():

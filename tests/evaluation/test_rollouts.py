@@ -131,3 +131,10 @@ def test_workers_that_die_or_cannot_start_are_reported(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)could not start.*no checkpoint here"):
         run_episodes(line_world.start_nothing, PLAN, folder=tmp_path / "b", conditions=HERE, num_workers=2)
     assert not multiprocessing.active_children()
+
+
+def test_what_workers_warn_of_cannot_steer_the_terminal(tmp_path, capfd):
+    run_episodes(line_world.start_warning, PLAN[:2], folder=tmp_path, conditions=HERE, num_workers=2)
+    told = capfd.readouterr().err
+    assert "WARNING task \\x1b[31m" in told
+    assert "\x1b[31m" not in told

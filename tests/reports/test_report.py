@@ -4,6 +4,7 @@ import line_world
 import numpy as np
 from PIL import Image
 
+from robovlms.commands.evaluate import draw_figures
 from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.evaluation.episodes import EpisodeResult, plan_episodes
 from robovlms.evaluation.results import summarize
@@ -31,6 +32,15 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert 'opposite instruction “go left”: <b class="wrong">did it anyway</b>' in page
     assert "<td>2/4</td><td>50.0%</td>" in page
+
+
+def test_no_two_headings_of_the_report_are_the_same(tmp_path):
+    results = evaluate(tmp_path)
+    figures = draw_figures(results, tmp_path, tmp_path / "no run", [])
+    page = write_report(tmp_path, results, name="run", figures=figures).read_text()
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert "Success rates" in headings
+    assert len(set(headings)) == len(headings) > 2
 
 
 def test_videos_beyond_the_limit_are_named_instead_of_shown(tmp_path):

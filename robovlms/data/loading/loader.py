@@ -29,7 +29,7 @@ class Collator:
     """Turn samples into a batch.
 
     Args:
-        normalizers: by the number of a sample's part.
+        normalizers: by the number of a sample's source.
         augmentation: draws the random changes of the samples' images; None: none, as validation needs.
         seed: of what a head draws at random, together with the samples' numbers.
     """
@@ -70,7 +70,7 @@ class Collator:
         )
 
     def _actions(self, rows: list[Sample]) -> Float32[Tensor, "b s a"]:
-        """Normalise every row as its part is."""
+        """Normalise every row as its source is."""
         actions = torch.from_numpy(np.stack([row.actions for row in rows]))
         if len(self.normalizers) == 1:
             return self.normalizers[0].normalize(actions)

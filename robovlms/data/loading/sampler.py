@@ -59,13 +59,13 @@ def _mix(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
     return x ^ (x >> np.uint64(31))
 
 
-BLOCK = 1 << 16  # draws among which every part of a mixture gets exactly its share, to 1 / BLOCK
+BLOCK = 1 << 16  # draws among which every source of a mixture gets exactly its share, to 1 / BLOCK
 
 
 class StepSampler(Sampler[list[Draw]]):
     """Yield this rank's micro-batches from `start_step` on, forever: `accumulation` of them make one step.
 
-    Every part of the data set is gone through without replacement, in another order each time. In a mixture the parts
+    Every source is gone through without replacement, in another order each time. In a mixture the sources
     take turns by `weights`; each has its own epochs, and `steps_per_epoch` counts the windows of all.
 
     Raises:
