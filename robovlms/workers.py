@@ -10,8 +10,7 @@ import multiprocessing
 import pickle
 import signal
 import traceback
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -110,8 +109,13 @@ class Pool(Generic[J, R]):
                 process.kill()
         self._stack.__exit__(kind, error, trace)
 
-    def run(self, jobs: Sequence[J]) -> Generator[tuple[J, R]]:
+    def run(self, jobs: Iterable[J], *, if_dead: Callable[[J, UserError], R] | None = None) -> Generator[tuple[J, R]]:
         """Yield every job with its result, as they finish.
+
+        Args:
+            jobs: each is taken when a process is free for it, so that they may end early.
+            if_dead: makes the result of a job whose process died, from what would be raised without it. After that the
+                jobs at work are finished, and no other is begun.
 
         Raises:
             UserError: a process died; says at which job, and of what.
@@ -121,32 +125,26 @@ class Pool(Generic[J, R]):
             for job in jobs:
                 yield job, self._here(job)
             return
-        waiting, working, free = deque(jobs), dict[Connection, J](), list(self._workers)
-        while waiting or working:
-            while free and waiting:
-                connection = free.pop()
-                working[connection] = waiting.popleft()
-                self._send(connection, working[connection])
+        waiting, working, free = iter(jobs), dict[Connection, J](), list(self._workers)
+        while True:
+            for connection, job in zip(free, waiting, strict=False):
+                working[connection] = job
+                with suppress(ConnectionError):  # it died: there is no answer, and that says so
+                    connection.send(job)
+            if not working:
+                return
             for ready in wait(list(working)):
                 connection = cast("Connection", ready)
                 job = working.pop(connection)
-                yield job, self._receive(connection, job)
-                free.append(connection)
-
-    def _send(self, connection: Connection, job: J) -> None:
-        try:
-            connection.send(job)
-        except ConnectionError:
-            raise self._died(connection, job) from None
-
-    def _receive(self, connection: Connection, job: J) -> R:
-        try:
-            result: R | Failure = connection.recv()
-        except (EOFError, ConnectionError):
-            raise self._died(connection, job) from None
-        if isinstance(result, Failure):
-            raise result.error from result.cause
-        return result
+                try:
+                    answer: R | Failure = connection.recv()
+                except (EOFError, ConnectionError):
+                    died = self._died(connection, job)
+                    if if_dead is None:
+                        raise died from None
+                    waiting, answer = iter(()), if_dead(job, died)
+                yield job, _result(answer)
+            free = [connection for connection in self._workers if connection not in working]
 
     def _died(self, connection: Connection, job: J) -> UserError:
         process = self._workers[connection]
@@ -155,6 +153,12 @@ class Pool(Generic[J, R]):
             f"{death(process)}, while it worked on {job}. Where memory is short, lower {self._option}="
             f"{self._num_workers}; {self._option}=1 works in one process."
         )
+
+
+def _result(answer: R | Failure) -> R:
+    if isinstance(answer, Failure):
+        raise answer.error from answer.cause
+    return answer
 
 
 def _serve(connection: Connection, start: Callable[[], AbstractContextManager[Callable[[Any], Any]]]) -> None:

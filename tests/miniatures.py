@@ -1,6 +1,7 @@
 """Tiny, valid data folders of every format, with the keys, views and entries that a data config names.
 
-A new format adds its maker to `MAKERS`: the contract test of the readers and every preset's first step ask for it.
+A new format adds its maker to `MAKERS`, and a file to `ONE_RECORD`: the contract test of the readers and
+every preset's first step ask for them.
 """
 
 from __future__ import annotations
@@ -325,4 +326,12 @@ MAKERS: dict[str, Callable[[Any, Path, int], None]] = {
     "lerobot": make_lerobot,
     "libero": make_libero,
     "rlds": make_rlds,
+}
+
+ONE_RECORD = {  # a file of the training split, but for RLDS and LIBERO of one episode, that a test may damage
+    "aloha": "episode_1.hdf5",
+    "calvin": "training/episode_0000065.npz",
+    "lerobot": "data/*/episode_000001.parquet",
+    "libero": "close_the_drawer_demo.hdf5",
+    "rlds": "**/*train*00001-of-00002",
 }

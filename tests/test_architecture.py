@@ -31,7 +31,7 @@ DOORS = {
     "sims": "config registry errors types files",
     "data": "config registry errors types files progress workers actions images",
     "policy": "config registry errors types files actions images backbones heads",
-    "evaluation": "config errors types files progress terminal sims policy",
+    "evaluation": "config errors types files progress terminal workers sims policy",
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,13 @@ from robovlms.workers import Pool
 
 @contextmanager
 def squares(folder: Path | None = None) -> Iterator[Callable[[int], int]]:
-    """Square numbers; 13 cannot be, 17 ends the process, and 19 takes long."""
+    """Square numbers; 13 and 23 cannot be, 17 ends the process, and 19 takes long."""
 
     def work(number: int) -> int:
         if number == 13:
             raise UserError("13 brings bad luck")
+        if number == 23:
+            raise ConnectionResetError("the model's server hung up")
         if number == 17:
             os.kill(os.getpid(), signal.SIGKILL)
         if number == 19:
@@ -58,9 +62,10 @@ def test_every_job_has_its_result_and_what_was_built_is_taken_down_once_a_proces
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_an_error_arrives_as_it_was_raised_and_ends_all(num_workers):
-    with pytest.raises(UserError, match="13 brings bad luck"), pool(num_workers) as workers:
-        list(workers.run([1, 13, 2]))
+@pytest.mark.parametrize(("job", "error"), [(13, UserError), (23, ConnectionResetError)])
+def test_an_error_arrives_as_it_was_raised_and_ends_all(num_workers, job, error):
+    with pytest.raises(error, match=r"13 brings bad luck|server hung up"), pool(num_workers) as workers:
+        list(workers.run([1, job, 2], if_dead=lambda job, error: 0))
     assert multiprocessing.active_children() == []
 
 
@@ -74,6 +79,24 @@ def test_a_dead_process_is_named_with_its_job_the_likely_cause_and_the_option():
     said = r"process \d+ was ended by SIGKILL, .*memory ran out.*worked on 17.*lower collect\.num_workers=2"
     with pytest.raises(UserError, match=said), pool(2) as workers:
         list(workers.run([1, 17, 2]))
+
+
+def test_a_dead_process_may_be_a_result_after_which_jobs_at_work_are_finished_and_no_other_is_begun():
+    with pool(2) as workers:
+        results = dict(workers.run([17, 2, *[3] * 50], if_dead=lambda job, error: str(error)))
+        assert re.match(r"process \d+ was ended by SIGKILL, .*while it worked on 17", results.pop(17))
+        assert results.items() <= {2: 4, 3: 9}.items()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_jobs_are_taken_one_by_one_and_may_end_early(num_workers):
+    done = []
+    with pool(num_workers) as workers:
+        for job, _ in workers.run(takewhile(lambda _: len(done) < 3, count())):
+            done.append(job)
+    assert len(done) in {3, 2 + num_workers}
+    assert set(done) == set(range(len(done)))
 
 
 def test_ctrl_c_ends_all_processes_at_once(tmp_path):
@@ -118,3 +141,29 @@ def test_what_processes_warn_of_cannot_steer_the_terminal(capfd: pytest.CaptureF
     told = capfd.readouterr().err
     assert "WARNING file \\x1b[31m1" in told
     assert "\x1b[31m" not in told
+
+
+def test_processes_leave_when_their_parent_is_killed(tmp_path):
+    code = "\n".join(
+        [
+            "import sys; sys.path.insert(0, sys.argv[1]); import test_workers as t",
+            "if __name__ == '__main__':",
+            "    with t.pool(2) as workers:",
+            "        for job, result in workers.run(t.count()): print(result, flush=True)",
+        ]
+    )
+    (tmp_path / "job.py").write_text(code)
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "job.py"), str(here)],
+        env=os.environ | {"PYTHONPATH": str(here.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() in {b"0\n", b"1\n"}
+    process.kill()
+    start = time.monotonic()
+    assert process.stdout.read()[-1:] in {b"", b"\n"}  # its end: no process holds the pipe any longer
+    assert time.monotonic() - start < 10
+    process.wait()

@@ -112,7 +112,7 @@ def _not_finite(
             severity=Severity.error,
             what=f"{', '.join(entries)}: NaN or infinite in {len(bad)} of {len(is_finite)} rows",
             where=locate(int(bad[0])),
-            to_do="Repair the recording, or drop such episodes with data.skip_bad=true.",
+            to_do="Repair the recording.",
         )
     ]
 

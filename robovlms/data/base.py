@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from robovlms.config.data import DataConfig
 from robovlms.types import Sample
 
 
@@ -129,16 +128,6 @@ class RobotDataset(ABC):
     @abstractmethod
     def summary(self) -> str:
         """Describe the data set in one line: segments, frames, windows, instructions."""
-
-
-def or_skip(config: DataConfig, what: str) -> str:
-    """Return the end of a sentence that advises to leave out what is damaged; "" where that is being done already.
-
-    Args:
-        config: whose `skip_bad` is looked at.
-        what: what is done with it, e.g. "drop such episodes".
-    """
-    return "" if config.skip_bad else f", or set data.skip_bad=true to {what}"
 
 
 def unlabelled(episodes: Sequence[EpisodeInfo]) -> dict[int, str]:

@@ -15,7 +15,8 @@ from robovlms.config.choices import CacheMode, ImageFormat
 from robovlms.config.data import ActionContract, DataConfig
 from robovlms.config.fields import READING, fields_that_keep
 from robovlms.config.policy import WindowConfig
-from robovlms.data.base import Reader, RobotDataset, or_skip, unlabelled
+from robovlms.data.bad_records import BadRecords
+from robovlms.data.base import Reader, RobotDataset, unlabelled
 from robovlms.data.cached import CachedDataset
 from robovlms.data.files.cache_folder import cache_folder
 from robovlms.data.formats import foreign
@@ -148,18 +149,13 @@ def native_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
 
 def _check_episodes(reader: Reader, config: DataConfig) -> None:
     """Refuse episodes that nothing can be learned from; with `data.skip_bad`, warn of them."""
-    faults, total = unlabelled(reader.episodes), len(reader.episodes)
-    if not faults:
-        return
-    first = min(faults)
-    where = reader.location(first, 0, max(reader.episodes[first].length - 1, 0))
-    told = f"{len(faults)} of {total} episodes have no frame or no instruction, the first: {where}: {faults[first]}."
-    if not config.skip_bad or len(faults) == total:
-        raise UserError(
-            f"{told} Correct the recording, take instructions from elsewhere (data.language_key of LeRobot and RLDS, "
-            f"data.instruction of LIBERO){or_skip(config, 'leave such episodes out')}."
-        )
-    logger.warning("data.skip_bad: left out: %s", told)
+    faults = [
+        UserError(f"{reader.location(number, 0, max(reader.episodes[number].length - 1, 0))}: {why}")
+        for number, why in sorted(unlabelled(reader.episodes).items())
+    ]
+    hint = "Instructions may be elsewhere: data.language_key of LeRobot and RLDS, data.instruction of LIBERO."
+    bad = BadRecords(f"episodes of {config.root}", config.skip_bad)
+    bad.settle_all(faults, len(reader.episodes), hint)
 
 
 def packed_folder(config: DataConfig, split: str, views: list[str], reader: Reader, image_format: ImageFormat) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,15 +11,12 @@ from jaxtyping import Float32, Int64
 from robovlms.actions.contract import GRIPPER
 from robovlms.actions.conversion import ActionConverter
 from robovlms.actions.plan import Source
+from robovlms.data.bad_records import BadRecords
 from robovlms.data.base import Reader, RobotDataset, WindowIndex, unlabelled
 from robovlms.data.splits import evenly_spaced
 from robovlms.errors import UserError
 from robovlms.progress import track
 from robovlms.types import Sample
-
-logger = logging.getLogger(__name__)
-
-MAX_SUBSTITUTES = 20  # windows tried in place of a broken one
 
 
 class Rows(NamedTuple):
@@ -45,7 +41,7 @@ class WindowDataset(RobotDataset):
 
     An episode of T steps holds T - w + 1 windows; actions past its end repeat the last one and are masked. Where the
     data has no gripper, one is added that no loss counts. With `data.skip_bad` episodes without an instruction have no
-    window, and one that cannot be read is replaced by another, the same at every attempt, and counted in a warning.
+    window, and one that cannot be read is replaced by another (`BadRecords.read`).
 
     Raises:
         UserError: no episode is as long as a window, or the conversion asked for is not possible.
@@ -63,7 +59,7 @@ class WindowDataset(RobotDataset):
         self._seen = [source.config.proprio_names.index(name) for name in source.proprio_names]
         names = source.contract.names
         self._action_dims = None if source.has_gripper else np.array([name != GRIPPER for name in names])
-        self._bad: set[int] = set()
+        self._bad = BadRecords(f"windows of {self.config.root}", self.config.skip_bad)
         if not len(self._index) and len(reader.episodes):
             raise UserError(
                 f"window.window_size={window_size} is longer than every episode of {reader.summary()}: the longest has "
@@ -75,17 +71,7 @@ class WindowDataset(RobotDataset):
         return len(self._index)
 
     def __getitem__(self, index: int) -> Sample:
-        if not self.config.skip_bad:
-            return self._read(index)
-        for attempt in range(MAX_SUBSTITUTES):
-            tried = (index + attempt * (len(self) // MAX_SUBSTITUTES + 1)) % len(self)
-            try:
-                return self._read(tried)
-            except (OSError, ValueError) as error:
-                if tried not in self._bad:
-                    self._bad.add(tried)
-                    logger.warning("data.skip_bad: %d windows replaced so far, now because: %s", len(self._bad), error)
-        raise UserError(f"data.skip_bad: {MAX_SUBSTITUTES} windows in a row cannot be read; see the warnings.")
+        return self._bad.read(self._read, index, len(self))
 
     def _read(self, index: int) -> Sample:
         episode, first = self._index.locate(index)
@@ -116,7 +102,11 @@ class WindowDataset(RobotDataset):
         episodes, firsts = np.unique(np.searchsorted(starts, chosen, side="right") - 1, return_index=True)
         steps = np.split(chosen, firsts[1:])
         chosen_steps = track(zip(episodes.tolist(), steps, strict=True), "reading numbers", len(episodes), "episode")
-        pieces = [self._rows(e, rows - starts[e]) for e, rows in chosen_steps]
+        try:
+            pieces = [self._rows(e, rows - starts[e]) for e, rows in chosen_steps]
+        except (OSError, UserError) as error:
+            self._bad.refuse(error)
+            raise
         return Rows(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
 
     def _rows(self, episode: int, steps: Int64[np.ndarray, "n"]) -> Rows:

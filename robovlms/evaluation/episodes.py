@@ -31,6 +31,9 @@ class Episode:
     opposite: bool = False  # with the instruction of `task.opposite`: reaching the task's own goal is a mistake
     record: bool = False  # write a video
 
+    def __str__(self) -> str:
+        return f"{self.task.name}, seed {self.seed}, '{self.instruction}'{' (opposite instruction)' * self.opposite}"
+
     @property
     def key(self) -> EpisodeKey:
         """What a result is matched to its episode by."""

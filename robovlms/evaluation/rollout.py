@@ -48,10 +48,10 @@ def rollout(policy: Policy, simulator: Simulator, episode: Episode) -> tuple[Epi
         steps += 1
         if frames is not None:
             frames.append(side_by_side(observation.frames))
-    return _result(episode, started, success=bool(success), steps=steps), frames
+    return result_of(episode, started, success=bool(success), steps=steps), frames
 
 
-def _attempt(policy: Policy, simulator: Simulator, episode: Episode, videos: Path) -> EpisodeResult:
+def attempt(policy: Policy, simulator: Simulator, episode: Episode, videos: Path) -> EpisodeResult:
     """Play an episode and write its video; an error becomes part of the result, so that it can cross processes."""
     started = time.perf_counter()
     try:
@@ -63,7 +63,7 @@ def _attempt(policy: Policy, simulator: Simulator, episode: Episode, videos: Pat
             )
             write_video(videos / result.video_name, clip, simulator.contract.control_hz)
     except Exception:
-        return _result(episode, started, success=False, steps=None, error=traceback.format_exc())
+        return result_of(episode, started, success=False, steps=None, error=traceback.format_exc())
     return result
 
 
@@ -73,9 +73,10 @@ def _verdict(result: EpisodeResult) -> tuple[str, bool]:
     return ("SUCCESS", True) if result.success else ("FAIL", False)
 
 
-def _result(
+def result_of(
     episode: Episode, started: float, *, success: bool, steps: int | None, error: str | None = None
 ) -> EpisodeResult:
+    """Return how an episode ended that began at `started` (`time.perf_counter()`)."""
     return EpisodeResult(
         **episode.key._asdict(), success=success, steps=steps, seconds=time.perf_counter() - started, error=error
     )

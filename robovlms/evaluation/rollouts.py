@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
+from robovlms.errors import UserError
 from robovlms.evaluation.episodes import Episode, EpisodeResult
 from robovlms.evaluation.journal import Journal
-from robovlms.evaluation.rollout import Start, _attempt
-from robovlms.evaluation.workers import _in_workers
+from robovlms.evaluation.rollout import Start, attempt, result_of
 from robovlms.progress import Progress
+from robovlms.workers import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ def run_episodes(
 
     Raises:
         UserError: `folder` holds results of another plan or other conditions.
+        Exception: what `start` raises, as it was raised.
         RuntimeError: an episode failed with an error; names it. Earlier results stay, the same call goes on from there.
     """
     journal = Journal(folder / "episodes.jsonl", conditions, episodes)
@@ -42,8 +47,7 @@ def run_episodes(
         videos = folder / "videos"
         videos.mkdir(parents=True, exist_ok=True)
         workers = min(num_workers, len(remaining))
-        results = _here(start, remaining, videos) if workers == 1 else _in_workers(start, remaining, videos, workers)
-        with closing(results):
+        with closing(_play(start, remaining, videos, workers)) as results:
             _record(results, journal, total=len(episodes))
     return [journal.done[episode.key] for episode in episodes]
 
@@ -68,13 +72,24 @@ def _record(results: Generator[EpisodeResult], journal: Journal, total: int) -> 
         )
 
 
-def _here(start: Start, episodes: Sequence[Episode], videos: Path) -> Generator[EpisodeResult]:
+@contextmanager
+def _player(start: Start, videos: Path) -> Iterator[Callable[[Episode], EpisodeResult]]:
     policy, simulator = start()
     try:
-        for episode in episodes:
-            result = _attempt(policy, simulator, episode, videos)
-            yield result
-            if result.error is not None:
-                return
+        yield lambda episode: attempt(policy, simulator, episode, videos)
     finally:
         simulator.close()
+
+
+def _play(start: Start, episodes: Sequence[Episode], videos: Path, num_workers: int) -> Generator[EpisodeResult]:
+    """Yield results as they come; after an error the episodes at work are finished, and no other is begun."""
+    is_sound = True
+    waiting = takewhile(lambda _: is_sound, episodes)
+    with Pool(partial(_player, start, videos), num_workers, "evaluation.num_workers") as pool:
+        for _, result in pool.run(waiting, if_dead=_lost):
+            is_sound = is_sound and result.error is None
+            yield result
+
+
+def _lost(episode: Episode, error: UserError) -> EpisodeResult:
+    return result_of(episode, time.perf_counter(), success=False, steps=None, error=str(error))

@@ -19,7 +19,8 @@ from robovlms.actions.contract import GRIPPER
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import Resize
 from robovlms.config.data import DataConfig
-from robovlms.data.base import Reader, or_skip
+from robovlms.data.bad_records import or_skip
+from robovlms.data.base import Reader
 from robovlms.data.opening import rate_findings
 from robovlms.data.windows import WindowDataset
 from robovlms.inspection.scan import Faults, ScannedRows, ViewScan, choose_stretches, scan_numbers, scan_pictures
@@ -48,7 +49,7 @@ def episode_findings(dataset: WindowDataset) -> list[Finding]:
         return [Finding(severity=severity, what=text, where=where, to_do=to_do)]
 
     return [
-        *report(refused, empty, "have no frame", f"Record them again{or_skip(dataset.config, 'leave them out')}."),
+        *report(refused, empty, "have no frame", f"Record them again{or_skip(dataset.config.skip_bad)}."),
         *report(
             Severity.warning,
             short,
@@ -60,7 +61,7 @@ def episode_findings(dataset: WindowDataset) -> list[Finding]:
             silent,
             "have an empty instruction",
             "Set the data set's key of instructions (data.language_key), or write them"
-            f"{or_skip(dataset.config, 'leave such episodes out')}.",
+            f"{or_skip(dataset.config.skip_bad)}.",
         ),
     ]
 
@@ -114,7 +115,7 @@ def fault_findings(faults: Faults, kind: str, config: DataConfig) -> list[Findin
     if not faults.count:
         return []
     what, where = f"{faults.count} {kind} cannot be read", faults.messages[0]
-    to_do = f"Repair the file{or_skip(config, 'leave it out')}."
+    to_do = f"Repair the file{or_skip(config.skip_bad)}."
     return [Finding(severity=Severity.error, what=what, where=where, to_do=to_do)]
 
 

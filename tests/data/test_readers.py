@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from composing import completed, composed
-from miniatures import SIZE, TEXTS, make_miniature
+from miniatures import ONE_RECORD, SIZE, TEXTS, make_miniature
 
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.data import DataConfig
@@ -21,6 +23,7 @@ from robovlms.data.opening import build_dataset, open_reader
 from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS
+from robovlms.types import Sample
 
 pytest.importorskip("h5py", reason='pip install "robovlms[libero]"')
 
@@ -177,6 +180,93 @@ def test_files_that_became_empty_after_opening_are_named_when_they_are_read(made
     with pytest.raises((ValueError, OSError)) as error:
         reader.frames(0, np.array([0]))
     assert any(str(path) in str(error.value) for path in files)
+
+
+def copied(made: Made, root: Path, **changes: Any) -> tuple[DataConfig, Path]:
+    """Return the config of a copy, and the file of it that `ONE_RECORD` names."""
+    shutil.copytree(made.root, root)
+    changes |= {"root": str(root), "cache_dir": str(root.with_suffix(".cache"))}
+    (path,) = root.glob(ONE_RECORD[made.config.name])
+    return replace(made.config, **changes), path
+
+
+def cut_off(path: Path) -> None:
+    """Leave the first half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def windows(config: DataConfig) -> WindowDataset:
+    return WindowDataset(
+        open_reader(config, "train", list(config.views)), Source.of(config), window_size=2, chunk_size=1
+    )
+
+
+def read_all(config: DataConfig) -> list[Sample]:
+    dataset = windows(config)
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def count_episodes(config: DataConfig) -> int:
+    return sum(len(open_reader(config, split, []).episodes) for split in ("train", "validation"))
+
+
+def is_named(path: Path, message: str) -> bool:
+    return str(path) in message
+
+
+def test_a_damaged_record_stops_the_start_or_a_read_by_name_and_with_the_option_that_leaves_it_out(made, tmp_path):
+    config, path = copied(made, tmp_path / "copy")
+    cut_off(path)
+    with pytest.raises(UserError) as error:
+        read_all(config)
+    assert is_named(path, str(error.value))
+    assert str(error.value).count("data.skip_bad=true") == 1
+
+
+def test_with_skip_bad_a_damaged_record_is_left_out_and_counted_in_one_warning_that_does_not_advise(
+    made, tmp_path, caplog
+):
+    config, path = copied(made, tmp_path / "copy", skip_bad=True)
+    sound = count_episodes(config)
+    cut_off(path)
+    with caplog.at_level(logging.WARNING):
+        samples = read_all(config)
+    (warning,) = [record.message for record in caplog.records]
+    assert re.match(r"data\.skip_bad: 1 of \d+ [a-z ]+ of \S+ are left out, the first because: ", warning)
+    assert is_named(path, warning)
+    assert "skip_bad=true" not in warning
+    assert 0 < count_episodes(config) < sound
+    assert all(np.isfinite(sample.actions).all() for sample in samples)
+
+
+def test_with_skip_bad_a_data_set_of_damaged_records_alone_is_refused_without_advice(made, tmp_path):
+    config, path = copied(made, tmp_path / "copy", skip_bad=True)
+    for other in path.parent.glob(f"*{path.suffix.partition('-')[0]}*"):
+        other.write_bytes(b"")
+    with pytest.raises(UserError, match=r"None of the \d+ [a-z ]+ of \S+ can be used, the first because: ") as error:
+        windows(config)
+    assert "skip_bad=true" not in str(error.value)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_record_that_is_damaged_after_the_start_is_named_with_the_option_or_replaced(
+    made, tmp_path, caplog, skip_bad
+):
+    config, path = copied(made, tmp_path / "copy", skip_bad=skip_bad)
+    dataset = windows(config)
+    index = next(i for i in range(len(dataset)) if path.name in dataset.location(i))
+    path.write_bytes(b"")
+    caplog.clear()
+    if not skip_bad:
+        with pytest.raises(UserError, match=r"data\.skip_bad=true") as error:
+            dataset[index]
+        assert is_named(path, str(error.value))
+        return
+    first, again = dataset[index], dataset[index]
+    assert np.array_equal(first.actions, again.actions)
+    assert caplog.records
+    assert all(record.message.startswith("data.skip_bad: ") for record in caplog.records)
+    assert not any("skip_bad=true" in record.message for record in caplog.records)
 
 
 # ---- every option of the group

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
+from robovlms.data.bad_records import BadRecords
 from robovlms.data.base import Clip, EpisodeInfo, Numbers, Reader
 from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.calvin.segments import (
     Segment,
-    drop_segments,
     find_annotations,
     index_faults,
     read_rate,
@@ -74,13 +74,12 @@ class CalvinReader(Reader):
         faults = index_faults(segments, self._annotations, self._folder)
         if config.skip_bad:
             faults |= self._frame_faults(segments, skip=set(faults))
-            segments = drop_segments(segments, faults, self._folder)
-        elif faults:
-            raise next(iter(faults.values()))
-        else:
-            self._read(segments[0].start, self._keys)
-        self._segments = segments
-        self.episodes = [EpisodeInfo(segment.length, segment.instruction, segment.task) for segment in segments]
+        elif not faults and (fault := self._frame_fault(segments[0].start)) is not None:
+            faults[0] = fault
+        bad = BadRecords(f"segments of {self._folder}", config.skip_bad)
+        bad.settle_all([faults[number] for number in sorted(faults)], len(segments))
+        self._segments = [segment for number, segment in enumerate(segments) if number not in faults]
+        self.episodes = [EpisodeInfo(segment.length, segment.instruction, segment.task) for segment in self._segments]
 
     def read(self, episode: int, observed: Int64[np.ndarray, "w"], acted: Int64[np.ndarray, "n"]) -> Clip:
         """Open every file once: for its images those that are observed, the others for their numbers only.
@@ -152,7 +151,7 @@ class CalvinReader(Reader):
                 f"{proprio_key}."
             ) from error
         except ValueError as error:
-            raise UserError(f"{error}. Replace the file, or set data.skip_bad=true to drop its segment.") from error
+            raise UserError(f"{error}.") from error
         return Frame(images, arrays[ACTION_KEY].astype(np.float32), proprio)
 
     def _check(self, path: Path, action: np.ndarray, images: dict[str, np.ndarray]) -> None:

@@ -296,15 +296,14 @@ def index_faults(segments: list[Segment], annotations: Path, folder: Path) -> di
         segment = segments[number]
         told = f"{annotations}: segment {number}, {segment},"
         if segment.end < segment.start:
-            faults[number] = ValueError(f"{told} ends before it starts. Set data.skip_bad=true to drop such segments.")
+            faults[number] = UserError(f"{told} ends before it starts.")
             continue
         found = present[lefts[number] : rights[number]] - segment.start
         gaps = np.flatnonzero(found != np.arange(len(found)))
         first = segment.start + (int(gaps[0]) if len(gaps) else len(found))
         missing = segment.end - segment.start + 1 - len(found)
         faults[number] = FileNotFoundError(
-            f"{told} lacks {missing} frames, the first being episode_{first:07d}.npz: complete the download, "
-            "or set data.skip_bad=true to drop such segments."
+            f"{told} lacks {missing} frames, the first being episode_{first:07d}.npz: complete the download."
         )
     return faults
 
@@ -314,20 +313,3 @@ def _frames_on_disk(folder: Path) -> Int64[np.ndarray, "f"]:
     with os.scandir(folder) as entries:
         frames = [int(match[1]) for entry in entries if (match := pattern.fullmatch(entry.name))]
     return np.sort(np.array(frames, dtype=np.int64))
-
-
-def drop_segments(segments: list[Segment], faults: dict[int, Exception], folder: Path) -> list[Segment]:
-    """Leave out the faulty segments, with one warning that counts them.
-
-    Raises:
-        UserError: nothing is left.
-    """
-    kept = [segment for number, segment in enumerate(segments) if number not in faults]
-    if faults:
-        first = faults[min(faults)]
-        if not kept:
-            raise UserError(f"all {len(segments)} segments of {folder} are bad, the first because: {first}")
-        logger.warning(
-            "data.skip_bad: dropped %d of %d segments, the first because: %s", len(faults), len(segments), first
-        )
-    return kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from robovlms.config.data import Hdf5DataConfig
+from robovlms.data.bad_records import BadRecords
 from robovlms.data.base import EpisodeInfo, Numbers, Reader
 from robovlms.data.files.hdf5 import child, dataset, is_group, names, naming, open_hdf5, picture_size, read_rows
 from robovlms.data.files.opened import OpenFiles
@@ -20,8 +20,6 @@ from robovlms.data.splits import check_split, choose_episodes
 from robovlms.errors import UserError
 from robovlms.progress import track
 from robovlms.registry import nearest
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,16 +149,8 @@ class Hdf5Reader(Reader):
                             faults.append(error)
             except ValueError as error:
                 faults.append(error)
-        if faults and (not self._config.skip_bad or not good):
-            raise faults[0]
-        if faults:
-            logger.warning(
-                "data.skip_bad: %d files or demonstrations of %s dropped, %d left, the first because: %s",
-                len(faults),
-                self._root,
-                len(good),
-                faults[0],
-            )
+        bad = BadRecords(f"files or demonstrations of {self._root}", self._config.skip_bad)
+        bad.settle_all(faults, len(good) + len(faults))
         return good
 
     def _check_rate(self, path: Path, hz: float | None) -> None:
@@ -176,7 +166,7 @@ class Hdf5Reader(Reader):
 
     def _look_at(self, path: Path, name: str, group: Any, instruction: str) -> Demonstration:
         """Check the shapes of a demonstration; with `data.skip_bad` that its numbers are finite, too."""
-        told, hint = f"{path}: {name}", "Repair the file, or set data.skip_bad=true to drop such demonstrations."
+        told = f"{path}: {name}"
         if not is_group(group):
             raise UserError(f"{told} is not a group.")
         self._read_specs(path, group)
@@ -189,9 +179,9 @@ class Hdf5Reader(Reader):
             spec.check_columns(shapes, path)
         length = shapes[numeric[0]][0]
         if not length:
-            raise UserError(f"{told} has no frame. {hint}")
+            raise UserError(f"{told} has no frame.")
         if uneven := {key: shape[0] for key, shape in shapes.items() if shape[0] != length}:
-            raise UserError(f"{told} has {length} rows of {numeric[0]}, but of others {uneven}. {hint}")
+            raise UserError(f"{told} has {length} rows of {numeric[0]}, but of others {uneven}.")
         for view, key in self._keys.items():
             try:
                 with naming(path):
@@ -199,7 +189,7 @@ class Hdf5Reader(Reader):
             except ValueError as error:
                 raise UserError(f"{told}: {key}, which data.views.{view} names, {error}") from error
             if size != (expected := self._sizes.setdefault(view, size)):
-                raise UserError(f"{told}: {key} is of {size}, but the first of the data set of {expected}. {hint}")
+                raise UserError(f"{told}: {key} is of {size}, but the first of the data set of {expected}.")
         demo = Demonstration(file=path, name=name, length=length, instruction=instruction)
         if self._config.skip_bad:
             self._take(demo, group, np.arange(length))
@@ -246,10 +236,7 @@ class Hdf5Reader(Reader):
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             frame = int(steps[np.argmin(finite)])
-            raise UserError(
-                f"{demo}, frame {frame}: {'+'.join(spec.keys)} is not finite. "
-                "Repair the file, or set data.skip_bad=true to drop such demonstrations."
-            )
+            raise UserError(f"{demo}, frame {frame}: {'+'.join(spec.keys)} is not finite.")
         return rows
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Int64, UInt8
 
-from robovlms.data.base import EpisodeInfo, Numbers, Reader, or_skip
+from robovlms.data.bad_records import BadRecords
+from robovlms.data.base import EpisodeInfo, Numbers, Reader
 from robovlms.data.files.opened import OpenFiles
 from robovlms.data.files.vectors import VectorSpec
 from robovlms.data.files.video import open_video, read_frames
@@ -183,36 +184,13 @@ class LeRobotReader(Reader):
         )
         embedded = [key for key in self._keys.values() if key in self._info.keys("image")]
         bad |= unplaced | image_problems(good, embedded, self._root)
-        if bad:
-            self._report(bad, len(episodes))
+        BadRecords(f"episodes of {self._root}", self._config.skip_bad).settle_all(
+            [bad[number] for number in sorted(bad)], len(episodes), _hint(bad, len(episodes))
+        )
         good = [episode for episode in good if episode.index not in bad]
         if (note := clock_note(map(self._stamps, good), self._info.fps)) is not None:
             logger.warning("%s: %s", self._root, note)
         return good
-
-    def _report(self, bad: Problems, total: int) -> None:
-        """Warn of episodes that are dropped, or refuse them."""
-        first, is_dropped = bad[min(bad)], self._config.skip_bad and len(bad) < total
-        told = [f"{str(first).rstrip('.')}."]
-        missing = sum(isinstance(problem, FileNotFoundError) for problem in bad.values())
-        if missing > 1:
-            told.append(f"Files of {missing} of {total} episodes are missing: the download is incomplete, complete it.")
-        elif len(bad) > 1:
-            told.append(f"Of {total} episodes, {len(bad)} have this or another fault.")
-        if isinstance(first, ClockError):
-            off = max(problem.off for problem in bad.values() if isinstance(problem, ClockError))
-            told.append(
-                "If the frames lie in the videos in the order of the rows, data.timestamp_tolerance_s="
-                f"{1.05 * off + 0.001:.2g} finds them by number; else correct the timestamps."
-            )
-        if is_dropped:
-            logger.warning(
-                "data.skip_bad: %d of %d episodes are dropped, the first: %s", len(bad), total, " ".join(told)
-            )
-            return
-        if len(bad) < total:
-            told.append(f"Correct the folder{or_skip(self._config, 'drop such episodes')}.")
-        raise (FileNotFoundError if isinstance(first, FileNotFoundError) else UserError)(" ".join(told))
 
     def _problem(self, episode: EpisodeFiles, faults: dict[Path, Exception]) -> Exception | None:
         """Return what the files' presence and numbers show to be wrong."""
@@ -270,6 +248,19 @@ class LeRobotReader(Reader):
             return read_frames(self._videos[path], times, SHARE / self._info.fps)
         except (UserError, OSError, UnicodeError, pa.ArrowException, av.FFmpegError) as error:
             raise UserError(
-                f"{path}: cannot read '{key}' of episode {episode.index}, frames {steps[0]}-{steps[-1]}: {error}. "
-                "Repair the file or remove the episode."
+                f"{path}: cannot read '{key}' of episode {episode.index}, frames {steps[0]}-{steps[-1]}: {error}."
             ) from error
+
+
+def _hint(bad: Problems, total: int) -> str:
+    """Say what helps against several episodes' problems at once."""
+    told = []
+    missing = sum(isinstance(problem, FileNotFoundError) for problem in bad.values())
+    if missing > 1:
+        told.append(f"Files of {missing} of {total} episodes are missing: the download is incomplete, complete it.")
+    if off := [problem.off for problem in bad.values() if isinstance(problem, ClockError)]:
+        told.append(
+            "If the frames lie in the videos in the order of the rows, data.timestamp_tolerance_s="
+            f"{1.05 * max(off) + 0.001:.2g} finds them by number; else correct the timestamps."
+        )
+    return " ".join(told)

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from robovlms.config.training import CotrainConfig
+from robovlms.data.bad_records import BadRecords
 from robovlms.data.loading.loader import make_loader
 from robovlms.data.loading.processes import Loader
 from robovlms.data.loading.sampler import Draw, StepSampler
@@ -70,24 +71,20 @@ class ConversationDataset:
             raise FileNotFoundError(f"cotrain.file={self.path} does not exist: give LLaVA's JSON or JSON lines.")
         if not self.folder.is_dir():
             raise FileNotFoundError(f"cotrain.image_folder={self.folder} does not exist.")
-        places, numbers, bad = [], [], 0
+        places, numbers, total = [], [], 0
+        self._bad = BadRecords(f"records of {self.path}", config.skip_bad, "cotrain.skip_bad")
         for number, (start, end, record) in enumerate(self._scan()):
+            total += 1
             try:
                 self._check(record)
             except ValueError as error:
-                if not config.skip_bad:
-                    raise UserError(
-                        f"{self.path}, record {number}: {error}. Fix it, or leave such records out with "
-                        "cotrain.skip_bad=true."
-                    ) from error
-                bad += 1
+                self._bad.refuse_or_skip(UserError(f"{self.path}, record {number}: {error}"))
                 continue
             places.append((start, end))
             numbers.append(number)
-        if bad:
-            log.warning("%s: %d records are left out, they cannot be used", self.path, bad)
+        self._bad.settle(total)
         if not places:
-            raise UserError(f"cotrain.file={self.path} holds no conversation that can be used.")
+            raise UserError(f"cotrain.file={self.path} holds no conversation.")
         self._places, self._numbers = np.array(places, np.int64), np.array(numbers, np.int64)
 
     def _scan(self) -> Iterator[tuple[int, int, Any]]:
@@ -119,11 +116,14 @@ class ConversationDataset:
         return len(self._places)
 
     def __getitem__(self, index: int) -> tuple[Conversation, UInt8[np.ndarray, "h x c"] | None]:
-        """Read a conversation and its image, resized.
+        """Read a conversation and its image, resized; with `cotrain.skip_bad` another where it cannot be read.
 
         Raises:
             UserError: the file changed, or the image cannot be decoded; names it.
         """
+        return self._bad.read(self._read, index, len(self))
+
+    def _read(self, index: int) -> tuple[Conversation, UInt8[np.ndarray, "h x c"] | None]:
         start, end = self._places[index].tolist()
         with self.path.open("rb") as file:
             file.seek(start)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from robovlms.data.bad_records import BadRecords
 from robovlms.data.files.cache_folder import keep
 from robovlms.data.rlds.features import STEPS, Shard, StepFeature
 from robovlms.data.rlds.steps import read_numbers, read_texts
@@ -29,7 +30,7 @@ from robovlms.progress import track
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 3  # of the index file; raise it when its content changes
+_VERSION = 4  # of the index file; raise it when its content changes
 _PLACES = ("shard", "record", "offset", "length", "success", "steps")
 _STRETCHES = ("stretch_record", "stretch_step", "stretch_instruction")
 
@@ -81,13 +82,13 @@ class _Row(NamedTuple):
     columns: dict[str, np.ndarray]
 
 
-def load_index(request: IndexRequest, folder: Path, *, skip_bad: bool) -> RecordIndex:
+def load_index(request: IndexRequest, folder: Path, bad: BadRecords) -> RecordIndex:
     """Read the index from the cache folder, or make it and keep it there.
 
     Args:
         request: what to index.
         folder: of `cache_folder`.
-        skip_bad: list damaged records in `faults`; otherwise they are an error.
+        bad: decides whether damaged records are an error, or listed in `faults` and counted.
 
     Raises:
         UserError: a record is damaged; names file, record and byte.
@@ -95,9 +96,9 @@ def load_index(request: IndexRequest, folder: Path, *, skip_bad: bool) -> Record
     """
     name = re.sub(r"[^\w.-]", "_", request.name)[:80]
     path = folder / f"rlds-{name}-{request.digest()[:24]}.npz"
-    index, _ = keep(path, lambda: _build(request, skip_bad), _to_arrays, lambda arrays: _from_arrays(arrays, request))
-    if index.faults and not skip_bad:
-        raise UserError(index.faults[0])
+    index, _ = keep(path, lambda: _build(request, bad), _to_arrays, lambda arrays: _from_arrays(arrays, request))
+    for fault in index.faults:
+        bad.refuse_or_skip(UserError(fault))
     return index
 
 
@@ -109,7 +110,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _build(request: IndexRequest, skip_bad: bool) -> RecordIndex:
+def _build(request: IndexRequest, bad: BadRecords) -> RecordIndex:
     start = time.perf_counter()
     size = sum(max(_stamp(shard.path)[0], 0) for shard in request.shards)
     logger.info("%s: reading %.1f GB in %d files once, to index it", request.name, size / 1e9, len(request.shards))
@@ -121,8 +122,7 @@ def _build(request: IndexRequest, skip_bad: bool) -> RecordIndex:
             if isinstance(found, _Row):
                 rows.append(found)
                 continue
-            if not skip_bad:
-                raise found
+            bad.refuse(found)
             faults.append(str(found))
     logger.info("%s: %d records indexed in %.0f s", request.name, len(rows), time.perf_counter() - start)
     steps = [len(next(iter(row.columns.values()))) for row in rows]
@@ -149,11 +149,9 @@ def _index(
     return RecordIndex(**fields, instructions=instructions, columns=columns, faults=faults)
 
 
-def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_Row | ValueError | FileNotFoundError]:
+def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_Row | UserError | FileNotFoundError]:
     if not shard.path.is_file():
-        yield FileNotFoundError(
-            f"{shard.path} does not exist: complete the download, or set data.skip_bad=true to leave it out."
-        )
+        yield FileNotFoundError(f"{shard.path} does not exist: complete the download.")
         return
     if (problem := pointer_problem(shard.path)) is not None:
         yield UserError(f"{shard.path} cannot be read: {problem}.")
@@ -167,14 +165,10 @@ def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_
             except ValueError as error:
                 fault = str(error)
         if fault is not None:
-            yield ValueError(
-                f"{shard.path}, record {record} at byte {scanned.offset}: {fault}. Download the file again, or set "
-                "data.skip_bad=true to leave such records out."
-            )
+            yield UserError(f"{shard.path}, record {record} at byte {scanned.offset}: {fault}. Download it again.")
     if record + 1 != shard.num_records:
-        yield ValueError(
-            f"{shard.path} has {record + 1} records, but dataset_info.json says {shard.num_records}: download it "
-            "again, or set data.skip_bad=true to use those that are there."
+        yield UserError(
+            f"{shard.path} has {record + 1} records, but dataset_info.json says {shard.num_records}: download it again."
         )
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 
 from robovlms.actions.contract import GRIPPER
 from robovlms.config.choices import Representation, RLDSTransform
+from robovlms.data.bad_records import BadRecords
 from robovlms.data.base import EpisodeInfo, Numbers, Reader
 from robovlms.data.files.cache_folder import cache_folder
 from robovlms.data.files.opened import OpenFiles
@@ -173,8 +174,9 @@ class RldsReader(Reader):
             folder.find_flag(config.success_key),
         )
         self._digest = request.digest()
-        self._index = load_index(request, cache_folder(config.cache_dir), skip_bad=config.skip_bad)
-        good, kept = self._good_rows()
+        bad = BadRecords(f"records or files of {self._path}", config.skip_bad)
+        self._index = load_index(request, cache_folder(config.cache_dir), bad)
+        good, kept = self._good_rows(bad)
         self._origin = f"'{name}'"
         if config.validation_split not in folder.splits:
             chosen = choose_episodes([0] * len(good), self._split, config.validation_fraction, config.fraction)
@@ -213,7 +215,7 @@ class RldsReader(Reader):
         """Count the steps of every record that remain."""
         return self._index.steps - self._drop - (self._transform.drop_last if self._transform else 0)
 
-    def _good_rows(self) -> tuple[Int64[np.ndarray, "_k"], Bool[np.ndarray, "s"]]:
+    def _good_rows(self, bad: BadRecords) -> tuple[Int64[np.ndarray, "_k"], Bool[np.ndarray, "s"]]:
         """Make the tables, and give the records and the steps that can be used; warn of why others cannot."""
         index, features = self._index, self._path / FEATURES
         texts = np.array([bool(text) for text in index.instructions], bool)[index.stretch_instruction]
@@ -233,10 +235,10 @@ class RldsReader(Reader):
             )
             if spec
         }
-        usable = self._drop_infinite(tables, usable)
+        self._drop_infinite(tables, usable, bad)
+        bad.settle(len(index.steps) + len(index.faults))
         if not usable.any():
-            reason = f"; the first of {len(index.faults)} damaged ones: {index.faults[0]}" if index.faults else "."
-            raise UserError(f"{self._path} has no usable episode in split {self._split}{reason}")
+            raise UserError(f"{self._path} has no usable episode in split {self._split}.")
         self._actions, self._states = tables["data.action_key"], tables.get("data.proprio_key")
         if self._transform:
             self._actions = self._transformed(tables.get("data.transform"), np.flatnonzero(usable))
@@ -256,8 +258,10 @@ class RldsReader(Reader):
             kept &= (np.abs(arm) > IDLE).any(axis=1)
         return kept
 
-    def _drop_infinite(self, tables: dict[str, Float32[np.ndarray, "s _"]], usable: np.ndarray) -> np.ndarray:
-        index, faults = self._index, list(self._index.faults)
+    def _drop_infinite(
+        self, tables: dict[str, Float32[np.ndarray, "s _"]], usable: Bool[np.ndarray, "n"], bad: BadRecords
+    ) -> None:
+        index = self._index
         starts = np.cumsum(index.steps) - index.steps
         for option, table in tables.items():
             rows = np.flatnonzero(~np.isfinite(table).all(axis=1))
@@ -267,21 +271,9 @@ class RldsReader(Reader):
                 if not usable[record]:
                     continue
                 usable[record] = False
-                faults.append(
-                    f"{self._shards[index.shard[record]].path}, record {index.record[record]} at byte "
-                    f"{index.offset[record]}: step {row - starts[record]} of {option} is not finite. Download the "
-                    "file again, or set data.skip_bad=true to leave such records out."
-                )
-        if faults and not self._config.skip_bad:
-            raise UserError(faults[0])
-        if faults:
-            logger.warning(
-                "data.skip_bad: %d records or files of %s left out, the first because: %s",
-                len(faults),
-                self._path,
-                faults[0],
-            )
-        return usable
+                where = f"{self._shards[index.shard[record]].path}, record {index.record[record]}"
+                what = f"step {row - starts[record]} of {option} is not finite"
+                bad.refuse_or_skip(UserError(f"{where} at byte {index.offset[record]}: {what}. Download it again."))
 
     def _transformed(
         self, states: Float32[np.ndarray, "s p"] | None, records: Int64[np.ndarray, "k"]

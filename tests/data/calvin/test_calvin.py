@@ -329,7 +329,7 @@ def test_skip_bad_drops_the_segment_with_one_counted_warning(root, damage, caplo
         dataset = read(root, skip_bad=True)
 
     assert starts(dataset) == [10, 11, 12, 13]
-    assert [record.message[:39] for record in caplog.records] == ["data.skip_bad: dropped 1 of 2 segments,"]
+    assert [record.message[:34] for record in caplog.records] == ["data.skip_bad: 1 of 2 segments of "]
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_a_segment_without_frames_or_words_is_named_and_refused_or_left_out(root
     dataset = WindowDataset(open_reader(options, "train", ["side"]), Source.of(options), window_size=2, chunk_size=1)
     assert {dataset[index].instruction for index in range(len(dataset))} == {"open"}
     assert dataset.rows(100).actions[:, 0].tolist() == [10, 11, 12, 13, 14, 15]
-    assert [record.message[:31] for record in caplog.records] == ["data.skip_bad: left out: 1 of 2"]
+    assert [record.message[:34] for record in caplog.records] == ["data.skip_bad: 1 of 2 episodes of "]
 
 
 def test_a_recorder_of_another_rate_than_the_contracts_is_refused(root):
@@ -371,7 +371,7 @@ def test_skip_bad_with_nothing_left_says_why(root):
     for frame in (10, 20):
         write_frame(root / "training", frame, rel_actions=np.zeros(6))
 
-    with pytest.raises(ValueError, match=r"all 2 segments .* are bad, .*episode_0000010\.npz"):
+    with pytest.raises(ValueError, match=r"None of the 2 segments .* can be used, .*episode_0000010\.npz"):
         read(root, skip_bad=True)
 
 

@@ -515,7 +515,7 @@ def test_a_nan_action_is_refused_or_its_episode_dropped_with_a_count(damaged, ca
         dataset = read(damaged, skip_bad=True)
     assert len(dataset) == 3  # only episode 0 remains for training
     assert len(caplog.records) == 1
-    assert "1 of 3 episodes are dropped" in caplog.text
+    assert "1 of 3 episodes of" in caplog.text
 
 
 def test_a_missing_data_file_is_named(damaged):
@@ -560,7 +560,7 @@ def test_episodes_without_words_are_named_and_refused_or_left_out_after_the_divi
     with open_writer(root) as writer:
         for number, task in enumerate([" ", "lift", " ", "lift"]):
             writer.add_episode(**make_episode(number, 5), task=task)
-    message = r"1 of 2 episodes .* the first: .*file-000\.parquet: episode 0, frames 0-4: its instruction is empty\."
+    message = r"1 of 2 episodes .* because: .*file-000\.parquet: episode 0, frames 0-4: its instruction is empty\."
     with pytest.raises(ValueError, match=message + r".*data\.language_key"):
         open_reader(make_config(root), "train", [])
     config = make_config(root, skip_bad=True)

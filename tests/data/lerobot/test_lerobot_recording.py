@@ -169,7 +169,7 @@ def test_a_video_with_fewer_frames_than_rows_is_told_and_its_episode_dropped(tmp
         open_folder(root)
     with caplog.at_level(logging.WARNING):
         reader = open_folder(root, skip_bad=True)
-    assert "1 of 3 episodes are dropped" in caplog.text
+    assert "1 of 3 episodes of" in caplog.text
     assert [reader.location(number, 0, 0).partition(": ")[2][:9] for number in (0, 1)] == ["episode 0", "episode 2"]
 
 

@@ -242,7 +242,7 @@ def test_with_skip_bad_only_complete_episodes_remain(franka, views, kept, caplog
     assert [episode.length for episode in reader.episodes] == (kept or [412, 411, 398, 446])
     assert len(caplog.records) == (kept is not None)
     if kept:
-        assert f"{4 - len(kept)} of 4 episodes are dropped, the first: " in caplog.text
+        assert f"{4 - len(kept)} of 4 episodes of " in caplog.text
 
 
 def test_av1_videos_hold_as_many_frames_as_there_are_rows_and_all_can_be_read(franka):

@@ -454,8 +454,8 @@ def test_a_fault_stops_the_constructor_or_drops_its_demonstration_with_a_count(f
         dataset = read(folder, skip_bad=True)
 
     assert [dataset.location(i).split(": ")[1][:6] for i in (0, 3)] == ["demo_0", "demo_0"]  # of either file
-    assert "1 files or demonstrations of" in caplog.text
-    assert "dropped, 5 left, the first because: " in caplog.text
+    assert "1 of 6 files or demonstrations of" in caplog.text
+    assert "are left out, the first because: " in caplog.text
 
 
 @pytest.mark.parametrize("key", ["actions", "obs/ee_states"])
@@ -470,7 +470,7 @@ def test_a_number_that_is_not_finite_stops_its_read_or_drops_its_demonstration(f
     with pytest.raises(ValueError, match=rf"{STOVE}: demo_0, frame 4: {key} is not finite.*data\.skip_bad=true"):
         dataset[2]
     assert read(folder, skip_bad=True, **options).location(0).endswith("demo_1, frames 0-2")
-    assert "1 files or demonstrations" in caplog.text
+    assert "1 of 6 files or demonstrations" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-500], lambda _: b"no HDF5", lambda _: b""])
@@ -479,7 +479,7 @@ def test_a_truncated_or_foreign_file_is_named_or_dropped(folder, damage, caplog)
     with pytest.raises(ValueError, match=rf"{STOVE} cannot be read as HDF5 \(.*download it again"):
         read(folder)
     assert "1 files, 2 demonstrations" in read(folder, skip_bad=True).summary()
-    assert "1 files or demonstrations of" in caplog.text
+    assert "1 of 4 files or demonstrations of" in caplog.text
     (folder / BOWL).write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be read as HDF5"):
         read(folder, skip_bad=True)

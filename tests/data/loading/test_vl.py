@@ -1,6 +1,7 @@
 """Conversations: what is read of LLaVA's files, what is refused, and which tokens are taught."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_a_record_that_cannot_be_used_is_named_or_left_out_and_counted(open_reco
         open_records(text)
     assert "cotrain.skip_bad=true" in str(error.value)
     assert len(open_records(text, skip_bad=True)) == 1
-    assert "1 records are left out" in caplog.text
+    assert "1 of 2 records of" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[1", '{"a": ', "no", "[" * 100_000])
@@ -112,8 +113,30 @@ POSTSCRIPT = (
 def test_a_damaged_image_is_named_with_its_record(open_records, tmp_path, damage):
     dataset = open_records(json.dumps([record(ASKED, RED)]))
     (tmp_path / "1.png").write_bytes(damage((tmp_path / "1.png").read_bytes()))
-    with pytest.raises(ValueError, match=r"1\.png .*record 0.* cannot be read"):
+    with pytest.raises(ValueError, match=r"1\.png .*record 0.* cannot be read.*cotrain\.skip_bad=true"):
         dataset[0]
+
+
+def test_with_skip_bad_an_image_that_is_damaged_later_is_replaced_by_another_with_a_warning(
+    open_records, tmp_path, caplog
+):
+    (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes())
+    records = [record(ASKED, RED), record(ASKED, {"from": "gpt", "value": "blue"}, image="2.png")]
+    dataset = open_records(json.dumps(records), skip_bad=True)
+    (tmp_path / "1.png").write_bytes(b"")
+    assert [dataset[0][0].turns[0][1] for _ in range(2)] == ["blue", "blue"]
+    (warning,) = [entry.message for entry in caplog.records]
+    assert re.match(r"cotrain\.skip_bad: 1 records of \S+ replaced so far, now because: .*1\.png", warning)
+    assert "skip_bad=true" not in warning
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(ValueError, match=r"cotrain\.skip_bad: 20 records of .* in a row cannot be read.*2\.png"):
+        dataset[0]
+
+
+def test_with_skip_bad_a_file_of_bad_records_alone_is_refused_without_advice(open_records):
+    with pytest.raises(ValueError, match=r"None of the 2 records of .* can be used, the first because: ") as error:
+        open_records(json.dumps([3, record(ASKED)]), skip_bad=True)
+    assert "skip_bad=true" not in str(error.value)
 
 
 def test_answers_and_their_ends_are_taught_and_questions_are_not(backbone):
