@@ -112,6 +112,7 @@ def test_ctrl_c_ends_all_processes_at_once(tmp_path):
         [sys.executable, str(tmp_path / "job.py"), str(here)],
         env=os.environ | {"PYTHONPATH": str(here.parent)},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who tests in the background may ignore it
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )

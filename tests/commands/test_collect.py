@@ -248,7 +248,11 @@ def test_an_interrupt_keeps_finished_episodes_and_leaves_no_process(tmp_path):
         f"collect_demos(CollectConfig(demos_per_task=500, num_workers=1), sim, Path({str(tmp_path / 'demos')!r}))"
     )
     started = subprocess.Popen(
-        [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL, env=os.environ
+        [sys.executable, "-c", code],
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who tests in the background may ignore it
+        stderr=subprocess.DEVNULL,
+        env=os.environ,
     )
     work = tmp_path / "demos.partial"
     assert within_seconds(60, lambda: any(work.rglob("*.npz")))
