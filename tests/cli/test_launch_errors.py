@@ -40,7 +40,7 @@ def launch(script: Path, to: Path | None = None) -> list[str]:
         "0",
         str(script),
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # else torchrun speaks first
     if to is None:
         done = subprocess.run(command, stderr=subprocess.PIPE, env=environment, text=True, timeout=120)
         text = done.stderr
