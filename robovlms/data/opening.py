@@ -30,6 +30,8 @@ from robovlms.registry import DATASETS
 
 log = logging.getLogger(__name__)
 
+PACKED = "packed"  # folder of the copies, in the cache folder
+
 
 def build_dataset(plan: DataPlan, window: WindowConfig, split: str) -> RobotDataset:
     """Return the `train` or `validation` windows of the only data set, or of all sources of a mixture."""
@@ -94,10 +96,6 @@ def rate_findings(reader: Reader, contract: ActionContract) -> list[Finding]:
     return [Finding(severity=Severity.error, what=what, where=reader.summary(), to_do=to_do)]
 
 
-logger = logging.getLogger(__name__)
-PACKED = "packed"  # folder of the copies, in the cache folder
-
-
 def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
     """Return the reader of a split, as `data.cache` says.
 
@@ -126,7 +124,7 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
         message = f"{stale} was packed before {native.summary()} or its selection changed. Pack again: {command}"
         if config.cache is CacheMode.packed:
             raise UserError(message)
-        logger.warning("data.cache=auto reads natively: %s", message)
+        log.warning("data.cache=auto reads natively: %s", message)
     elif config.cache is CacheMode.packed:
         raise FileNotFoundError(f"data.cache=packed, but {native.summary()} is not packed. Pack it: {command}")
     return native

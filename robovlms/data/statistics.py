@@ -27,6 +27,7 @@ from robovlms.errors import UserError
 from robovlms.files import digest
 
 log = logging.getLogger(__name__)
+VERSION = 1  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes
 MAX_CHUNKS = 2000  # that a head's tokenizer is fitted to
 MAX_EPISODES, MAX_STEPS = 20, 500  # whose course is looked at
 MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data sets are sampled evenly
@@ -121,9 +122,6 @@ def sample_chunks(
         normalized = normalizers[sample.source].normalize(chunk).double().numpy()
         chunks.append(normalized if sample.action_dims is None else normalized[:, sample.action_dims])
     return chunks
-
-
-VERSION = 1  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes
 
 
 def load_rows(dataset: WindowDataset, max_rows: int) -> tuple[Rows, str]:

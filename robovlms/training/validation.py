@@ -15,9 +15,8 @@ from robovlms.types import Batch
 
 VALIDATION_ACTIONS = "validation_actions.npz"  # predicted and target chunks of the last validation, for plots
 MAX_EXAMPLES = 512  # windows whose predicted and target chunks are kept
+
 Examples: TypeAlias = dict[str, np.ndarray]
-
-
 """predicted and target "r k a", mask "r k", of the newest frame of each window, normalised."""
 
 
