@@ -44,7 +44,7 @@ DOORS = {
 # Who may import which library; the others are free.
 LIBRARIES = {
     "hydra": "cli",
-    "omegaconf": "cli policy.checkpoint",
+    "omegaconf": "cli policy.checkpoint sims.calvin",
     "accelerate": "training",
     "wandb": "training.tracking",
     "transformers": "backbones",

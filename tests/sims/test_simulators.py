@@ -20,9 +20,9 @@ def made(request):
     config = completed(composed(f"sim={request.param}", "data.root=/nowhere")).sim
     try:
         kind = SIMULATORS.get(request.param)
+        tasks = kind(config).tasks()
     except ImportError as error:
         pytest.skip(str(error))
-    tasks = kind(config).tasks()
     simulator = kind(replace(config, tasks=[tasks[0].name]))
     yield kind, config, simulator
     simulator.close()
