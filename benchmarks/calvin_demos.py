@@ -18,9 +18,9 @@ import numpy as np
 from robovlms.config.closed_loop import CollectConfig
 from robovlms.progress import Progress
 from robovlms.sims.base import Task
+from robovlms.sims.calvin.schema import CalvinSimConfig
 from robovlms.sims.calvin.simulator import CAMERA_KEYS, Calvin
 from robovlms.sims.demos import Demo, Lesson, record_demo
-from robovlms.sims.schemas.calvin import CalvinSimConfig
 
 TASKS = ["open_drawer", "close_drawer", "move_slider_left", "move_slider_right", "turn_on_lightbulb", "turn_on_led"]
 FIRST_SEEDS = {"training": 1_000, "validation": 1_000_000}  # beyond the official starts

@@ -22,8 +22,8 @@ from yaml import YAMLError
 
 from robovlms.errors import UserError
 from robovlms.registry import nearest
+from robovlms.sims.calvin.schema import CalvinSimConfig, Renderer
 from robovlms.sims.calvin.states import State
-from robovlms.sims.schemas.calvin import CalvinSimConfig, Renderer
 
 MERGED = ".hydra/merged_config.yaml"
 CAMERAS = ("static", "gripper")  # others are never drawn: the tactile one would need the package tacto

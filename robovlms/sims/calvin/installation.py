@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from robovlms.sims.calvin.schema import CalvinSimConfig
 from robovlms.sims.calvin.tasks import ORACLE, TRAINING, VALIDATION
-from robovlms.sims.schemas.calvin import CalvinSimConfig
 
 MODULES = ("pybullet", "pybullet_utils", "gym", "cv2", "git", "quaternion", "scipy")  # that calvin_env imports
 OF_ENV = ("calvin_env/envs/play_table_env.py", "conf/robot/panda_longer_finger.yaml", "data/calvin_table_D/urdf")

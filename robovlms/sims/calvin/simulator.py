@@ -17,9 +17,9 @@ from robovlms.sims.calvin.chains import Condition, load_chains, starts
 from robovlms.sims.calvin.environment import PlayTable, compose, make_oracle
 from robovlms.sims.calvin.experts import PLANS, TABLE, Expert
 from robovlms.sims.calvin.installation import find_installation
+from robovlms.sims.calvin.schema import MAX_STEPS, CalvinSimConfig, Renderer
 from robovlms.sims.calvin.states import State, initial_state, jittered
 from robovlms.sims.calvin.tasks import read_criteria, read_tasks
-from robovlms.sims.schemas.calvin import MAX_STEPS, CalvinSimConfig, Renderer
 from robovlms.types import Observation
 
 log = logging.getLogger(__name__)
