@@ -36,20 +36,22 @@ class State(NamedTuple):
     ]  # slider, drawer, button, switch, lightbulb, led; x, y, z, roll, pitch, yaw of blocks
 
 
-def condition_hash(condition: Condition) -> int:
-    """Return the seed of a condition's blocks: `pyhash.fnv1_32` of its values as Python prints them.
-
-    Not the textbook's FNV-1: it starts at 0, and reads UTF-16 as two bytes a character.
-    """
+def fnv1_32(text: str) -> int:
+    """Return `pyhash.fnv1_32` of a text, which is not the textbook's: it starts at 0 and reads UTF-16, byte by byte."""
     value = 0
-    for byte in f"dict_values({list(condition)})".encode("utf-16-le"):
+    for byte in text.encode("utf-16-le"):
         value = (value * 0x01000193) & 0xFFFFFFFF ^ byte
     return value
 
 
+def block_seed(condition: Condition) -> int:
+    """Return the seed of a condition's blocks: the hash of its values as Python prints those of a dict."""
+    return fnv1_32(f"dict_values({list(condition)})")
+
+
 def initial_state(condition: Condition) -> State:
     """Return the official initial state. Blocks on the table share two places, which are shuffled."""
-    random = np.random.RandomState(condition_hash(condition))
+    random = np.random.RandomState(block_seed(condition))
     places = np.array(ON_TABLE)
     order = [0, 1]
     random.shuffle(order)
