@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import os
 import sys
 import warnings
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Float64
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from robovlms.errors import UserError
 from robovlms.registry import nearest
@@ -68,8 +69,9 @@ def _of_data_set(dataset: str) -> DictConfig:
 
 def _of_checkout(conf: Path) -> DictConfig:
     """Put together what Hydra would, without its application: cameras, robot and environment."""
-    robot = OmegaConf.merge(_load(conf / "robot/panda.yaml"), _load(conf / "robot/panda_longer_finger.yaml"))
-    del robot["defaults"]
+    robot = _load(conf / "robot/panda.yaml")
+    robot.merge_with(_load(conf / "robot/panda_longer_finger.yaml"))
+    robot.pop("defaults")  # that its base is panda
     cameras = {name: _load(conf / f"cameras/cameras/{name}.yaml") for name in CAMERAS}
     return OmegaConf.create({"cameras": cameras, "robot": robot, "env": _load(conf / "env/play_table_env.yaml")})
 
@@ -150,6 +152,7 @@ def _import(name: str, env_root: Path) -> Any:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # GitPython else insists on an executable
     if str(env_root) not in sys.path:
         sys.path.insert(0, str(env_root))
+    logging.getLogger("calvin_env").setLevel(logging.WARNING)  # two lines an episode
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # gym and Hydra announce their successors
         warnings.simplefilter("ignore")
         return importlib.import_module(name)

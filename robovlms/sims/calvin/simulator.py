@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from robovlms.sims.calvin.states import State, initial_state, jittered
 from robovlms.sims.calvin.tasks import read_criteria, read_tasks
 from robovlms.types import Observation
 
-log = logging.getLogger(__name__)
 CHAIN = "chain"  # the scene of official episodes
 CAMERA_KEYS = {"side": "rgb_static", "wrist": "rgb_gripper"}  # 200 px and 84 px
 RENDERERS = {Renderer.tiny: "pybullet, TinyRenderer", Renderer.egl: "pybullet, EGL"}
@@ -42,17 +40,7 @@ class Calvin(Simulator):
     packages = ("pybullet",)
     resets_memory = True
     views = tuple(CAMERA_KEYS)
-    proprio_names = (
-        "x",
-        "y",
-        "z",
-        "roll",
-        "pitch",
-        "yaw",
-        "opening",
-        *(f"q{joint}" for joint in range(1, 8)),
-        "gripper",
-    )
+    proprio_names = (*"xyz", "roll", "pitch", "yaw", "opening", *(f"q{joint}" for joint in range(1, 8)), "gripper")
     contract = ActionContract(
         names=["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
         representation=Representation.delta,
@@ -68,6 +56,7 @@ class Calvin(Simulator):
         root, self._env_root = find_installation(config)
         self._tasks = choose_tasks(read_tasks(root), config, "CALVIN")
         self._check_starts()
+        self._renderer = config.renderer
         self._composed = compose(config, self._env_root)
         self._oracle = make_oracle(read_criteria(root), self._env_root)
         self._world: PlayTable | None = None
@@ -84,7 +73,7 @@ class Calvin(Simulator):
     @property
     def renderer(self) -> str:
         """PyBullet's, on the CPU or through EGL."""
-        return RENDERERS[self.config.renderer]
+        return RENDERERS[self._renderer]
 
     def tasks(self) -> list[Task]:
         """List the tasks of `config.tasks`, or all 34 in the official order."""
@@ -176,7 +165,7 @@ class Calvin(Simulator):
         empty = [view for view, frame in observation.frames.items() if frame.std() < LEAST_CONTRAST]
         if empty:
             raise UserError(
-                f"sim.renderer={self.config.renderer} ({self.renderer}) gives empty pictures: {', '.join(empty)} has "
+                f"sim.renderer={self._renderer} ({self.renderer}) gives empty pictures: {', '.join(empty)} has "
                 "one colour. With egl, check the GPU's driver (libEGL), or set sim.renderer=tiny if the policy was "
                 "trained on its pictures; with tiny, install PyBullet again."
             )
