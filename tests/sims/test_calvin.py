@@ -111,6 +111,16 @@ def test_a_chain_goes_on_in_the_scene_that_the_last_goal_left_with_the_next_inst
     assert act_until(sim, lambda: sim.expert(off), goals_done=2).done
 
 
+def test_other_scenes_are_played_and_have_no_experts() -> None:
+    simulator = made(tasks=["turn_on_led"], scene="calvin_scene_A")
+    (task,) = simulator.tasks()
+    seen = simulator.reset(simulator.episode(task, 0))
+    assert seen.frames["side"].std() > 15
+    with pytest.raises(NotImplementedError, match="calvin_table_D"):
+        simulator.expert(task)
+    simulator.close()
+
+
 def test_what_was_played_before_leaves_no_trace(sim) -> None:
     """CALVIN's own reset leaves contacts, the gripper's command and the button as they were."""
 

@@ -108,6 +108,8 @@ class PlayTable:
                 "sim.renderer=egl: PyBullet cannot load its EGL plugin. Install libegl1 and the GPU's driver, or set "
                 "sim.renderer=tiny."
             ) from error
+        if settings["use_egl"] and self._env.cid != 0:
+            raise RuntimeError("PyBullet's EGL draws the first world of a process alone: close it before another")
         self._env.close = lambda: None  # called by __del__ once more, and prints
 
     def reset(self, state: State) -> dict[str, Any]:
