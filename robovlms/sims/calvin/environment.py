@@ -115,8 +115,8 @@ class PlayTable:
     def reset(self, state: State) -> dict[str, Any]:
         """Load the scene anew and put it into a state; return CALVIN's observation.
 
-        `PlayTableSimEnv.reset` alone leaves traces of what was played before: contacts, the gripper's last command and
-        whether the button was pressed move the same start by up to 2 mm.
+        `PlayTableSimEnv.reset` alone leaves traces of what was played before: contacts (the same start's blocks were
+        tilted by 0.002 rad), the gripper's last command, and whether the button was pressed.
         """
         self._env.load()
         self._env.robot.gripper_action = 1
