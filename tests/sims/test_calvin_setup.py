@@ -9,10 +9,11 @@ import pytest
 from composing import completed, composed
 
 from robovlms.errors import UserError
+from robovlms.sims.calvin.chains import task_names
 from robovlms.sims.calvin.environment import compose
 from robovlms.sims.calvin.installation import OF_ENV, find_installation
 from robovlms.sims.calvin.schema import CalvinSimConfig
-from robovlms.sims.calvin.tasks import ORACLE, TRAINING, VALIDATION, read_tasks
+from robovlms.sims.calvin.tasks import ORACLE, TRAINING, VALIDATION, read_criteria, read_tasks
 
 FILES = [str(ORACLE), str(VALIDATION), str(TRAINING)]
 
@@ -98,12 +99,31 @@ def test_a_data_set_without_calvin_s_configuration_is_refused(tmp_path) -> None:
             compose(config(dataset=str(tmp_path)), tmp_path)
 
 
+def listing(**changed: str) -> str:
+    """Return YAML with a sentence for every task."""
+    return "\n".join(f"{name}: {changed.get(name, [name])}" for name in task_names())
+
+
 def test_instructions_are_the_validation_sentence_and_paraphrases_the_training_ones(tmp_path) -> None:
     make(tmp_path, FILES)
-    (tmp_path / VALIDATION).write_text('open_drawer: ["pull the handle"]\nclose_drawer: ["push the handle"]\n')
-    (tmp_path / TRAINING).write_text('close_drawer: ["close it"]\nopen_drawer: ["open it", "open the drawer"]\n')
+    (tmp_path / VALIDATION).write_text(f'unknown_task: ["dance"]\n{listing(open_drawer="[pull the handle]")}\n')
+    (tmp_path / TRAINING).write_text(listing(open_drawer="[open it, open the drawer]"))
     tasks = read_tasks(tmp_path)
-    assert list(tasks) == ["open_drawer", "close_drawer"]
+    assert tuple(tasks) == task_names()
     assert tasks["open_drawer"].instruction == "pull the handle"
     assert tasks["open_drawer"].paraphrases == ("open it", "open the drawer")
-    assert tasks["open_drawer"].opposite == "close_drawer"
+    assert all(tasks[task.opposite].opposite == task.name for task in tasks.values() if task.opposite)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a: [", "- 1", "open_drawer: [x]", listing(open_drawer="[]"), listing(open_drawer="x")]
+)
+def test_a_damaged_list_of_the_checkout_is_named(tmp_path, text) -> None:
+    make(tmp_path, FILES)
+    (tmp_path / VALIDATION).write_text(listing())
+    (tmp_path / TRAINING).write_text(text)
+    with pytest.raises(UserError, match=r"sim\.root: .*new_playtable\.yaml .*clone"):
+        read_tasks(tmp_path)
+    (tmp_path / ORACLE).write_text(text)
+    with pytest.raises(UserError, match=r"sim\.root: .*new_playtable_tasks\.yaml .*clone"):
+        read_criteria(tmp_path)

@@ -40,6 +40,12 @@ class Chain(NamedTuple):
 
 
 @cache
+def task_names() -> tuple[str, ...]:
+    """Return the tasks that the chains are made of, by name."""
+    return tuple(sorted({task for chain in load_chains() for task in chain.tasks}))
+
+
+@cache
 def load_chains() -> tuple[Chain, ...]:
     """Return the thousand chains in the official order."""
     stored = json.loads(Path(__file__).with_name("chains.json").read_text(encoding="utf-8"))

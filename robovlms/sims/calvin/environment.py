@@ -61,7 +61,7 @@ def _of_data_set(dataset: str) -> DictConfig:
         missing = [key for key in ("env", "robot", "scene", *(f"cameras.{name}" for name in CAMERAS))
                    if OmegaConf.select(composed, key) is None]  # fmt: skip
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"sim.dataset: {found[0]} cannot be read ({error}).") from error
+        raise UserError(f"sim.dataset: {found[0]} cannot be read ({' '.join(str(error).split())}).") from error
     if missing or not isinstance(composed, DictConfig):
         raise UserError(f"sim.dataset: {found[0]} has no {', '.join(missing)}: it is not that of a CALVIN data set.")
     return composed

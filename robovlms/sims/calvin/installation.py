@@ -12,7 +12,15 @@ from robovlms.sims.calvin.schema import CalvinSimConfig
 from robovlms.sims.calvin.tasks import ORACLE, TRAINING, VALIDATION
 
 MODULES = ("pybullet", "pybullet_utils", "gym", "cv2", "git", "quaternion", "scipy")  # that calvin_env imports
-OF_ENV = ("calvin_env/envs/play_table_env.py", "conf/robot/panda_longer_finger.yaml", "data/calvin_table_D/urdf")
+OF_ENV = (
+    "calvin_env/envs/play_table_env.py",
+    "calvin_env/envs/tasks.py",
+    "conf/cameras/cameras/static.yaml",
+    "conf/env/play_table_env.yaml",
+    "conf/robot/panda_longer_finger.yaml",
+    "conf/scene/calvin_scene_D.yaml",
+    "data/calvin_table_D/urdf/calvin_table_D.urdf",
+)
 CLONE = "git clone --recurse-submodules https://github.com/mees/calvin"
 CLONE_ENV = "git clone https://github.com/mees/calvin_env"
 

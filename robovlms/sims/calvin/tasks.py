@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
+from robovlms.errors import UserError
 from robovlms.sims.base import Task
-from robovlms.sims.calvin.chains import COLOURS
+from robovlms.sims.calvin.chains import COLOURS, task_names
 
 CONF = Path("calvin_models/conf")
 VALIDATION = CONF / "annotations/new_playtable_validation.yaml"
@@ -34,24 +37,42 @@ OPPOSITES = dict(_PAIRS) | {b: a for a, b in _PAIRS}
 
 
 def read_tasks(root: Path) -> dict[str, Task]:
-    """Return the tasks by name, in the order of the official list."""
+    """Return the tasks by name, in the order of the official list.
+
+    Raises:
+        UserError: a file of the checkout is damaged or lacks tasks.
+    """
     told, training = _read(root / VALIDATION), _read(root / TRAINING)
     return {
         name: Task(
             name=name,
-            instruction=told[name][0],
+            instruction=sentences[0],
             opposite=OPPOSITES.get(name),
             paraphrases=tuple(training[name]),
         )
-        for name in told
+        for name, sentences in told.items()
+        if name in task_names()
     }
 
 
-def read_criteria(root: Path) -> dict[str, Any]:
-    """Return what counts as success of each task, as `calvin_env.envs.tasks.Tasks` takes it."""
-    return dict(_read(root / ORACLE)["tasks"])
+def read_criteria(root: Path) -> dict[str, list[Any]]:
+    """Return what counts as success of each task, as `calvin_env.envs.tasks.Tasks` takes it.
+
+    Raises:
+        UserError: the file of the checkout is damaged or lacks tasks.
+    """
+    return _read(root / ORACLE, "tasks")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+def _read(path: Path, key: str | None = None) -> dict[str, list[Any]]:
+    """Return what a file, or an entry of it, lists for every task."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        content = content[key] if key else content
+        missing = [name for name in task_names() if not (isinstance(content[name], list) and content[name])]
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError, LookupError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"sim.root: {path} is damaged ({reason}): clone github.com/mees/calvin again.") from error
+    if missing:
+        raise UserError(f"sim.root: {path} lists nothing for {', '.join(missing)}: clone github.com/mees/calvin again.")
     return dict(content)
