@@ -20,8 +20,6 @@ RECORDED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="ut
 class Environment:
     """Replays one environment; `succeeds` and `opens` say after how many steps it judges so."""
 
-    robot_base_is_turned = True
-
     def __init__(self, env: str, calls: list[Any], script: dict[str, Any], kwargs: dict[str, Any]) -> None:
         self.recorded, self.calls, self.script = RECORDED[env], calls, script
         self.unwrapped = self
@@ -101,5 +99,5 @@ def install(monkeypatch) -> Recording:
 
 
 def _parents() -> list[str]:
-    parts = "simpler_env.utils.env.env_builder".split(".")
+    parts = ["simpler_env", "utils", "env", "env_builder"]
     return [".".join(parts[: count + 1]) for count in range(len(parts))]
