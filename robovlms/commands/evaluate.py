@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-
-import numpy as np
-import torch
-from jaxtyping import Float32
 
 from robovlms.actions.contract import check_contract
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.closed_loop import EvaluationConfig, SimConfig
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.fields import DEMO, fields_that_keep
-from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
+from robovlms.evaluation.asking import AskingPolicy, SharedEngine
 from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.folder import RESULTS, SUCCESS, evaluation_folder
 from robovlms.evaluation.results import Results, environment_versions, format_table, summarize, write_results
 from robovlms.evaluation.rollout import Policy
 from robovlms.evaluation.rollouts import run_episodes
 from robovlms.policy.checkpoint import CONFIG, load_config, resolve_checkpoint, run_folder_of
-from robovlms.policy.runner import PolicyRunner
+from robovlms.policy.engine import PolicyEngine, dtype_of
 from robovlms.policy.spec import check_observations
 from robovlms.registry import SIMULATORS
 from robovlms.reports.evaluation_page import write_report
 from robovlms.reports.plots import plot_success
 from robovlms.sims.base import Simulator
 from robovlms.training.figures import plot_run
-from robovlms.types import Observation
 
 log = logging.getLogger(__name__)
 
@@ -55,20 +49,24 @@ def evaluate(config: EvaluateConfig) -> Path:
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     plan = DataPlan.of(trained.data, trained.view.views)
     source = plan.find(config.evaluation.source)
-    check_simulator(simulator, source, trained)
+    check_simulator(simulator, source)
     episodes = plan_episodes(simulator, config.evaluation)
     simulator.close()
-    start = partial(start_rollout, checkpoint, sim, config.evaluation)
+    start = partial(start_rollout, sim, source.views, source.proprio_names)
+    answerer = partial(start_engine, checkpoint, config.evaluation)
     conditions = {
         "checkpoint": str(checkpoint.resolve()),
         "sim": {key: value for key, value in asdict(sim).items() if key not in fields_that_keep(sim, DEMO)},
         "renderer": simulator.renderer,
         "execution": config.evaluation.execution.value,
         "execute_steps": config.evaluation.execute_steps,
+        "dtype": str(dtype_of(config.evaluation.engine)).removeprefix("torch."),
+        "max_batch_size": config.evaluation.engine.max_batch_size,
     }
     workers, asked = config.evaluation.num_workers, {"train": asdict(trained), **asdict(config), "sim": asdict(sim)}
     with evaluation_folder(folder, overwrite=config.overwrite):
-        played = run_episodes(start, episodes, folder=folder, conditions=conditions, num_workers=workers)
+        play = partial(run_episodes, folder=folder, conditions=conditions, num_workers=workers)
+        played = play(start, episodes, start_answerer=answerer)
         results = summarize(played, config=asked, versions=environment_versions(simulator.packages))
         write_results(folder / RESULTS, results)
     log.info("%d episodes\n%s", len(played), format_table(results))
@@ -78,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     return report
 
 
-def check_simulator(simulator: Simulator, source: Source, trained: TrainConfig) -> None:
+def check_simulator(simulator: Simulator, source: Source) -> None:
     """Refuse a simulator whose actions mean something else, or that shows less than the policy was trained with.
 
     Raises:
@@ -86,7 +84,7 @@ def check_simulator(simulator: Simulator, source: Source, trained: TrainConfig) 
     """
     name = f"sim={simulator.config.name}"
     check_contract(source.interface, simulator.contract, name)
-    check_observations(trained.view.views, source.proprio_names, simulator.views, simulator.proprio_names, name)
+    check_observations(source.views, source.proprio_names, simulator.views, simulator.proprio_names, name)
 
 
 def draw_figures(results: Results, folder: Path, run_folder: Path, action_names: list[str]) -> dict[str, list[Path]]:
@@ -99,35 +97,21 @@ def draw_figures(results: Results, folder: Path, run_folder: Path, action_names:
     return figures
 
 
-def start_rollout(checkpoint: Path, sim: SimConfig, config: EvaluationConfig) -> tuple[Policy, Simulator]:
-    """Load a policy and its simulator: what every evaluation process does first."""
-    if config.num_workers > 1:
-        torch.set_num_threads(1)  # the processes share the cores
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def start_rollout(sim: SimConfig, views: list[str], proprio_names: list[str]) -> tuple[Policy, Simulator]:
+    """Build a simulator, and what asks the engine: what every evaluation process does first."""
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    runner = PolicyRunner.from_checkpoint(
-        checkpoint,
+    return AskingPolicy(views, [simulator.proprio_names.index(name) for name in proprio_names]), simulator
+
+
+def start_engine(checkpoint: Path, config: EvaluationConfig) -> SharedEngine:
+    """Load the policy that all evaluation processes ask."""
+    engine = PolicyEngine.from_checkpoint(checkpoint, config.engine)
+    open_session = partial(
+        engine.open,
+        config.source,
         execution=config.execution,
         execute_steps=config.execute_steps,
-        device=device,
-        contract=simulator.contract,
-        source=config.source,
+        may_be_silent=True,  # `evaluation.language` may ask for it
     )
-    entries = [simulator.proprio_names.index(name) for name in runner.source.proprio_names]
-    return Attentive(runner, entries), simulator
-
-
-class Attentive:
-    """A policy that is given the entries of proprioception that it was trained with, and no others."""
-
-    def __init__(self, policy: Policy, entries: Sequence[int]) -> None:
-        self.policy, self.entries = policy, list(entries)
-
-    def reset(self) -> None:
-        """Forget the episode so far."""
-        self.policy.reset()
-
-    def step(self, observation: Observation) -> Float32[np.ndarray, "a"]:
-        """Return the next action, in environment units."""
-        proprio = observation.proprio[self.entries] if self.entries else None
-        return self.policy.step(replace(observation, proprio=proprio))
+    open_session()  # refuses what does not fit before anything is played
+    return SharedEngine(engine, open_session, config.engine)
