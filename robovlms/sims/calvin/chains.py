@@ -29,7 +29,7 @@ class Condition(NamedTuple):
 
     def block(self, colour: str) -> str:
         """Return where a block lies."""
-        return str(getattr(self, f"{colour}_block"))
+        return str(self._asdict()[f"{colour}_block"])
 
 
 class Chain(NamedTuple):
