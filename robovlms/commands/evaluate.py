@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +22,11 @@ from robovlms.config.fields import DEMO, fields_that_keep
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.evaluation.episodes import plan_episodes
-from robovlms.evaluation.folder import RESULTS, SUCCESS, evaluation_folder
+from robovlms.evaluation.folder import REPORT, RESULTS, SUCCESS, evaluation_folder
 from robovlms.evaluation.results import Results, environment_versions, format_table, summarize, write_results
 from robovlms.evaluation.rollout import Policy
 from robovlms.evaluation.rollouts import run_episodes
+from robovlms.evaluation.share import Share, share_of_launch
 from robovlms.policy.checkpoint import CONFIG, load_config, resolve_checkpoint, run_folder_of
 from robovlms.policy.runner import PolicyRunner
 from robovlms.policy.spec import check_observations
@@ -32,19 +35,32 @@ from robovlms.reports.evaluation_page import write_report
 from robovlms.reports.plots import plot_success
 from robovlms.sims.base import Simulator
 from robovlms.training.figures import plot_run
+from robovlms.training.launch import end_with_launcher
 from robovlms.types import Observation
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(config: EvaluateConfig) -> Path:
-    """Let a checkpoint act in a simulator; write results and report, log the table, give the report's path.
+def evaluate_in_launch(config: EvaluateConfig) -> Path:
+    """Evaluate together with the other processes that torchrun started, if there are any; see `evaluate`."""
+    end_with_launcher()
+    with share_of_launch() as share:
+        return evaluate(config, share)
+
+
+def evaluate(config: EvaluateConfig, share: Share | None = None) -> Path:
+    """Let a checkpoint act in a simulator; write results and report, log the table, return the report's path.
+
+    Args:
+        config: what is evaluated.
+        share: this process's, where several of a launch do it together; unset: all of it.
 
     Raises:
         FileNotFoundError: no checkpoint there.
         UserError: the policy does not fit the simulator, or the folder holds another evaluation.
     """
-    checkpoint = resolve_checkpoint(Path(config.checkpoint))
+    share = share or Share()
+    checkpoint = Path(share.on_main(lambda: str(resolve_checkpoint(Path(config.checkpoint)))))
     run_folder = run_folder_of(checkpoint)
     trained = load_config(checkpoint / CONFIG)
     sim = config.sim or trained.sim
@@ -67,8 +83,12 @@ def evaluate(config: EvaluateConfig) -> Path:
         "execute_steps": config.evaluation.execute_steps,
     }
     workers, asked = config.evaluation.num_workers, {"train": asdict(trained), **asdict(config), "sim": asdict(sim)}
-    with evaluation_folder(folder, overwrite=config.overwrite):
-        played = run_episodes(start, episodes, folder=folder, conditions=conditions, num_workers=workers)
+    with ExitStack() as stack:
+        share.on_main(lambda: stack.enter_context(evaluation_folder(folder, overwrite=config.overwrite)))
+        play = partial(run_episodes, folder=folder, conditions=conditions, num_workers=workers, share=share)
+        played = play(start, episodes)
+        if not share.is_main:
+            return folder / REPORT
         results = summarize(played, config=asked, versions=environment_versions(simulator.packages))
         write_results(folder / RESULTS, results)
     log.info("%d episodes\n%s", len(played), format_table(results))
@@ -103,18 +123,24 @@ def start_rollout(checkpoint: Path, sim: SimConfig, config: EvaluationConfig) ->
     """Load a policy and its simulator: what every evaluation process does first."""
     if config.num_workers > 1:
         torch.set_num_threads(1)  # the processes share the cores
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     runner = PolicyRunner.from_checkpoint(
         checkpoint,
         execution=config.execution,
         execute_steps=config.execute_steps,
-        device=device,
+        device=rollout_device(),
         contract=simulator.contract,
         source=config.source,
     )
     entries = [simulator.proprio_names.index(name) for name in runner.source.proprio_names]
     return Attentive(runner, entries), simulator
+
+
+def rollout_device() -> str:
+    """Return where this process's policy acts: the processes of a launch on one machine share its GPUs evenly."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 class Attentive:
