@@ -249,8 +249,8 @@ def test_an_interrupt_keeps_finished_episodes_and_leaves_no_process(tmp_path):
         "from pathlib import Path; from robovlms.commands.collect_demos import collect_demos;"
         "from robovlms.config.closed_loop import CollectConfig;"
         "from robovlms.sims.schemas.metaworld import MetaWorldSimConfig;"
-        "sim = MetaWorldSimConfig(name='metaworld', tasks=['coffee-button'], episodes=1, image_size=16, control_hz=20.0,"
-        " max_steps=125);"
+        "sim = MetaWorldSimConfig(name='metaworld', tasks=['coffee-button'], episodes=1, image_size=16,"
+        " control_hz=20.0, max_steps=125);"
         f"collect_demos(CollectConfig(demos_per_task=500, num_workers=1), sim, Path({str(tmp_path / 'demos')!r}))"
     )
     started = subprocess.Popen(
