@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
-from robovlms.config.choices import MISSING, Execution, Language
+from robovlms.config.choices import MISSING, CheckpointChoice, Execution, Language
 from robovlms.config.fields import DEMO, MAX_PROCESSES, marked, number
 from robovlms.config.schemas import schema
+from robovlms.errors import UserError
 
 
 @schema("sim/base")
@@ -39,9 +41,14 @@ class CollectConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """Closed-loop evaluation of the final checkpoint; what is played says `sim`."""
+    """Closed-loop evaluation; what is played says `sim`."""
 
-    enabled: bool = False
+    enabled: bool = False  # after training
+    # while training goes on, every checkpoint as it appears, in a process of its own that training does not wait for
+    during_training: bool = False
+    # of a run: last | all | every:<steps>; unset: what the run was trained with, else last
+    checkpoints: str | None = None
+    device: str | None = None  # e.g. cuda:1 or cpu; unset: the GPU of this process, or the CPU where there is none
     language: list[Language] = field(default_factory=list)  # also played with instructions changed in these ways
     language_episodes: int = number(10, at_least=1)  # of every task and way, the first of those it has
     execution: Execution = Execution.chunk
@@ -49,3 +56,10 @@ class EvaluationConfig:
     num_workers: int = number(1, at_least=1, at_most=MAX_PROCESSES)
     videos_per_task: int = number(1, at_least=0)
     source: str | None = None  # of a mixture: whose actions the policy gives; a policy of one data set needs none
+
+    def check(self, option: str) -> None:
+        """Refuse a choice of checkpoints, or a device, that cannot be read."""
+        if self.checkpoints is not None:
+            CheckpointChoice.parse(self.checkpoints, f"{option}.checkpoints")
+        if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
+            raise UserError(f"{option}.device={self.device} does not exist: write cpu, cuda or e.g. cuda:1.")

@@ -23,7 +23,7 @@ from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.sims.base import Episode
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Share:
 
     @property
     def published(self) -> list[EpisodeResult]:
-        """What the others have published, once the last of `rounds` is over."""
+        """What processes have published to each other, once the last of `rounds` is over."""
         return []
 
 
@@ -211,7 +211,7 @@ class SharedByLaunch(Share):
 
     @property
     def published(self) -> list[EpisodeResult]:
-        """All results of the last `rounds`, its own among them."""
+        """What all have published, this one's own among it, once the last of `rounds` is over."""
         return self._published
 
 
@@ -234,7 +234,7 @@ def share_of_launch(*, lost_s: float = LOST_S) -> Iterator[Share]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         yield Share()
         return
-    from torch.distributed import rendezvous
+    from torch.distributed.rendezvous import rendezvous
 
     store, rank, _ = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
     with SharedByLaunch(store, rank, lost_s=lost_s).joined() as share:

@@ -65,8 +65,14 @@ def launched(config: TrainConfig) -> Iterator[Accelerator]:
 
 
 def end_with_launcher() -> None:
-    """Have the system send SIGTERM when torchrun is gone, even by SIGKILL: nobody else would end this process."""
-    if under_torchrun() and sys.platform == "linux":
+    """Have the system end this process when torchrun is gone, even by SIGKILL: nobody else would."""
+    if under_torchrun():
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM when the process that started this one is gone."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
