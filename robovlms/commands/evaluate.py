@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
-import torch
-from jaxtyping import Float32
 
 from robovlms.actions.contract import check_contract
 from robovlms.actions.plan import DataPlan, Source
@@ -23,6 +18,7 @@ from robovlms.config.commands import EvaluateConfig
 from robovlms.config.fields import DEMO, fields_that_keep
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
+from robovlms.evaluation.asking import AskingPolicy, SharedEngine
 from robovlms.evaluation.checkpoints import CheckpointRow, format_checkpoints, write_checkpoints
 from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.folder import REPORT, RESULTS, SUCCESS, evaluation_folder
@@ -46,8 +42,8 @@ from robovlms.policy.checkpoint import (
     run_folder_of,
     step_of,
 )
+from robovlms.policy.engine import PolicyEngine, dtype_of
 from robovlms.policy.manifest import checkpoint_digest
-from robovlms.policy.runner import PolicyRunner
 from robovlms.policy.spec import check_observations
 from robovlms.registry import SIMULATORS
 from robovlms.reports.checkpoints_page import write_checkpoints_page
@@ -59,7 +55,6 @@ from robovlms.training.follow import follow
 from robovlms.training.launch import end_with_launcher
 from robovlms.training.run_folder import CHECKPOINTS
 from robovlms.training.tracking import EvaluationTracker
-from robovlms.types import Observation
 
 log = logging.getLogger(__name__)
 
@@ -194,10 +189,11 @@ def evaluate_checkpoint(
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     plan = DataPlan.of(trained.data, trained.view.views)
     source = plan.find(config.evaluation.source)
-    check_simulator(simulator, source, trained)
+    check_simulator(simulator, source)
     episodes = plan_episodes(simulator, config.evaluation)
     simulator.close()
-    start = partial(start_rollout, weights, sim, config.evaluation)
+    start = partial(start_rollout, sim, source.views, source.proprio_names)
+    answerer = partial(start_engine, weights, config.evaluation)
     conditions = {
         "checkpoint": str(checkpoint.resolve()),
         "digest": checkpoint_digest(weights),
@@ -205,13 +201,15 @@ def evaluate_checkpoint(
         "renderer": simulator.renderer,
         "execution": config.evaluation.execution.value,
         "execute_steps": config.evaluation.execute_steps,
+        "dtype": str(dtype_of(config.evaluation.engine)).removeprefix("torch."),
+        "max_batch_size": config.evaluation.engine.max_batch_size,
     }
     workers, asked = config.evaluation.num_workers, {"train": asdict(trained), **asdict(config), "sim": asdict(sim)}
     evaluated = Evaluated(folder / REPORT, None, trained, sim.name)
     with ExitStack() as stack:
         share.on_main(lambda: stack.enter_context(evaluation_folder(folder, overwrite=config.overwrite)))
         play = partial(run_episodes, folder=folder, conditions=conditions, num_workers=workers, share=share)
-        played = play(start, episodes)
+        played = play(start, episodes, start_answerer=answerer)
         if not share.is_main:
             return evaluated
         results = summarize(played, config=asked, versions=environment_versions(simulator.packages))
@@ -223,7 +221,7 @@ def evaluate_checkpoint(
     return evaluated._replace(results=results)
 
 
-def check_simulator(simulator: Simulator, source: Source, trained: TrainConfig) -> None:
+def check_simulator(simulator: Simulator, source: Source) -> None:
     """Refuse a simulator whose actions mean something else, or that shows less than the policy was trained with.
 
     Raises:
@@ -231,7 +229,7 @@ def check_simulator(simulator: Simulator, source: Source, trained: TrainConfig) 
     """
     name = f"sim={simulator.config.name}"
     check_contract(source.interface, simulator.contract, name)
-    check_observations(trained.view.views, source.proprio_names, simulator.views, simulator.proprio_names, name)
+    check_observations(source.views, source.proprio_names, simulator.views, simulator.proprio_names, name)
 
 
 def draw_figures(results: Results, folder: Path, run_folder: Path, action_names: list[str]) -> dict[str, list[Path]]:
@@ -244,48 +242,21 @@ def draw_figures(results: Results, folder: Path, run_folder: Path, action_names:
     return figures
 
 
-def start_rollout(checkpoint: Path, sim: SimConfig, config: EvaluationConfig) -> tuple[Policy, Simulator]:
-    """Load a policy and its simulator: what every evaluation process does first."""
-    if config.num_workers > 1:
-        torch.set_num_threads(1)  # the processes share the cores
+def start_rollout(sim: SimConfig, views: list[str], proprio_names: list[str]) -> tuple[Policy, Simulator]:
+    """Build a simulator, and what asks the engine: what every evaluation process does first."""
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    runner = PolicyRunner.from_checkpoint(
-        checkpoint,
+    return AskingPolicy(views, [simulator.proprio_names.index(name) for name in proprio_names]), simulator
+
+
+def start_engine(checkpoint: Path, config: EvaluationConfig) -> SharedEngine:
+    """Load the policy that all evaluation processes ask."""
+    engine = PolicyEngine.from_checkpoint(checkpoint, config.engine)
+    open_session = partial(
+        engine.open,
+        config.source,
         execution=config.execution,
         execute_steps=config.execute_steps,
-        device=rollout_device(config.device),
-        contract=simulator.contract,
-        source=config.source,
+        may_be_silent=True,  # `evaluation.language` may ask for it
     )
-    entries = [simulator.proprio_names.index(name) for name in runner.source.proprio_names]
-    return Attentive(runner, entries), simulator
-
-
-def rollout_device(asked: str | None) -> str:
-    """Return where this process's policy acts: the processes of a launch on one machine share its GPUs evenly.
-
-    Raises:
-        UserError: there is no such GPU.
-    """
-    count = torch.cuda.device_count()
-    if asked is None:
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % count}" if count else "cpu"
-    if asked != "cpu" and int(asked.partition(":")[2] or 0) >= count:
-        raise UserError(f"evaluation.device={asked} does not exist: this machine has {count} GPUs that can be used.")
-    return asked
-
-
-class Attentive:
-    """A policy that is given the entries of proprioception that it was trained with, and no others."""
-
-    def __init__(self, policy: Policy, entries: Sequence[int]) -> None:
-        self.policy, self.entries = policy, list(entries)
-
-    def reset(self) -> None:
-        """Forget the episode so far."""
-        self.policy.reset()
-
-    def step(self, observation: Observation) -> Float32[np.ndarray, "a"]:
-        """Return the next action, in environment units."""
-        proprio = observation.proprio[self.entries] if self.entries else None
-        return self.policy.step(replace(observation, proprio=proprio))
+    open_session()  # refuses what does not fit before anything is played
+    return SharedEngine(engine, open_session, config.engine)

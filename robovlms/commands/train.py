@@ -37,7 +37,7 @@ def train(config: TrainConfig) -> Path:
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled or beside):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
         source = plan.find(config.evaluation.source)
-        check_simulator(SIMULATORS.get(config.sim.name)(config.sim), source, config)
+        check_simulator(SIMULATORS.get(config.sim.name)(config.sim), source)
     with Trainer(config, plan) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.commands.collect_demos import collect_demos
@@ -85,8 +85,8 @@ class EvaluationBeside:
         self._process = context.Process(target=_evaluate_beside, args=(self._asked,))
 
     def __enter__(self) -> None:
-        if torch.cuda.is_available() and self._asked.evaluation.device is None:
-            log.warning("the evaluation shares a GPU with training: give it evaluation.device=cuda:1, or cpu")
+        if torch.cuda.is_available() and self._asked.evaluation.engine.device == "auto":
+            log.warning("the evaluation shares a GPU with training: give it evaluation.engine.device=cuda:1, or cpu")
         self._process.start()
 
     def __exit__(

@@ -22,7 +22,7 @@ class Journal:
 
     A process of a launch has a file of its own; `done` is what all of them hold, those of earlier launches among them.
     The first line of each holds the conditions: whatever else the results depend on (checkpoint, simulator, executed
-    steps). Episodes that ended in an error are on file for reading, but not in `done`: they run again.
+    steps). Episodes that ended in an error are on file for reading, but are not read into `done`: they run again.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Journal:
         """Write one result down; when this returns it survives the process."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result.to_json()) + "\n")
-        if result.error is None:
+        if not result.has_failed:
             self.done[result.episode] = result
 
     def _read(self, path: Path, lines: list[str], conditions: dict[str, Any], planned: set[Episode]) -> None:

@@ -91,7 +91,8 @@ def result_of(
     goal_steps: tuple[int, ...] = (),
     steps: int | None = None,
     error: str | None = None,
+    lost: bool = False,
 ) -> EpisodeResult:
     """Return how an episode ended that began at `started` (`time.perf_counter()`)."""
     seconds = time.perf_counter() - started
-    return EpisodeResult(episode=episode, goal_steps=goal_steps, steps=steps, seconds=seconds, error=error)
+    return EpisodeResult(episode=episode, goal_steps=goal_steps, steps=steps, seconds=seconds, error=error, lost=lost)

@@ -19,7 +19,7 @@ from robovlms.evaluation.rollout import Start, attempt, result_of
 from robovlms.evaluation.share import Share
 from robovlms.progress import Progress
 from robovlms.sims.base import Episode
-from robovlms.workers import Pool
+from robovlms.workers import Answerer, Pool
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def run_episodes(
     folder: Path,
     conditions: Mapping[str, object],
     num_workers: int = 1,
+    start_answerer: Callable[[], Answerer] | None = None,
     share: Share | None = None,
 ) -> list[EpisodeResult]:
     """Play every episode that the journals in `folder` lack and return all results in the order of the plan.
@@ -44,21 +45,24 @@ def run_episodes(
         folder: of this evaluation; holding an unfinished one, that one is continued.
         conditions: JSON values that the results depend on besides the plan, e.g. the checkpoint; a folder with results
             made under others is refused.
-        num_workers: processes, each with its own policy and simulator; 1 plays in this process.
+        num_workers: processes, each with what `start` builds; 1 plays in this process.
+        start_answerer: builds what the policies of all processes ask, in this one (`robovlms.workers.ask`).
         share: this process's, where several of a launch play the plan together; unset: all of it.
 
     Raises:
         UserError: `folder` holds results of another plan or other conditions.
         Exception: what `start` raises, as it was raised.
         RuntimeError: an episode failed with an error; names it. Earlier results stay, the same call goes on from there.
+            One of which two processes died is a result instead, and is played again by the next call.
     """
     share = share or Share()
     journal = Journal(folder, conditions, episodes, share.name)
     remaining = {number: episode for number, episode in enumerate(episodes) if episode not in journal.done}
     if remaining:
         (folder / VIDEOS).mkdir(parents=True, exist_ok=True)
-    workers = min(num_workers, len(remaining))
-    with closing(_play(start, remaining, folder / VIDEOS, workers, share)) as results:
+    player = partial(_player, start, folder / VIDEOS)
+    pool = Pool(player, min(num_workers, len(remaining)), "evaluation.num_workers", start_answerer)
+    with closing(_play(pool, remaining, share)) as results:
         _record(results, journal, share, total=len(episodes))
     return [journal.done[episode] for episode in episodes]
 
@@ -70,12 +74,12 @@ def _record(results: Generator[EpisodeResult], journal: Journal, share: Share, t
         for result in results:
             journal.append(result)
             last, told = told, share.publish(result)
-            if result.error is not None:
+            if result.has_failed:
                 failed.append(result)
             own = [done.success for episode, done in journal.done.items() if episode.language is Language.own]
             progress.update(told - last, note=f"success {sum(own)}/{len(own)}")
     for result in share.published:
-        if result.error is None:
+        if not result.has_failed:
             journal.done[result.episode] = result
         elif result not in failed:
             failed.append(result)
@@ -97,11 +101,10 @@ def _player(start: Start, videos: Path) -> Iterator[Callable[[Episode], EpisodeR
 
 
 def _play(
-    start: Start, episodes: Mapping[int, Episode], videos: Path, num_workers: int, share: Share
+    pool: Pool[Episode, EpisodeResult], episodes: Mapping[int, Episode], share: Share
 ) -> Generator[EpisodeResult]:
     """Yield results as they come; after an error the episodes at work are finished, and no other is begun."""
     with ExitStack() as stack:
-        pool = Pool(partial(_player, start, videos), num_workers, "evaluation.num_workers")
         is_open = False
         for claimed in share.rounds(episodes):
             for first in claimed:  # a process that gets none loads nothing
@@ -110,9 +113,10 @@ def _play(
                     is_open = True
                 for _, result in pool.run(chain([first], claimed), if_dead=_lost):
                     yield result
-                    if result.error is not None:
+                    if result.has_failed:
                         share.stop()
 
 
 def _lost(episode: Episode, error: UserError) -> EpisodeResult:
-    return result_of(episode, time.perf_counter(), error=str(error))
+    logger.warning("%s; this was the second time: the episode counts as an error", error)
+    return result_of(episode, time.perf_counter(), error=str(error), lost=True)
