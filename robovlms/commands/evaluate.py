@@ -19,7 +19,7 @@ from robovlms.config.fields import DEMO, fields_that_keep
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.evaluation.asking import AskingPolicy, SharedEngine
-from robovlms.evaluation.checkpoints import CheckpointRow, format_checkpoints, write_checkpoints
+from robovlms.evaluation.checkpoints import CheckpointRow, flag_best, format_checkpoints, write_checkpoints
 from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.folder import REPORT, RESULTS, SUCCESS, evaluation_folder
 from robovlms.evaluation.results import (
@@ -140,6 +140,7 @@ def evaluate_several(config: EvaluateConfig, share: Share) -> Path:
     if page is None:
         raise FileNotFoundError(f"checkpoint={run_folder} has ended without a checkpoint that could be evaluated.")
     if rows:
+        flag_best(rows)
         log.info("%d checkpoints: %s\n%s", len(rows), page, format_checkpoints(rows))
     return page
 

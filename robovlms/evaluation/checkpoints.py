@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from robovlms.evaluation.results import Chains, Results, Row, length_text, row_cells
+from robovlms.evaluation.folder import RESULTS
+from robovlms.evaluation.results import Chains, Results, Row, length_text, row_cells, write_results
 from robovlms.files import write_text
 
 TABLE, MARKDOWN, FIGURE, PAGE = "checkpoints.json", "checkpoints.md", "checkpoints.png", "checkpoints.html"
@@ -79,3 +80,17 @@ def write_checkpoints(folder: Path, rows: Sequence[CheckpointRow]) -> None:
     }
     write_text(folder / TABLE, json.dumps(content, indent=1) + "\n")
     write_text(folder / MARKDOWN, format_checkpoints(rows) + "\n")
+
+
+def flag_best(rows: Sequence[CheckpointRow]) -> None:
+    """Write into the results of the best of several that it is that (`chosen_from`), and into no others."""
+    best = best_checkpoint(rows)
+    for row in rows:
+        path = Path(row.folder) / RESULTS
+        results: Results = json.loads(path.read_text(encoding="utf-8"))
+        was = results.pop("chosen_from", 1)
+        chosen_from = len(rows) if row is best else 1
+        if chosen_from > 1:
+            results["chosen_from"] = chosen_from
+        if chosen_from != was:
+            write_results(path, results)

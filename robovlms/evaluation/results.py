@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from robovlms import __version__
 from robovlms.config.choices import Language
@@ -64,6 +64,7 @@ class Results(TypedDict):
     config: dict[str, Any]
     versions: dict[str, str]
     episodes: list[dict[str, Any]]  # `EpisodeResult.to_json`
+    chosen_from: NotRequired[int]  # checkpoints of a run, of which this one had the best result
 
 
 def summarize(results: Sequence[EpisodeResult], *, config: Mapping[str, Any], versions: Mapping[str, str]) -> Results:

@@ -120,6 +120,8 @@ def test_all_checkpoints_of_a_run_give_a_table_and_each_has_its_own_results(run)
     assert [row["step"] for row in table["checkpoints"]] == [2, 4, 6]
     assert all(row["overall"]["trials"] == 2 for row in table["checkpoints"])
     assert table["best"] == {"step": 2, "of": 3, "score": 0.0}
+    flags = [json.loads((Path(row["folder"]) / "results.json").read_text()) for row in table["checkpoints"]]
+    assert [results.get("chosen_from") for results in flags] == [3, None, None]
     lines = (page.parent / "checkpoints.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:5]] == ["2", "4", "6"]
     assert [line.split("|")[6].strip() for line in lines[2:5]] == ["best of 3", "", ""]
