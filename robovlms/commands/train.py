@@ -110,8 +110,7 @@ class EvaluationBeside:
         if self._process.exitcode:
             raise UserError(
                 f"the evaluation beside the training failed: {death(self._process)}, after what it says above. The "
-                f"checkpoints are whole; go on with python scripts/evaluate.py checkpoint={self._asked.checkpoint} "
-                "watch=true"
+                "training is complete; its command with trainer.resume=auto goes on with the evaluation alone."
             )
 
 

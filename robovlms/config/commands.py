@@ -54,9 +54,14 @@ class EvaluateConfig(Checked):
     evaluation: EvaluationConfig = MISSING
 
     def check(self, _: str) -> None:
-        """Refuse a choice of checkpoints that cannot be read."""
+        """Refuse a choice of checkpoints that cannot be read, or be made."""
         if self.checkpoints is not None:
-            CheckpointChoice.parse(self.checkpoints)
+            choice = CheckpointChoice.parse(self.checkpoints)
+            if self.watch and choice.every is None:
+                raise UserError(
+                    "watch=true evaluates checkpoints as they appear, and checkpoints=last is known at the end alone: "
+                    "give checkpoints=all or e.g. every:10000, or leave watch out."
+                )
 
 
 @schema("collect_demos")

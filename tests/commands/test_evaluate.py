@@ -152,6 +152,7 @@ def test_several_checkpoints_lie_side_by_side_in_a_folder_of_the_users_choice(ru
         ("", ["checkpoints=every:5"], r"no checkpoint at a multiple of 5 steps, but those of 2, 4, 6"),
         ("checkpoints/step_000002", ["checkpoints=all"], r"is one of them: give the run"),
         ("checkpoints/step_000002", ["watch=true"], r"watch=true follows a run"),
+        ("", ["watch=true", "checkpoints=last"], r"give checkpoints=all or e\.g\. every:10000, or leave watch out"),
         ("nowhere", ["watch=true"], r"does not exist: watch=true follows a run that has begun|neither a checkpoint"),
     ],
 )
@@ -239,6 +240,15 @@ def test_an_evaluation_beside_the_training_ends_with_it_and_has_scored_its_last_
     assert read_json_lines(folder / "evaluation" / "metrics.jsonl")[-1]["step"] == 60
     journal = folder / "evaluation" / "metaworld_step_000060" / "episodes.jsonl"
     assert len(journal.read_text().splitlines()) == 1 + 2  # evaluation.enabled plays nothing again
+
+
+def test_a_finished_run_that_is_resumed_goes_on_with_its_evaluation_alone(demos, run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("evaluation"))
+    weights = {path: path.read_bytes() for path in copy.glob("checkpoints/*/model.safetensors")}
+    finish(start("train.py", *tiny_run(demos, copy, "trainer.resume=auto", "evaluation.during_training=true")))
+    assert evaluated(copy) == ["metaworld_step_000002", "metaworld_step_000004", "metaworld_step_000006"]
+    assert weights == {path: path.read_bytes() for path in copy.glob("checkpoints/*/model.safetensors")}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
