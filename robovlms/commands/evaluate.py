@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,12 +48,12 @@ def evaluate(config: EvaluateConfig) -> Path:
     folder = Path(config.output_dir) if config.output_dir else default
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     plan = DataPlan.of(trained.data, trained.view.views)
-    source = plan.find(config.evaluation.source)
+    source = plan.find(config.evaluation.source, simulator.contract)
     check_simulator(simulator, source)
     episodes = plan_episodes(simulator, config.evaluation)
     simulator.close()
     start = partial(start_rollout, sim, source.views, source.proprio_names)
-    answerer = partial(start_engine, checkpoint, config.evaluation)
+    answerer = partial(start_engine, checkpoint, replace(config.evaluation, source=source.name))
     conditions = {
         "checkpoint": str(checkpoint.resolve()),
         "sim": {key: value for key, value in asdict(sim).items() if key not in fields_that_keep(sim, DEMO)},

@@ -17,6 +17,7 @@ from robovlms.data.windows import find_instructions
 from robovlms.policy.checkpoint import init_weights, load_stats, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
+from robovlms.sims.base import Simulator
 from robovlms.training.figures import plot_run
 from robovlms.training.trainer import Trainer
 
@@ -28,8 +29,8 @@ def train(config: TrainConfig) -> Path:
     plan = DataPlan.of(config.data, config.view.views)
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
-        source = plan.find(config.evaluation.source)
-        check_simulator(SIMULATORS.get(config.sim.name)(config.sim), source)
+        simulator: Simulator = SIMULATORS.get(config.sim.name)(config.sim)
+        check_simulator(simulator, plan.find(config.evaluation.source, simulator.contract))
     with Trainer(config, plan) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.commands.collect_demos import collect_demos
