@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -189,12 +189,12 @@ def evaluate_checkpoint(
         folder = Path(config.output_dir) / (checkpoint.name if is_one_of_several else "")
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     plan = DataPlan.of(trained.data, trained.view.views)
-    source = plan.find(config.evaluation.source)
+    source = plan.find(config.evaluation.source, simulator.contract)
     check_simulator(simulator, source)
     episodes = plan_episodes(simulator, config.evaluation)
     simulator.close()
     start = partial(start_rollout, sim, source.views, source.proprio_names)
-    answerer = partial(start_engine, weights, config.evaluation)
+    answerer = partial(start_engine, weights, replace(config.evaluation, source=source.name))
     conditions = {
         "checkpoint": str(checkpoint.resolve()),
         "digest": checkpoint_digest(weights),
