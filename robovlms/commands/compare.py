@@ -87,7 +87,8 @@ def read_run(folder: Path, latency_steps: int) -> RunSummary:
     results = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("evaluation/*/results.json"))
     ]
-    own, opposite = (results[-1]["own"], results[-1]["opposite"]) if results else (None, None)
+    language = results[-1].get("language", {}) if results else {}
+    own, opposite = language.get("own"), language.get("opposite")
     rate = own and own["overall"]
     count = sum(p.numel() for p in policy.head.parameters())
     speed = last(folder / METRICS, "train/samples_per_s")
