@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robovlms.actions.contract import check_contract
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.plan import Source, find_source
-from robovlms.config.choices import Execution, FrameCache
+from robovlms.config.choices import Execution, FrameCache, Representation
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.heads.base import Prefix
@@ -115,6 +115,7 @@ class PolicyEngine:
         execute_steps: int = 1,
         contract: ActionContract | None = None,
         clock: Callable[[], float] | None = None,
+        latency: int = 0,
         name: str | None = None,
     ) -> Session:
         """Return a session at the beginning of an episode.
@@ -127,6 +128,7 @@ class PolicyEngine:
             contract: what the robot or simulator expects of actions; a policy that means something else is refused.
             clock: seconds, e.g. time.monotonic, for a robot that does not wait for the policy: the action that is
                 returned is the one due when it is returned. Without one every call of `step` is one control step.
+            latency: control steps that a decision is made to take, as in `ChunkExecutor`; without a clock.
             name: for messages.
 
         Raises:
@@ -148,7 +150,14 @@ class PolicyEngine:
             chosen,
             self._normalizers[chosen.name],
             start_memory=self._start_memory,
-            start_executor=partial(ChunkExecutor, execution, execute_steps, has_gripper=chosen.has_gripper),
+            start_executor=partial(
+                ChunkExecutor,
+                execution,
+                execute_steps,
+                has_gripper=chosen.has_gripper,
+                latency=latency,
+                is_delta=chosen.interface.representation is Representation.delta,
+            ),
             clock=clock,
         )
 
