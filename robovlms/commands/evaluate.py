@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,23 +16,27 @@ from jaxtyping import Float32
 
 from robovlms.actions.contract import check_contract
 from robovlms.actions.plan import DataPlan, Source
+from robovlms.config.choices import Execution, Language
 from robovlms.config.closed_loop import EvaluationConfig, SimConfig
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.fields import DEMO, fields_that_keep
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
-from robovlms.evaluation.episodes import plan_episodes
-from robovlms.evaluation.folder import RESULTS, SUCCESS, evaluation_folder
+from robovlms.evaluation.analysis.certificate import certify
+from robovlms.evaluation.analysis.latency import Point, measure
+from robovlms.evaluation.episodes import EpisodeResult, plan_episodes
+from robovlms.evaluation.folder import LATENCY, RESULTS, SUCCESS, evaluation_folder
 from robovlms.evaluation.results import Results, environment_versions, format_table, summarize, write_results
 from robovlms.evaluation.rollout import Policy
 from robovlms.evaluation.rollouts import run_episodes
 from robovlms.policy.checkpoint import CONFIG, load_config, resolve_checkpoint, run_folder_of
+from robovlms.policy.manifest import checkpoint_digest
 from robovlms.policy.runner import PolicyRunner
 from robovlms.policy.spec import check_observations
-from robovlms.registry import SIMULATORS
+from robovlms.registry import HEADS, SIMULATORS
 from robovlms.reports.evaluation_page import write_report
-from robovlms.reports.plots import plot_success
-from robovlms.sims.base import Simulator
+from robovlms.reports.plots import plot_latency, plot_success
+from robovlms.sims.base import Episode, Simulator
 from robovlms.training.figures import plot_run
 from robovlms.types import Observation
 
@@ -58,24 +64,68 @@ def evaluate(config: EvaluateConfig) -> Path:
     check_simulator(simulator, source, trained)
     episodes = plan_episodes(simulator, config.evaluation)
     simulator.close()
-    start = partial(start_rollout, checkpoint, sim, config.evaluation)
-    conditions = {
-        "checkpoint": str(checkpoint.resolve()),
-        "sim": {key: value for key, value in asdict(sim).items() if key not in fields_that_keep(sim, DEMO)},
-        "renderer": simulator.renderer,
-        "execution": config.evaluation.execution.value,
-        "execute_steps": config.evaluation.execute_steps,
-    }
-    workers, asked = config.evaluation.num_workers, {"train": asdict(trained), **asdict(config), "sim": asdict(sim)}
+    asked = {"train": asdict(trained), **asdict(config), "sim": asdict(sim)}
     with evaluation_folder(folder, overwrite=config.overwrite):
-        played = run_episodes(start, episodes, folder=folder, conditions=conditions, num_workers=workers)
-        results = summarize(played, config=asked, versions=environment_versions(simulator.packages))
+        played = play(checkpoint, simulator, config.evaluation, episodes, folder)
+        counted = summarize(played, config=asked, versions=environment_versions(simulator.packages))
+        if config.evaluation.latency:
+            counted["latency"] = measure_latency(checkpoint, simulator, config.evaluation, played, folder)
+        results = certify(
+            counted,
+            checkpoint=checkpoint,
+            checkpoint_digest=checkpoint_digest(checkpoint),
+            renderer=simulator.renderer,
+            device=device_name(),
+            argv=sys.argv,
+        )
         write_results(folder / RESULTS, results)
     log.info("%d episodes\n%s", len(played), format_table(results))
     figures = draw_figures(results, folder, run_folder, plan.action_names)
     report = write_report(folder, results, name=f"{trained.name}, {sim.name}", figures=figures)
     log.info("report: %s", report)
     return report
+
+
+def play(
+    checkpoint: Path, simulator: Simulator, config: EvaluationConfig, episodes: Sequence[Episode], folder: Path
+) -> list[EpisodeResult]:
+    """Play the episodes that `folder` lacks and return the results of all, in the order of `episodes`."""
+    sim = simulator.config
+    conditions = {
+        "checkpoint": str(checkpoint.resolve()),
+        "sim": {key: value for key, value in asdict(sim).items() if key not in fields_that_keep(sim, DEMO)},
+        "renderer": simulator.renderer,
+        "execution": config.execution.value,
+        "execute_steps": config.execute_steps,
+        "decision_steps": config.decision_steps,
+    }
+    start = partial(start_rollout, checkpoint, sim, config)
+    order = random.Random(0).sample(episodes, len(episodes)) if config.shuffle else episodes
+    played = run_episodes(start, order, folder=folder, conditions=conditions, num_workers=config.num_workers)
+    results = {result.episode: result for result in played}
+    return [results[episode] for episode in episodes]
+
+
+def measure_latency(
+    checkpoint: Path, simulator: Simulator, config: EvaluationConfig, played: Sequence[EpisodeResult], folder: Path
+) -> list[Point]:
+    """Play the episodes of own instructions once more for every latency and way of execution, each in a folder of its
+    own; what `config` itself asks for has been played.
+    """
+    own = [result for result in played if result.episode.language is Language.own]
+    head = load_config(checkpoint / CONFIG).head
+    possible = [Execution.chunk, Execution.ensemble]
+    if HEADS.get(head.name).supports_prefix:
+        possible.append(Execution.real_time)
+
+    def play_under(some: EvaluationConfig) -> list[EpisodeResult]:
+        if (some.execution, some.decision_steps) == (config.execution, config.decision_steps):
+            return own
+        place = folder / LATENCY / f"{some.execution}_{some.decision_steps}"
+        episodes = [replace(result.episode, record=False) for result in own]
+        return play(checkpoint, simulator, some, episodes, place)
+
+    return measure(config, config.executions or possible, play_under)
 
 
 def check_simulator(simulator: Simulator, source: Source, trained: TrainConfig) -> None:
@@ -94,6 +144,8 @@ def draw_figures(results: Results, folder: Path, run_folder: Path, action_names:
     heading.
     """
     figures = {"Success rates": [plot_success(results, folder / SUCCESS)]}
+    if "latency" in results:
+        figures["Success against latency"] = [plot_latency(results["latency"], folder / LATENCY / "latency.png")]
     if (run_folder / "metrics.jsonl").is_file():
         figures |= plot_run(run_folder, action_names)
     return figures
@@ -105,16 +157,21 @@ def start_rollout(checkpoint: Path, sim: SimConfig, config: EvaluationConfig) ->
         torch.set_num_threads(1)  # the processes share the cores
     device = "cuda" if torch.cuda.is_available() else "cpu"
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    runner = PolicyRunner.from_checkpoint(
-        checkpoint,
+    runner = PolicyRunner.from_checkpoint(checkpoint, device=device, source=config.source)
+    runner.session = runner.engine.open(
+        config.source,
         execution=config.execution,
         execute_steps=config.execute_steps,
-        device=device,
         contract=simulator.contract,
-        source=config.source,
+        latency=config.decision_steps,
     )
     entries = [simulator.proprio_names.index(name) for name in runner.source.proprio_names]
     return Attentive(runner, entries), simulator
+
+
+def device_name() -> str:
+    """Return what a policy runs on: the name of the GPU, or cpu."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 class Attentive:

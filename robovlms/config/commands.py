@@ -43,11 +43,21 @@ class PackConfig:
 class EvaluateConfig(Checked):
     """Closed-loop evaluation of a checkpoint folder (`scripts/evaluate.py`)."""
 
-    checkpoint: str = ask("runs/quickstart_nano/checkpoints/step_1000")
+    checkpoint: str = ""  # with `verify` only where it is no longer where it was
+    verify: str | None = None  # a results.json, or its folder: find out whether it holds, and evaluate nothing
+    share: float = number(0.02, above=0, at_most=1)  # of its episodes that are played again, at least one
     output_dir: str | None = None  # unset: `evaluation/<sim>_<checkpoint>` in the run folder
     overwrite: bool = False
     sim: SimConfig | None = None  # unset: that of the training run
     evaluation: EvaluationConfig = MISSING
+
+    def check(self, _: str) -> None:
+        """Ask for a checkpoint where one is evaluated."""
+        if not self.checkpoint and self.verify is None:
+            raise UserError(
+                "checkpoint: not set. Say on the command line, e.g. checkpoint=runs/quickstart_nano, or "
+                "checkpoint=runs/quickstart_nano/checkpoints/step_1000"
+            )
 
 
 @schema("collect_demos")
@@ -122,7 +132,9 @@ class InspectConfig(Checked):
 @schema("compare")
 @dataclass(kw_only=True)
 class CompareConfig(Checked):
-    """Finished runs side by side (`scripts/compare.py`)."""
+    """Runs and evaluations side by side (`scripts/compare.py`)."""
 
-    folders: list[str] = ask("[runs/structure_grid]")  # searched for runs
-    latency_steps: int = number(20, at_least=1)  # control steps that are timed
+    folders: list[str] = ask("[runs/structure_grid]")  # runs, evaluations, or what holds some; or files results.json
+    latency_steps: int = number(20, at_least=0)  # control steps that are timed; 0: policies are not loaded
+    sequential: bool = False  # evaluations may still run, and the comparison may be made again whenever there is more
+    output_dir: str | None = None  # of the tables and the page; unset: the first of `folders`

@@ -11,6 +11,7 @@ from robovlms.errors import UserError
 from robovlms.files import FolderLock, Replacement, is_marked, mark
 
 EPISODES, RESULTS, SUCCESS, REPORT, VIDEOS = "episodes.jsonl", "results.json", "success.png", "report.html", "videos"
+LATENCY = "latency"  # folder of the evaluations that success against latency is measured by
 EVALUATION = "evaluation"
 
 
@@ -54,7 +55,7 @@ def evaluation_folder(folder: Path, *, overwrite: bool) -> Iterator[None]:
 
 
 def _ours(folder: Path) -> list[Path]:
-    return [path for name in (EPISODES, RESULTS, SUCCESS, REPORT, VIDEOS) if (path := folder / name).exists()]
+    return [path for name in (EPISODES, RESULTS, SUCCESS, REPORT, VIDEOS, LATENCY) if (path := folder / name).exists()]
 
 
 def _is_journal(path: Path) -> bool:

@@ -12,7 +12,7 @@ from robovlms.errors import UserError
 from robovlms.evaluation.analysis.paired import corrected_confidence, holm, not_beaten, sign_test, tango_interval
 from robovlms.evaluation.analysis.sequential import Bets
 from robovlms.evaluation.episodes import EpisodeResult
-from robovlms.evaluation.statistics import Rate, bootstrap_mean
+from robovlms.evaluation.statistics import bootstrap_mean, wilson_interval
 from robovlms.sims.base import Episode
 
 LEVEL = 0.05  # chance of any false alarm among all pairs
@@ -200,11 +200,17 @@ def _example(own: Mapping[Key, EpisodeResult]) -> str:
     return next((f"{simulator}: {episode}" for simulator, episode in own), "one has none")
 
 
-def _score(reached: Sequence[int], num_goals: int) -> Score:
+def score_of(results: Sequence[EpisodeResult], confidence: float = 1 - LEVEL) -> Score:
+    """Return what the results of at least one episode amount to."""
+    num_goals = max(len(result.episode.goals) for result in results)
+    return _score([result.reached for result in results], num_goals, confidence)
+
+
+def _score(reached: Sequence[int], num_goals: int, confidence: float = 1 - LEVEL) -> Score:
+    mean = sum(reached) / len(reached)
     if num_goals > 1:
-        return Score(sum(reached) / len(reached), *bootstrap_mean(reached))
-    rate = Rate(sum(reached), len(reached))
-    return Score(rate.mean, *rate.interval)
+        return Score(mean, *bootstrap_mean(reached, confidence))
+    return Score(mean, *wilson_interval(sum(reached), len(reached), confidence))
 
 
 def _notes(runs: Sequence[Evaluated], played: Mapping[str, Mapping[Key, EpisodeResult]], num_shared: int) -> list[str]:

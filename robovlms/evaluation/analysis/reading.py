@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robovlms.errors import UserError
+from robovlms.evaluation.analysis.certificate import content_digest
 from robovlms.evaluation.analysis.comparison import Evaluated
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.folder import RESULTS
@@ -70,13 +71,19 @@ def read_results(file: Path) -> dict[str, Any]:
 
 
 def _finished(file: Path, content: Mapping[str, Any], name: str) -> Evaluated:
+    certificate = content.get("certificate")
+    if certificate and content_digest(content) != certificate.get("content_digest"):
+        raise UserError(
+            f"{file} was changed after it was written: its digest does not fit (scripts/evaluate.py verify={file}). "
+            "Evaluate again."
+        )
     config = content.get("config") or {}
     sim = config.get("sim") or {}
     return Evaluated(
         name=name,
         simulator=sim.get("name", ""),
         results=_episodes(content["episodes"], sim, file),
-        conditions=_conditions(sim, content.get("versions") or {}, content.get("renderer", "")),
+        conditions=_conditions(sim, content.get("versions") or {}, (certificate or {}).get("renderer", "")),
         choices=content.get("chosen_from", 1),
     )
 

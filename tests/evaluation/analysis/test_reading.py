@@ -5,6 +5,7 @@ import pytest
 from test_results import EPISODES
 
 from robovlms.errors import UserError
+from robovlms.evaluation.analysis.certificate import certify
 from robovlms.evaluation.analysis.reading import read_evaluation
 from robovlms.evaluation.results import summarize, write_results
 from robovlms.evaluation.rollouts import run_episodes
@@ -75,3 +76,15 @@ def test_a_folder_without_results_is_named(tmp_path):
         read_evaluation(tmp_path, "a")
     with pytest.raises(UserError, match=r"there is no .*gone\.json"):
         read_evaluation(tmp_path / "gone.json", "a")
+
+
+def test_a_file_that_was_changed_after_it_was_written_is_refused(tmp_path):
+    results = certify(
+        finished(tmp_path), checkpoint=tmp_path, checkpoint_digest="", renderer="egl", device="cpu", argv=["run"]
+    )
+    write_results(tmp_path / "results.json", results)
+    assert read_evaluation(tmp_path, "a").results == tuple(EPISODES)
+    results["episodes"][0]["goal_steps"] = []
+    write_results(tmp_path / "results.json", results)
+    with pytest.raises(UserError, match="changed after it was written: its digest does not fit"):
+        read_evaluation(tmp_path, "a")
