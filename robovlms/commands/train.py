@@ -29,7 +29,7 @@ def train(config: TrainConfig) -> Path:
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
         source = plan.find(config.evaluation.source)
-        check_simulator(SIMULATORS.get(config.sim.name)(config.sim), source, config)
+        check_simulator(SIMULATORS.get(config.sim.name)(config.sim), source)
     with Trainer(config, plan) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.commands.collect_demos import collect_demos

@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
-from robovlms.commands.evaluate import device_name, play
+from robovlms.actions.plan import DataPlan
+from robovlms.commands.evaluate import device_name, play_episodes
 from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
@@ -19,7 +20,7 @@ from robovlms.evaluation.analysis.certificate import compare_replay, content_dig
 from robovlms.evaluation.analysis.reading import read_results
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.results import environment_versions, summarize
-from robovlms.policy.checkpoint import read_typed
+from robovlms.policy.checkpoint import CONFIG, load_config, read_typed
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, checkpoint_digest
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator
@@ -70,14 +71,20 @@ def verify(path: Path, share: float, checkpoint: str = "") -> Verdict:
     config = results["config"]
     sim = read_typed(schema_of("sim", config["sim"]["name"]), config["sim"])
     evaluation = replace(read_typed(EvaluationConfig, config["evaluation"]), num_workers=1)
+    trained = load_config(folder / CONFIG)
+    source = DataPlan.of(trained.data, trained.view.views).find(evaluation.source)
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     simulator.close()
     with TemporaryDirectory() as journal:
         again = replay(
             results,
             share,
-            lambda episodes: play(folder, simulator, evaluation, episodes, Path(journal)),
-            {"renderer": simulator.renderer, **environment_versions(simulator.packages)},
+            lambda episodes: play_episodes(folder, simulator, source, evaluation, episodes, Path(journal)),
+            {
+                "renderer": simulator.renderer,
+                "machine": machine_name(device_name(evaluation.engine)),
+                **environment_versions(simulator.packages),
+            },
         )
     return Verdict(again.faults, [*checked, *again.checked])
 
@@ -129,7 +136,7 @@ def replay(results: Mapping[str, Any], share: float, play_again: Play, here: Map
         results: of a file.
         share: of the episodes that did not end in an error.
         play_again: plays some.
-        here: the renderer and the versions of what plays.
+        here: renderer, machine and versions of what plays.
     """
     recorded = [EpisodeResult.from_json(row) for row in results["episodes"] if row["error"] is None]
     count = min(len(recorded), max(1, round(share * len(recorded))))

@@ -190,6 +190,14 @@ class ScheduleName(StrEnum):
     cosine = auto()
 
 
+class EngineDtype(StrEnum):
+    """Arithmetic of a policy that acts."""
+
+    fp32 = auto()
+    bf16 = auto()
+    auto = "auto"
+
+
 class Precision(StrEnum):
     """Arithmetic of forward and backward; weights and optimizer state stay float32."""
 

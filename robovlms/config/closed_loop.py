@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.config.choices import MISSING, Execution, Language
+from robovlms.config.choices import MISSING, EngineDtype, Execution, Language
 from robovlms.config.fields import DEMO, MAX_PROCESSES, marked, number
 from robovlms.config.schemas import schema
 
@@ -38,6 +38,17 @@ class CollectConfig:
 
 
 @dataclass(kw_only=True)
+class EngineConfig:
+    """How a policy that acts computes, for many sessions at once."""
+
+    device: str = "auto"  # as torch calls it, e.g. cuda:1; auto: a GPU if there is one
+    dtype: EngineDtype = EngineDtype.auto  # auto: bf16 on a GPU, fp32 elsewhere
+    max_batch_size: int = number(32, at_least=1, at_most=4096)  # rows in one forward
+    max_wait_ms: float = number(2.0, at_least=0, at_most=10_000)  # that a request waits for others to share a forward
+    compile: bool = False  # the vision tower, by torch.compile; with CUDA graphs on a GPU
+
+
+@dataclass(kw_only=True)
 class EvaluationConfig:
     """Closed-loop evaluation of the final checkpoint; what is played says `sim`."""
 
@@ -51,5 +62,6 @@ class EvaluationConfig:
     executions: list[Execution] = field(default_factory=list)  # those measured so; empty: all that the head can do
     shuffle: bool = False  # play in a random order, so that what has been played at any time speaks of all tasks
     num_workers: int = number(1, at_least=1, at_most=MAX_PROCESSES)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     videos_per_task: int = number(1, at_least=0)
     source: str | None = None  # of a mixture: whose actions the policy gives; a policy of one data set needs none

@@ -23,6 +23,7 @@ class EpisodeResult:
     steps: int | None  # control steps of the whole episode; unknown where an error ended it
     seconds: float  # wall clock
     error: str | None = None  # traceback
+    lost: bool = False  # two processes died of it: it counts as an error, and the evaluation goes on
 
     @property
     def reached(self) -> int:
@@ -76,6 +77,7 @@ class EpisodeResult:
             steps=_typed(values, "steps", int | None),
             seconds=_typed(values, "seconds", int | float),
             error=_typed(values, "error", str | None),
+            lost=values.pop("lost", False) is True,
         )
         if values or not all(type(count) is int for count in result.goal_steps):
             raise TypeError(f"{', '.join(values) or 'goal_steps'} is not what a result holds")

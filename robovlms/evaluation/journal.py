@@ -20,7 +20,7 @@ class Journal:
     """The finished episodes of one evaluation (`done`), and the file they are appended to.
 
     The first line holds the conditions: whatever else the results depend on (checkpoint, simulator, executed steps).
-    Episodes that ended in an error are on file for reading, but not in `done`: they run again.
+    Episodes that ended in an error are on file for reading, but are not read into `done`: they run again.
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, object], episodes: Sequence[Episode]) -> None:
@@ -40,7 +40,7 @@ class Journal:
         """Write one result down; when this returns it survives the process."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result.to_json()) + "\n")
-        if result.error is None:
+        if result.error is None or result.lost:
             self.done[result.episode] = result
 
     def _read(self, lines: list[str], conditions: dict[str, Any], planned: set[Episode]) -> None:

@@ -17,13 +17,19 @@ from robovlms.evaluation.journal import Journal
 from robovlms.evaluation.rollout import Start, attempt, result_of
 from robovlms.progress import Progress
 from robovlms.sims.base import Episode
-from robovlms.workers import Pool
+from robovlms.workers import Answerer, Pool
 
 logger = logging.getLogger(__name__)
 
 
 def run_episodes(
-    start: Start, episodes: Sequence[Episode], *, folder: Path, conditions: Mapping[str, object], num_workers: int = 1
+    start: Start,
+    episodes: Sequence[Episode],
+    *,
+    folder: Path,
+    conditions: Mapping[str, object],
+    num_workers: int = 1,
+    start_answerer: Callable[[], Answerer] | None = None,
 ) -> list[EpisodeResult]:
     """Play every episode that `folder/episodes.jsonl` lacks and return all results in the order of the plan.
 
@@ -36,12 +42,14 @@ def run_episodes(
         folder: of this evaluation; holding an unfinished one, that one is continued.
         conditions: JSON values that the results depend on besides the plan, e.g. the checkpoint; a folder with results
             made under others is refused.
-        num_workers: processes, each with its own policy and simulator; 1 plays in this process.
+        num_workers: processes, each with what `start` builds; 1 plays in this process.
+        start_answerer: builds what the policies of all processes ask, in this one (`robovlms.workers.ask`).
 
     Raises:
         UserError: `folder` holds results of another plan or other conditions.
         Exception: what `start` raises, as it was raised.
         RuntimeError: an episode failed with an error; names it. Earlier results stay, the same call goes on from there.
+            One of which two processes died is a result instead, and is played again by the next call.
     """
     journal = Journal(folder / "episodes.jsonl", conditions, episodes)
     remaining = [episode for episode in episodes if episode not in journal.done]
@@ -49,7 +57,8 @@ def run_episodes(
         videos = folder / "videos"
         videos.mkdir(parents=True, exist_ok=True)
         workers = min(num_workers, len(remaining))
-        with closing(_play(start, remaining, videos, workers)) as results:
+        pool = Pool(partial(_player, start, videos), workers, "evaluation.num_workers", start_answerer)
+        with closing(_play(pool, remaining)) as results:
             _record(results, journal, total=len(episodes))
     return [journal.done[episode] for episode in episodes]
 
@@ -60,7 +69,7 @@ def _record(results: Generator[EpisodeResult], journal: Journal, total: int) -> 
     with Progress("evaluating", total, "episode", initial=len(journal.done)) as progress:
         for result in results:
             journal.append(result)
-            if result.error is not None:
+            if result.error is not None and not result.lost:
                 failed.append(result)
                 continue
             own = [done.success for episode, done in journal.done.items() if episode.language is Language.own]
@@ -82,15 +91,16 @@ def _player(start: Start, videos: Path) -> Iterator[Callable[[Episode], EpisodeR
         simulator.close()
 
 
-def _play(start: Start, episodes: Sequence[Episode], videos: Path, num_workers: int) -> Generator[EpisodeResult]:
+def _play(pool: Pool[Episode, EpisodeResult], episodes: Sequence[Episode]) -> Generator[EpisodeResult]:
     """Yield results as they come; after an error the episodes at work are finished, and no other is begun."""
     is_sound = True
     waiting = takewhile(lambda _: is_sound, episodes)
-    with Pool(partial(_player, start, videos), num_workers, "evaluation.num_workers") as pool:
+    with pool:
         for _, result in pool.run(waiting, if_dead=_lost):
-            is_sound = is_sound and result.error is None
+            is_sound = is_sound and (result.error is None or result.lost)
             yield result
 
 
 def _lost(episode: Episode, error: UserError) -> EpisodeResult:
-    return result_of(episode, time.perf_counter(), error=str(error))
+    logger.warning("%s; this was the second time: the episode counts as an error", error)
+    return result_of(episode, time.perf_counter(), error=str(error), lost=True)

@@ -38,6 +38,7 @@ class Session:
         start_memory: Callable[[], Memory],
         start_executor: Callable[[], ChunkExecutor],
         clock: Callable[[], float] | None = None,
+        may_be_silent: bool = False,
     ) -> None:
         """Begin an episode.
 
@@ -47,6 +48,7 @@ class Session:
         check_statistics(normalizer, source)
         self.name, self.source = name, source
         self._policy, self._normalizer, self._clock = policy, normalizer, clock
+        self._may_be_silent = may_be_silent
         self._start_memory, self._start_executor = start_memory, start_executor
         self.reset()
 
@@ -139,7 +141,8 @@ class Session:
             view: torch.from_numpy(processor.host_frames(read_picture(observation.frames[view], view)[None]))
             for view in needed
         }
-        text_ids, text_mask = processor.text([read_instruction(observation.instruction)])
+        instruction = read_instruction(observation.instruction, may_be_empty=self._may_be_silent)
+        text_ids, text_mask = processor.text([instruction])
         return Batch(
             frames={view: frames.get(view, black)[None] for view in processor.views},
             text_ids=text_ids,

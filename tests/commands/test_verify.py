@@ -17,13 +17,13 @@ from robovlms.config.choices import Language
 from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.config.commands import EvaluateConfig
 from robovlms.errors import UserError
-from robovlms.evaluation.analysis.certificate import certify, seal
+from robovlms.evaluation.analysis.certificate import certify, machine_name, seal
 from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.results import environment_versions, summarize
 from robovlms.evaluation.rollouts import run_episodes
 from robovlms.files import read_json_lines
 
-HERE = {"renderer": "", **environment_versions([])}
+HERE = {"renderer": "", "machine": machine_name("cpu"), **environment_versions([])}
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def evaluated(tmp_path_factory):
     config = completed(
         composed(
             "experiment=quickstart", "backbone.size=tiny", "collect.enabled=false", "evaluation.enabled=false",
-            "evaluation.language=[spelling]", "evaluation.execute_steps=1", "evaluation.latency=[0,2]",
+            "evaluation.language=[empty]", "evaluation.execute_steps=1", "evaluation.latency=[0,2]",
             "evaluation.shuffle=true", "evaluation.num_workers=1",
             "head.hidden_dim=16", f"data.root={demos}", f"output_dir={folder / 'run'}", "batch_size=4",
             "device_batch_size=4", "schedule.warmup=1 step", "schedule.total=2 step", "trainer.validate_every=null",
@@ -177,7 +177,7 @@ def test_another_checkpoint_or_a_changed_file_does_not_hold(evaluated, tmp_path)
 def test_episodes_are_played_in_a_random_order_and_reported_in_that_of_the_plan(evaluated):
     rows = [(row["seed"], row["language"]) for row in json.loads((evaluated / "results.json").read_text())["episodes"]]
     played = [(row["seed"], row["language"]) for row in read_json_lines(evaluated / "episodes.jsonl")[1:]]
-    assert rows == sorted(rows, key=lambda row: row[1] == "spelling")
+    assert rows == sorted(rows, key=lambda row: row[1] == "empty")
     assert sorted(played) == sorted(rows)
     assert played != rows
 
