@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -143,10 +143,8 @@ def replay(results: Mapping[str, Any], share: float, play_again: Play, here: Map
     chosen = random.SystemRandom().sample(recorded, count)  # nobody can know before which
     replayed = play_again([result.episode for result in chosen])
     was = {**results["versions"], **{key: results["certificate"][key] for key in ("renderer", "machine")}}
-    now = {**here, "machine": machine_name(device_name())}
-    different = [
-        f"{key} was {was.get(key)}, is {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
-    ]
+    keys = [key for key in {**was, **here} if was.get(key) != here.get(key)]
+    different = [f"{key} was {was.get(key)}, is {here.get(key)}" for key in keys]
     faults = compare_replay(chosen, replayed, is_exact=not different)
     if faults and not different and results["config"].get("evaluation", {}).get("num_workers", 1) > 1:
         different = ["several workers shared batches, which may round otherwise, and not all steps are the same"]
