@@ -35,8 +35,8 @@ DOORS = {
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",
-    "commands": "config registry errors types files progress workers actions images backbones heads data sims policy "
-    "evaluation reports training inspection",
+    "commands": "config registry errors types files progress terminal workers actions images backbones heads data sims "
+    "policy evaluation reports training inspection",
     "cli": "config registry errors terminal commands inspection policy",
     "train scripts": "cli",
 }

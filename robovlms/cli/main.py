@@ -78,7 +78,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         verdict = verify(Path(config.verify), config.share, config.checkpoint)
         show(str(verdict))
         sys.exit(0 if verdict.holds else 1)
-    from robovlms.commands.evaluate import evaluate as run
+    from robovlms.commands.evaluate import evaluate_in_launch as run
 
     run(config)
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 from robovlms.actions.plan import DataPlan
-from robovlms.commands.evaluate import device_name, play_episodes
+from robovlms.commands.acting import Stage, device_name
 from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
@@ -20,6 +20,7 @@ from robovlms.evaluation.analysis.certificate import compare_replay, content_dig
 from robovlms.evaluation.analysis.reading import read_results
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.results import environment_versions, summarize
+from robovlms.evaluation.share import Share
 from robovlms.policy.checkpoint import CONFIG, load_config, read_typed
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, checkpoint_digest
 from robovlms.registry import SIMULATORS
@@ -75,11 +76,12 @@ def verify(path: Path, share: float, checkpoint: str = "") -> Verdict:
     source = DataPlan.of(trained.data, trained.view.views).find(evaluation.source)
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     simulator.close()
+    stage = Stage(folder, folder, simulator, source, Share())
     with TemporaryDirectory() as journal:
         again = replay(
             results,
             share,
-            lambda episodes: play_episodes(folder, simulator, source, evaluation, episodes, Path(journal)),
+            lambda episodes: stage.play(evaluation, episodes, Path(journal)),
             {
                 "renderer": simulator.renderer,
                 "machine": machine_name(device_name(evaluation.engine)),

@@ -10,6 +10,7 @@ from robovlms.config.checks import (
 )
 from robovlms.config.choices import (
     MISSING,
+    CheckpointChoice,
     ImageFormat,
     Split,
 )
@@ -41,23 +42,29 @@ class PackConfig:
 @schema("evaluate")
 @dataclass(kw_only=True)
 class EvaluateConfig(Checked):
-    """Closed-loop evaluation of a checkpoint folder (`scripts/evaluate.py`)."""
+    """Closed-loop evaluation of a checkpoint, or of several of a run (`scripts/evaluate.py`)."""
 
-    checkpoint: str = ""  # with `verify` only where it is no longer where it was
+    # or a run: `runs/quickstart_nano`; with `verify` only where it is no longer where it was
+    checkpoint: str = ""
     verify: str | None = None  # a results.json, or its folder: find out whether it holds, and evaluate nothing
     share: float = number(0.02, above=0, at_most=1)  # of its episodes that are played again, at least one
-    output_dir: str | None = None  # unset: `evaluation/<sim>_<checkpoint>` in the run folder
+    checkpoints: str | None = None  # of a run: last | all | every:<steps>; unset: `evaluation.checkpoints`
+    watch: bool = False  # follow a run that still trains: evaluate its checkpoints as they appear, until it has ended
+    # unset: `evaluation/<sim>_<checkpoint>` in the run folder; of several checkpoints, each has a folder in it
+    output_dir: str | None = None
     overwrite: bool = False
     sim: SimConfig | None = None  # unset: that of the training run
     evaluation: EvaluationConfig = MISSING
 
     def check(self, _: str) -> None:
-        """Ask for a checkpoint where one is evaluated."""
+        """Ask for a checkpoint where one is evaluated, and refuse a choice of checkpoints that cannot be read."""
         if not self.checkpoint and self.verify is None:
             raise UserError(
                 "checkpoint: not set. Say on the command line, e.g. checkpoint=runs/quickstart_nano, or "
                 "checkpoint=runs/quickstart_nano/checkpoints/step_1000"
             )
+        if self.checkpoints is not None:
+            CheckpointChoice.parse(self.checkpoints)
 
 
 @schema("collect_demos")

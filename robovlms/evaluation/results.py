@@ -173,6 +173,18 @@ def write_results(path: Path, results: Results) -> None:
     write_text(path, json.dumps(results, indent=1))
 
 
+def scores(results: Results) -> dict[str, float]:
+    """Return the rates as metrics of a tracker: `eval/success`, `eval/<task>`; otherwise told, `eval/empty/success`."""
+    found: dict[str, float] = {}
+    for language, rates in results["language"].items():
+        place = "eval" if language == Language.own else f"eval/{language}"
+        found[f"{place}/success"] = rates["overall"]["mean"]
+        if chains := rates["chains"]:
+            found[f"{place}/average_length"] = chains["average_length"]
+        found |= {f"{place}/{name}": row["mean"] for name, row in {**rates["groups"], **rates["tasks"]}.items()}
+    return found
+
+
 def format_table(results: Results) -> str:
     """Lay the rates out as aligned plain text, with a section for every kind of instruction."""
     lines = [list(HEADER)]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from robovlms.evaluation.analysis.checkpoints import HEADER as HEADER_OVER_TIME
-from robovlms.evaluation.analysis.checkpoints import over_time, table_cells
 from robovlms.evaluation.analysis.language import sentences
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.results import HEADER, Rates, Results, row_cells, table_rows
@@ -40,7 +38,6 @@ def write_report(
     *,
     name: str,
     figures: Mapping[str, Sequence[Path]],
-    checkpoints: Sequence[tuple[int, Results]] = (),
     max_video_bytes: int = MAX_VIDEO_BYTES,
 ) -> Path:
     """Write `report.html` into `run_folder` and return its path: one file that opens offline, to be sent to anybody.
@@ -50,7 +47,6 @@ def write_report(
         results: what `summarize` returns.
         name: of the run, the title of the page.
         figures: section title to PNG files, in the order of the page.
-        checkpoints: (step, results) of those of the run that were evaluated alike, for a table over time.
         max_video_bytes: when the videos are larger together, the last ones are named instead of shown.
     """
     config = dict(_flatten(results["config"]))
@@ -64,8 +60,6 @@ def write_report(
         header=HEADER,
         sections={HEADINGS[language]: _rows(rates) for language, rates in results["language"].items()},
         instructions=sentences(results.get("instructions")),
-        checkpoints=table_cells(over_time(checkpoints)) if checkpoints else [],
-        checkpoints_header=HEADER_OVER_TIME,
         certificate=results.get("certificate", {}),
         figures={
             title: [(path.stem, data_uri(path, "image/png")) for path in paths] for title, paths in figures.items()

@@ -36,15 +36,12 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path):
     assert "<td>2/4</td><td>50.0%</td>" in page
 
 
-def test_the_report_shows_the_verdict_on_language_checkpoints_and_the_certificate(tmp_path):
+def test_the_report_shows_the_verdict_on_language_and_the_certificate(tmp_path):
     results = certify(
         evaluate(tmp_path), checkpoint=tmp_path, checkpoint_digest="abc", renderer="numpy", device="cpu", argv=["run"]
     )
-    page = write_report(
-        tmp_path, results, name="run", figures={}, checkpoints=[(10, results), (20, results)]
-    ).read_text()
+    page = write_report(tmp_path, results, name="run", figures={}).read_text()
     assert '<p class="verdict">Whether the policy follows its instructions is not decided' in page
-    assert re.search(r"<td>20</td>.*best of 2: ", page, re.DOTALL)
     assert "<dt>checkpoint_digest</dt><dd>abc</dd>" in page
 
 

@@ -93,6 +93,10 @@ def test_a_data_set_without_calvin_s_configuration_is_refused(tmp_path) -> None:
         ("- a", "cannot be read"),
         ("a: [", "cannot be read"),
         ("env: ${gone}\n", "cannot be read"),
+        (
+            "env: {}\nrobot: {a: [_target_: os.system]}\nscene: {}\ncameras: {static: {}, gripper: {}}",
+            "would run os.system",
+        ),
     ]:
         merged.write_text(text)
         with pytest.raises(UserError, match=fault):

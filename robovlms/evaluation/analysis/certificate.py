@@ -58,7 +58,9 @@ def certify(
 
 
 def seal(results: Results) -> Results:
-    """Return results, which have a certificate, with the digest of what they hold now."""
+    """Return results whose certificate, if there is one, has the digest of what they hold now."""
+    if "certificate" not in results:
+        return results
     certificate: Certificate = {**results["certificate"], "content_digest": content_digest(results)}
     return {**results, "certificate": certificate}
 

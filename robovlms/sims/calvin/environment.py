@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,31 @@ from robovlms.sims.calvin.states import State
 MERGED = ".hydra/merged_config.yaml"
 CAMERAS = ("static", "gripper")  # others are never drawn: the tactile one would need the package tacto
 SCENE = "calvin_scene_D"
+TARGETS = {
+    "calvin_env.envs.play_table_env.PlayTableSimEnv",
+    "calvin_env.robot.robot.Robot",
+    "calvin_env.scene.play_table_scene.PlayTableScene",
+    "calvin_env.camera.static_camera.StaticCamera",
+    "calvin_env.camera.gripper_camera.GripperCamera",
+}
+"""All that a configuration may have built: CALVIN builds whatever one names, and a data set's is foreign."""
 
 
 def compose(config: CalvinSimConfig, env_root: Path) -> DictConfig:
     """Return the environment's configuration: a data set's own, or the one of calvin_env that they were recorded with.
 
     Raises:
-        UserError: the data set has no readable configuration or lacks a camera, or there is no such scene.
+        UserError: the data set has no readable configuration, lacks a camera or names foreign code, or there is no such
+            scene.
     """
     conf = env_root / "conf"
     composed = _of_data_set(config.dataset) if config.dataset else _of_checkout(conf)
     if config.scene or not config.dataset:
         composed.scene = _scene(conf / "scene", config.scene or SCENE)
-    composed.cameras = {name: composed.cameras[name] for name in CAMERAS}
+    composed = OmegaConf.masked_copy(composed, ["env", "robot", "scene", "cameras"])
+    composed.cameras = OmegaConf.masked_copy(composed.cameras, list(CAMERAS))
+    if foreign := sorted(set(_targets(OmegaConf.to_container(composed))) - TARGETS):
+        raise UserError(f"sim.dataset={config.dataset} would run {', '.join(foreign)}, which CALVIN's own do not.")
     composed.data_path = "data"  # the checkout's
     composed.use_vr = composed.show_gui = False
     composed.env.merge_with({"use_vr": False, "show_gui": False, "use_scene_info": True})
@@ -81,6 +94,16 @@ def _scene(folder: Path, name: str) -> DictConfig:
     if name not in known:
         raise UserError(f"sim.scene={name} is not in {folder}.{nearest(name, known)} Scenes: {', '.join(known)}.")
     return _load(folder / f"{name}.yaml")
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Return what Hydra would build of a configuration."""
+    if isinstance(node, dict):
+        yield from (str(value) for key, value in node.items() if key == "_target_")
+        node = list(node.values())
+    if isinstance(node, list):
+        for inner in node:
+            yield from _targets(inner)
 
 
 def _load(path: Path) -> DictConfig:
