@@ -125,7 +125,8 @@ def _places(folder: Path) -> list[Path]:
         return [folder]
     runs = sorted({path.parent for path in folder.rglob(CONFIG) if is_run(path.parent)})
     found = {path.parent for pattern in (RESULTS, JOURNALS) for path in folder.rglob(pattern)}
-    loose = [place for place in sorted(found) if not any(run in place.parents for run in runs)]
+    owners = {*runs, *found}  # an evaluation may hold others, of success against latency
+    loose = [place for place in sorted(found) if not owners & set(place.parents)]
     return [*runs, *loose]
 
 

@@ -105,8 +105,10 @@ def test_evaluations_without_their_runs_are_compared_pair_by_pair(tmp_path):
 def test_evaluations_are_found_below_a_folder_and_told_apart_by_their_places(tmp_path):
     for run in "ab":
         evaluation(tmp_path / run / "line_step_1", "1100")
+        evaluation(tmp_path / run / "line_step_1" / "latency" / "chunk_2", "0000")  # belongs to the one above
     text, _ = compare([str(tmp_path)], 0)
     assert [row[0] for row in rows_of(text)[2:4]] == [str(tmp_path / run / "line_step_1") for run in "ab"]
+    assert len(rows_of(text)) == 2 + 2 + 2 + 2 + 2 + 1
     assert "No run is shown to be better than another" in text
 
 

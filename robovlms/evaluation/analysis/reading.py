@@ -13,7 +13,7 @@ from robovlms.errors import UserError
 from robovlms.evaluation.analysis.certificate import content_digest
 from robovlms.evaluation.analysis.comparison import Evaluated
 from robovlms.evaluation.episodes import EpisodeResult
-from robovlms.evaluation.folder import RESULTS
+from robovlms.evaluation.folder import RESULTS, journals
 from robovlms.files import read_json_lines
 
 JOURNALS = "episodes*.jsonl"
@@ -34,7 +34,7 @@ def read_evaluation(path: Path, name: str, *, with_running: bool = False) -> Eva
     file = path / RESULTS if path.is_dir() else path
     if file.is_file() or not path.is_dir():
         return _finished(file, read_results(file), name)
-    rows = [row for journal in sorted(path.glob(JOURNALS)) for row in read_json_lines(journal)]
+    rows = [row for journal in journals(path) for row in read_json_lines(journal)]
     if rows and not with_running:
         raise UserError(
             f"{path} has not finished: repeat the command that began it, or compare what is there with sequential=true."
