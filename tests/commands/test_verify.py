@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from pathlib import Path
 
 import line_world
 import pytest
@@ -170,8 +171,10 @@ def test_another_checkpoint_or_a_changed_file_does_not_hold(evaluated, tmp_path)
     content["episodes"][0]["steps"] += 1
     (tmp_path / "results.json").write_text(json.dumps(content))
     assert "changed after it was written" in str(verify(tmp_path, 1.0))
+    other = Path(__file__).parents[1] / "old_checkpoints" / "single" / "checkpoints" / "step_000002"
+    assert "is another checkpoint" in str(verify(evaluated, 1.0, str(other)))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert "is another checkpoint" in str(verify(evaluated, 1.0, str(tmp_path)))
+    assert "is damaged" in str(verify(evaluated, 1.0, str(tmp_path)))
 
 
 def test_episodes_are_played_in_a_random_order_and_reported_in_that_of_the_plan(evaluated):
