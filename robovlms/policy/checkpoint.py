@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
@@ -30,6 +30,8 @@ from robovlms.errors import UserError
 from robovlms.policy.manifest import HEADER, MANIFEST, check_checkpoint, reading
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.spec import SPEC, PolicySpec
+
+T = TypeVar("T")
 
 CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
 VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
@@ -69,6 +71,25 @@ def load_config(path: Path) -> TrainConfig:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     assert isinstance(config, TrainConfig)
+    return config
+
+
+def read_typed(schema: type[T], values: Mapping[str, Any]) -> T:
+    """Return a config of one group from the values that `asdict` gave; they may come from anywhere.
+
+    Raises:
+        UserError: they are not of this schema, or have an interpolation, as no config of ours does.
+    """
+    failed = f"what was written of {schema.__name__} cannot be read"
+    if "${" in str(values):
+        raise UserError(f"{failed}: it has an interpolation, ${{...}}, which is not resolved.")
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"what was written of {schema.__name__} cannot be read: {' '.join(str(error).split())}"
+        ) from error
+    assert isinstance(config, schema)
     return config
 
 
