@@ -105,6 +105,8 @@ def build(case: dict[str, Any]) -> Any:
         for key, parameter in model.named_parameters():
             if key.endswith(("action_token", "gate")):
                 parameter.normal_(std=0.5)
+            elif parameter.ndim > 1:  # at the start, features and actions hardly depend on what is seen
+                parameter.normal_(std=(2 / parameter[0].numel()) ** 0.5)
             elif parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()

@@ -27,6 +27,7 @@ class PrefixBackbone(Backbone):
     """
 
     num_head_tokens: int = 0  # leading text ids that stand before the images
+    num_closing_tokens: int = 0  # of these, how many close the frame before, and are left out of the first
     num_marks: tuple[int, int] = (0, 0)  # text tokens that `embed_images` puts before and behind each image
     max_length: int | None = None  # tokens that the decoder has positions for; None: any number
     can_resample: bool = False  # whether the decoder takes any number of tokens for an image
@@ -117,6 +118,9 @@ class PrefixBackbone(Backbone):
         cached = 0 if kv_cache is None else kv_cache.length
         self._check_length(cached + t * tokens.shape[2], inside, text_ids.shape[1], queries.shape[2])
         layout = self._layout(inside, text_ids, text_mask, view_mask, queries.shape[2], query_ids)
+        if self.num_closing_tokens and not cached:
+            follows = torch.arange(layout.mask.shape[1], device=layout.mask.device) >= self.num_closing_tokens
+            layout = layout._replace(mask=layout.mask & follows)
         is_asked = layout.is_query
         if query_ids is not None:
             is_asked = is_asked | self._is_last_token(text_mask, t, v * m, queries.shape[2])

@@ -220,7 +220,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 def fill(
     policy: VLAPolicy, weights: Mapping[str, Tensor], source: str, advice: str, optional: Collection[str | None] = ()
 ) -> None:
-    """Give a policy its weights, every tensor accounted for; `optional` ones may be on one side alone.
+    """Load weights into a policy, every tensor accounted for; `optional` ones may be on one side alone.
 
     Raises:
         UserError: names missing and unexpected tensors, or those of another shape, and ends with `advice`.
@@ -231,7 +231,9 @@ def fill(
         told = ", ".join(
             f"{key} {list(weights[key].shape)} instead of {list(known[key].shape)}" for key in wrong[:MAX_NAMED]
         )
-        raise UserError(f"the weights in {source} do not fit this policy: {len(wrong)} of another shape: {told}. {advice}")
+        raise UserError(
+            f"the weights in {source} do not fit this policy: {len(wrong)} of another shape: {told}. {advice}"
+        )
     missing, unexpected = policy.load_state_dict(weights, strict=False)
     loaded = {known[key].data_ptr() for key in weights.keys() & known.keys()}  # tied weights lie there under one name
     wrong_sides = {
@@ -240,9 +242,7 @@ def fill(
     }
     if any(wrong_sides.values()):
         told = "; ".join(f"{len(keys)} {side}: {_some(keys)}" for side, keys in wrong_sides.items() if keys)
-        raise UserError(
-            f"the weights in {source} do not fit this policy: {told}. {advice}"
-        )
+        raise UserError(f"the weights in {source} do not fit this policy: {told}. {advice}")
 
 
 def _some(keys: list[str]) -> str:

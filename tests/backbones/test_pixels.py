@@ -49,11 +49,13 @@ PUBLISHED = {  # the image processors that preprocessor_config.json of the publi
     "idefics3": lambda: Idefics3ImageProcessorPil(size={"longest_edge": 1456}, max_image_size={"longest_edge": 364}),
     "internvl": lambda: GotOcr2ImageProcessorPil(size=square(448)),
     "kosmos": lambda: clip(224, use_square_size=True),
+    "kosmos_upstream": lambda: clip(224, use_square_size=True),
     "lfm2_vl": lambda: Siglip2ImageProcessorPil(),  # its own needs torchvision
     "llava": lambda: clip(336),
     "llava_onevision": lambda: LlavaOnevisionImageProcessorPil(size=square(384)),
     "moondream": lambda: moondream.make_image_processor(378),
     "paligemma": lambda: SiglipImageProcessorPil(size=square(224)),
+    "paligemma_upstream": lambda: SiglipImageProcessorPil(size=square(224)),
     "paligemma2": lambda: SiglipImageProcessorPil(size=square(224)),
     "qwen2_5_vl": lambda: Qwen2VLImageProcessorPil(size=QWEN_AREA),
     "qwen3_5": lambda: Qwen2VLImageProcessorPil(size={"shortest_edge": 65536, "longest_edge": 65536}, patch_size=16),

@@ -41,7 +41,12 @@ def read_policy(source: Path, config: Path, data: DataConfig, checkpoint: str | 
     plan.normalizers(statistics)  # checks them
     weights = convert(read_released(path), family_of(settings), run.head.name)
     policy = VLAPolicy.from_config(_without_weights(run), plan).eval()
-    fill(policy, weights, str(path), f"config={config} is of another checkpoint, or backbone.checkpoint of another model.")
+    fill(
+        policy,
+        weights,
+        str(path),
+        f"config={config} is of another checkpoint, or backbone.checkpoint of another model.",
+    )
     return Trained(run, policy, statistics, plan)
 
 

@@ -70,9 +70,7 @@ def family_of(settings: Settings) -> str:
 
 def _policy(settings: Settings, checkpoint: str | None) -> dict[str, Any]:
     structure, head = _structure(settings), _head(settings)
-    window = WindowConfig(
-        window_size=settings.get("window_size", int), chunk_size=settings.get("fwd_pred_next_n", int)
-    )
+    window = WindowConfig(window_size=settings.get("window_size", int), chunk_size=settings.get("fwd_pred_next_n", int))
     return {
         "backbone": _backbone(settings, structure, checkpoint),
         "head": head,

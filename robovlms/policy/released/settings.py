@@ -109,5 +109,7 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _merge(old[key], new[key]) for key in new if isinstance(new[key], dict) and isinstance(old.get(key), dict)}
+    both = {
+        key: _merge(old[key], new[key]) for key in new if isinstance(new[key], dict) and isinstance(old.get(key), dict)
+    }
     return {**old, **new, **both}

@@ -45,7 +45,9 @@ def find_weights(source: Path) -> Path:
         )
     if shards := sorted(source.rglob(SHARDS)):
         if [shard.name for shard in shards] != [WHOLE]:
-            raise UserError(_consolidate(source, f"holds {len(shards)} DeepSpeed shards, each with a part of the model"))
+            raise UserError(
+                _consolidate(source, f"holds {len(shards)} DeepSpeed shards, each with a part of the model")
+            )
         logger.warning(
             "%s holds the weights in half precision; those in float32 are in the optimizer's shards: `python "
             "zero_to_fp32.py . weights.pt` in DeepSpeed's folder joins them, for source=weights.pt.", shards[0],
@@ -99,7 +101,7 @@ def _load(path: Path) -> Any:
             raise _damaged(path, error) from error
         raise UserError(
             f"source={path} holds more than weights ({', '.join(foreign)}), which is not read, since reading would "
-            "execute it. If you trust the file, write the weights alone where RoboVLMs runs: python -c \"import torch; "
+            'execute it. If you trust the file, write the weights alone where RoboVLMs runs: python -c "import torch; '
             f"c = torch.load('{path.name}', map_location='cpu', weights_only=False); "
             "torch.save({'state_dict': c.get('state_dict') or c.get('model_state_dict') or c['module']}, "
             "'weights.pt')\"."
