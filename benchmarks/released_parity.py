@@ -1,6 +1,6 @@
 """RoboVLMs' own classes against their converted checkpoints: token ids, features, actions and streams.
 
-    ROBOVLMS_ROOT=/path/to/RoboVLMs ROBOVLMS_PYTHON=/path/to/its/bin/python python benchmarks/released_parity.py [case ...]
+    ROBOVLMS_ROOT=RoboVLMs ROBOVLMS_PYTHON=/path/to/its/python python benchmarks/released_parity.py [case ...]
 
 RoboVLMs is built at small size with random weights in an environment of its own (`released_upstream.py`), saved as its
 trainer saves, converted by `scripts/convert_checkpoint.py`, and both act on the same frames. PaliGemma needs another
@@ -21,7 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import CLIPImageProcessorPil
 
+from robovlms.backbones.families._flamingo_shared import FlamingoConfig, FlamingoModel
+from robovlms.backbones.families._flamingo_shared import tiny_tokenizer as byte_tokenizer
+from robovlms.backbones.families.llava import tiny_tokenizer as llama_tokenizer
+from robovlms.backbones.huggingface import TINY_VISION
 from robovlms.policy.checkpoint import load_policy
 from robovlms.policy.runner import PolicyRunner
 from robovlms.registry import BACKBONES
@@ -32,6 +37,7 @@ LARGEST = 1e-4  # difference that passes
 INSTRUCTIONS = ["open the drawer", "push the red block to the left, slowly"]
 KOSMOS = "calvin_finetune/finetune_kosmos_cont-lstm-post_full-ft_text_vision_wd-0_use-hand_ws-16_act-10.json"
 PALIGEMMA = "calvin_finetune/finetune_paligemma_cont-lstm-post_full-ft_text_vision_wd=0_ws-8_act-10.json"
+FLAMINGO = "calvin_finetune/finetune_flamingo_mpt_3b_ws-8_act-10_lstm_calvin.json"
 Case = dict[str, Any]
 CASES: dict[str, Case] = {
     "kosmos_lstm_w16": {"file": KOSMOS},
@@ -51,25 +57,56 @@ CASES: dict[str, Case] = {
     "paligemma_one_step": {"file": PALIGEMMA, "window_size": 1, "act_head": {"type": "FCDecoder"}},
     "paligemma_interleaved_w4": {"file": PALIGEMMA, "window_size": 4,
                                  "act_head": {"type": "FCDecoder", "history_type": "pre"}},
+    "flamingo_mpt_lstm_w8": {"file": FLAMINGO, "decoder": "mpt", "name": "mpt_7b"},
+    "flamingo_mpt_gpt_w4_wrist": {"file": FLAMINGO, "decoder": "mpt", "name": "mpt_1b", "window_size": 4,
+                                  "use_hand_rgb": True, "act_head": {"type": "GPTDecoder"}},
+    "flamingo_neox_mlp_w4": {"file": FLAMINGO, "decoder": "gpt_neox", "name": "mpt_3b", "window_size": 4,
+                             "act_head": {"type": "FCDecoder"}},
+    "flamingo_llama_one_step": {"file": FLAMINGO, "decoder": "llama", "name": "llama_7b", "window_size": 1,
+                                "use_hand_rgb": True, "act_head": {"type": "FCDecoder"}},
 }  # fmt: skip
+EVERY = {"mpt_1b": 1, "mpt_3b": 2, "mpt_7b": 4, "llama_7b": 4}  # RoboVLMs flamingo_builder.py
+OPTIONS = ("file", "decoder", "name")  # of a case; the others are RoboVLMs' keys
 
 
 def configuration(root: Path, case: Case) -> dict[str, Any]:
     """Return RoboVLMs' configuration of a case, its head narrowed."""
     values = json.loads((root / "configs" / case["file"]).read_text(encoding="utf-8"))
     head = {**values["act_head"], "hidden_size": 32, **case.get("act_head", {})}
-    return {**values, **{key: value for key, value in case.items() if key != "file"}, "act_head": head}
+    values |= {key: value for key, value in case.items() if key not in OPTIONS} | {"act_head": head}
+    if "name" in case:
+        values["vlm"]["name"] = case["name"]
+        values["train_setup"]["load_vl_param"] = False
+    return values
 
 
-def run_upstream(folder: Path, values: dict[str, Any], instruction: str) -> dict[str, np.ndarray]:
+def small_backbone(family: str, case: Case) -> Any:
+    """Build the VLM that both sides have, with random weights that neither keeps."""
+    if family != "flamingo":
+        return BACKBONES.get(family).tiny()
+    wide = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    mpt = {"d_model": 64, "n_heads": 4, "n_layers": 4}
+    tokenizer = llama_tokenizer() if case["decoder"] == "llama" else byte_tokenizer()
+    if case["decoder"] == "llama":
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|endofchunk|>", "<image>"], "pad_token": "<PAD>"})
+    sizes = mpt if case["decoder"] == "mpt" else wide
+    text = {"model_type": case["decoder"], "vocab_size": len(tokenizer), **sizes}
+    vision = {**TINY_VISION, "intermediate_size": 4 * TINY_VISION["hidden_size"]}
+    config = FlamingoConfig(vision, text, cross_attention_every=EVERY[case["name"]])
+    size = {"height": vision["image_size"], "width": vision["image_size"]}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": vision["image_size"]}, crop_size=size)
+    return BACKBONES.get("flamingo")(FlamingoModel(config), tokenizer, processor)
+
+
+def run_upstream(folder: Path, values: dict[str, Any], case: Case, instruction: str) -> dict[str, np.ndarray]:
     """Let RoboVLMs act; return what it computed."""
     family = values["model"]
-    backbone = BACKBONES.get(family).tiny()
+    backbone = small_backbone(family, case)
     backbone.save_pretrained(folder / "vlm", weights=False)
     values["vlm"]["pretrained_model_name_or_path"] = str(folder / "vlm")
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    case = {"config": values, "vlm": str(folder / "vlm"), "seed": 0, "instruction": instruction}
-    (folder / "case.json").write_text(json.dumps(case), encoding="utf-8")
+    task = {"config": values, "vlm": str(folder / "vlm"), "seed": 0, "instruction": instruction}
+    (folder / "case.json").write_text(json.dumps(task), encoding="utf-8")
     generator, size = np.random.default_rng(0), backbone.image_spec.size
     shape = (values["window_size"] + 2, size, size, 3)
     np.savez(folder / "frames.npz", **{v: generator.integers(0, 256, shape, np.uint8) for v in ("side", "wrist")})
@@ -135,7 +172,7 @@ def main() -> int:
         for instruction in INSTRUCTIONS:
             with tempfile.TemporaryDirectory() as temporary:
                 folder, values = Path(temporary), configuration(Path(os.environ["ROBOVLMS_ROOT"]), CASES[name])
-                expected = run_upstream(folder, values, instruction)
+                expected = run_upstream(folder, values, CASES[name], instruction)
                 convert(folder)
                 gaps = differences(folder, expected, instruction)
                 recorded[name] = record(folder, values)

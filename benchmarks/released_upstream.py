@@ -81,6 +81,28 @@ def random_vlm(folder: Path) -> Any:
     return transformers.PaliGemmaForConditionalGeneration(config)
 
 
+def small_flamingo(base: Any, tokenizer: Any, folder: Path) -> None:
+    """Let RoboVLMs' Flamingo find a small CLIP and a small decoder where it would download them."""
+    import open_clip
+    import robovlms.model.backbone.roboflamingo as module
+    import transformers
+
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    vision, text = values["vision_config"], values["text_config"]
+    sizes = {
+        "layers": vision["num_hidden_layers"], "width": vision["hidden_size"], "patch_size": vision["patch_size"],
+        "head_width": vision["hidden_size"] // vision["num_attention_heads"], "image_size": vision["image_size"],
+    }  # fmt: skip
+    clip = open_clip.CLIP(8, open_clip.CLIPVisionCfg(**sizes), open_clip.CLIPTextCfg(8, 20, 32, 2, 1), quick_gelu=True)
+    clip.visual.output_tokens = True
+    module.clip_vision_encoder = lambda *_: (clip, None, vision["hidden_size"])
+    module.build_tokenizer = lambda _: base.update_tokenizer(tokenizer, {"type": ""})
+    config = transformers.CONFIG_MAPPING[text["model_type"]](**{
+        key: value for key, value in text.items() if key not in ("model_type", "transformers_version", "dtype")
+    })  # fmt: skip
+    module.build_llm_flamingo = lambda _: transformers.AutoModelForCausalLM.from_config(config)
+
+
 def build(case: dict[str, Any]) -> Any:
     """Build RoboVLMs' model of a configuration."""
     import robovlms.model.backbone as backbones
@@ -89,6 +111,8 @@ def build(case: dict[str, Any]) -> Any:
     config, folder = case["config"], Path(case["vlm"])
     torch.manual_seed(case["seed"])
     tokenizer = tokenizer_of(folder)
+    if config["model"] == "flamingo":
+        small_flamingo(base, tokenizer, folder)
     base.build_vlm = lambda *_: (types.SimpleNamespace(tokenizer=tokenizer), random_vlm(folder))
     model = getattr(backbones, config["robovlm_name"])(
         configs=config,
@@ -133,7 +157,8 @@ def act(model: Any, case: dict[str, Any], frames: dict[str, np.ndarray], instruc
             views["side"][:, first:last], ids, attention_mask=mask.bool(), vision_gripper=hand
         )["action"]
         features = seen.pop()
-        return features.flatten(2).numpy()[0], arm.numpy()[0], gripper.reshape(*arm.shape[:-1]).numpy()[0]
+        features = features.amax(2) if family == "flamingo" else features.flatten(2)  # its head pools
+        return features.numpy()[0], arm.numpy()[0], gripper.reshape(*arm.shape[:-1]).numpy()[0]
 
     w, total = case["config"]["window_size"], len(frames["side"])
     features, arm, gripper = ask(0, w)

@@ -110,6 +110,29 @@ class PrefixBackbone(Backbone):
         Raises:
             UserError: a sequence is longer than the decoder's positions.
         """
+        hidden, layout, order = self.read_all(image, text_ids, text_mask, queries, kv_cache, view_mask, query_ids)
+        (t, v), m, q = image.shape[1:3], self.in_sequence(image).shape[3], queries.shape[2]
+        is_asked = layout.is_query
+        if query_ids is not None:
+            is_asked = is_asked | self._is_last_token(text_mask, t, v * m, q).gather(1, order)
+        count = t * (q + (query_ids is not None))
+        asked = take(hidden, true_first(is_asked)[:, :count])
+        return rearrange(asked, "n (t q) d -> n t q d", t=t)
+
+    def read_all(
+        self,
+        image: Float[Tensor, "n t v m e"],
+        text_ids: Int64[Tensor, "n l"],
+        text_mask: Bool[Tensor, "n l"],
+        queries: Float[Tensor, "n t q d"],
+        kv_cache: KVCache | None = None,
+        view_mask: Bool[Tensor, "n v"] | None = None,
+        query_ids: Int64[Tensor, "n q"] | None = None,
+    ) -> tuple[Float[Tensor, "n s d"], Layout, Int64[Tensor, "n s"]]:
+        """Return the hidden states of all packed tokens, what the tokens are, and where each stood before packing.
+
+        Arguments and errors are those of `read`.
+        """
         inside = self.in_sequence(image)
         n, t, v, m, _ = inside.shape
         if view_mask is None:
@@ -121,17 +144,12 @@ class PrefixBackbone(Backbone):
         if self.num_closing_tokens and not cached:
             follows = torch.arange(layout.mask.shape[1], device=layout.mask.device) >= self.num_closing_tokens
             layout = layout._replace(mask=layout.mask & follows)
-        is_asked = layout.is_query
-        if query_ids is not None:
-            is_asked = is_asked | self._is_last_token(text_mask, t, v * m, queries.shape[2])
         order = true_first(layout.mask)
         layout = layout.reorder(order)
         self.condition(image, view_mask, layout)
         num_new = t if text_ids.shape[1] + v * m else 0
-        hidden = self._decode(take(rearrange(tokens, "n t s e -> n (t s) e"), order), layout, kv_cache, num_new)
-        count = t * (queries.shape[2] + (query_ids is not None))
-        asked = take(hidden, true_first(is_asked.gather(1, order))[:, :count])
-        return rearrange(asked, "n (t q) d -> n t q d", t=t)
+        packed = take(rearrange(tokens, "n t s e -> n (t s) e"), order)
+        return self._decode(packed, layout, kv_cache, num_new), layout, order
 
     def _join(
         self, image: Float[Tensor, "n t v m e"], text_ids: Int64[Tensor, "n l"], queries: Float[Tensor, "n t q d"]

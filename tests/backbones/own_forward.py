@@ -9,7 +9,13 @@ from transformers import AutoModel, AutoModelForImageTextToText
 from robovlms.config.policy import BackboneConfig
 from robovlms.registry import BACKBONES
 
-OURS = ["flamingo", "moondream", "qwen_vl", "uform"]  # families that transformers lacks, made of its blocks
+OURS = [
+    "flamingo",
+    "flamingo_upstream",
+    "moondream",
+    "qwen_vl",
+    "uform",
+]  # families that transformers lacks, made of its blocks
 
 
 def publish(name, folder, noise=0.0, **changes):
@@ -129,7 +135,8 @@ def _qwen(backbone, batch):
 
 
 OPTIONS = {
-    "kosmos": _kosmos, "kosmos_upstream": _kosmos, "paligemma_upstream": _causal, "paligemma": _paligemma, "paligemma2": _paligemma, "gemma3": _gemma3, "gemma4": _gemma4,
+    "kosmos": _kosmos, "kosmos_upstream": _kosmos, "paligemma_upstream": _causal,
+    "paligemma": _paligemma, "paligemma2": _paligemma, "gemma3": _gemma3, "gemma4": _gemma4,
     "idefics3": _idefics3, "smolvlm": _idefics3, "llava_onevision": _llava_onevision, "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen, "qwen3_5": _qwen, "lfm2_vl": _patches,
 }  # fmt: skip

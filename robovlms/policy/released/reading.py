@@ -39,8 +39,9 @@ def read_policy(source: Path, config: Path, data: DataConfig, checkpoint: str | 
     plan = DataPlan.of(run.data, run.view.views)
     statistics = {each.name: _statistics(each.config, each.contract.names) for each in plan.sources}
     plan.normalizers(statistics)  # checks them
-    weights = convert(read_released(path), family_of(settings), run.head.name)
+    released = read_released(path)
     policy = VLAPolicy.from_config(_without_weights(run), plan).eval()
+    weights = convert(released, policy.backbone, family_of(settings), run.head.name)
     fill(
         policy,
         weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from robovlms.config.choices import NormalizationMode, Parallel, Precision, ScheduleName, Structure
@@ -25,7 +26,11 @@ from robovlms.policy.released.settings import Settings
 
 HEADS = {"LSTMDecoder": "lstm", "GPTDecoder": "gpt", "FCDecoder": "mlp"}
 PROMPTS = {"kosmos": "<grounding>An image of a robot {instruction}"}
-ORIGINALS = {"kosmos": "microsoft/kosmos-2-patch14-224", "paligemma": "google/paligemma-3b-pt-224"}
+ORIGINALS = {
+    "kosmos": "microsoft/kosmos-2-patch14-224",
+    "paligemma": "google/paligemma-3b-pt-224",
+    "flamingo": "checkpoints/flamingo",
+}  # the last is written by scripts/convert_backbone.py
 CALVIN, OXE = "DiskCalvinDataset", "OpenVLADataset"  # data sets of RoboVLMs
 
 
@@ -104,18 +109,39 @@ def _head(settings: Settings) -> HeadConfig:
 
 def _backbone(settings: Settings, structure: Structure, checkpoint: str | None) -> BackboneConfig:
     family, layers = family_of(settings), settings.get("train_setup.train_decoder_layers", int, -1)
-    if settings.get("act_head.action_space", str, "continuous") != "continuous":
-        raise settings.wrong("act_head.action_space", f"is not 'continuous', which alone is converted with {family}.")
-    is_frozen = settings.get("train_setup.freeze_backbone", bool, False)
+    _check_features(settings, family)
+    is_flamingo, trains = family == "flamingo", partial(settings.get, kind=bool)
+    is_frozen = trains("train_setup.freeze_backbone", default=False)
+    has_text = trains("train_setup.train_full_decoder", default=False) if is_flamingo else True
     return BackboneConfig(
         name=_name(family, structure),
         checkpoint=checkpoint or ORIGINALS[family],
         prompt=PROMPTS.get(family, "{instruction}"),
-        freeze_vision=is_frozen or not settings.get("train_setup.train_vision", bool, True),
-        freeze_text=is_frozen,
-        freeze_embeddings=is_frozen or not settings.get("train_setup.train_text_embedding", bool, True),
-        train_text_layers=layers if layers > 0 else None,
+        freeze_vision=is_frozen or not trains("train_setup.train_vision", default=True),
+        freeze_text=is_frozen or not has_text,
+        freeze_embeddings=is_frozen or not trains("train_setup.train_text_embedding", default=True),
+        train_text_layers=layers if layers > 0 and not is_flamingo else None,
+        attn_implementation="eager" if is_flamingo else "sdpa",
     )
+
+
+def _check_features(settings: Settings, family: str) -> None:
+    """Refuse features that RoboVLMs reads in another way than at its action token, or for Flamingo than pooled."""
+    found = settings.get("act_head.action_space", str, "continuous")
+    if family != "flamingo":
+        if found != "continuous":
+            raise settings.wrong("act_head.action_space", f"is {found!r}: with {family}, 'continuous' is converted.")
+        return
+    if found != "down_sample":
+        raise settings.wrong(
+            "act_head.action_space", f"is {found!r}: RoboVLMs' Flamingo runs with 'down_sample' alone."
+        )
+    wanted = {"act_head.down_sample": "pooling", "act_head.token_source": "all"}
+    for key, value in wanted.items():
+        if settings.get(key, str, value) != value:
+            raise settings.wrong(key, f"is {settings.get(key, str)!r}: with flamingo, {value!r} is converted.")
+    if settings.get("act_head.latent", int, 1) != 1:
+        raise settings.wrong("act_head.latent", "is not 1, which alone is converted with flamingo.")
 
 
 def _name(family: str, structure: Structure) -> str:

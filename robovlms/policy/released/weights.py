@@ -7,7 +7,9 @@ import re
 
 import torch
 
+from robovlms.backbones.base import Backbone
 from robovlms.backbones.conversion import Weights, rename
+from robovlms.policy.released.flamingo import flamingo_weights
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ PALIGEMMA = [
     (r"backbone\.(multi_modal_projector\..*)", r"backbone.model.\1"),
     (r"backbone\.language_model\.model\.(.*)", r"backbone.model.language_model.\1"),
 ]
-BACKBONES = {"kosmos": KOSMOS, "paligemma": PALIGEMMA}
+VLMS = {"kosmos": KOSMOS, "paligemma": PALIGEMMA}
 UNUSED = [  # vocabulary heads, tables that are computed, an auxiliary loss of training
     r"backbone\.(?:text_model|language_model)\.lm_head\.weight",
     r".*\.(?:position_ids|inv_freq|embed_positions\.weights|attn\.masked_bias)",
@@ -47,13 +49,25 @@ UNUSED = [  # vocabulary heads, tables that are computed, an auxiliary loss of t
 ]
 
 
-def convert(weights: Weights, family: str, head: str) -> Weights:
+def convert(weights: Weights, backbone: Backbone, family: str, head: str) -> Weights:
     """Return a policy's weights, in float32, under our names.
+
+    Args:
+        weights: under RoboVLMs' names.
+        backbone: whose they shall be.
+        family: of the VLM, by RoboVLMs' name.
+        head: its name here.
 
     Raises:
         UserError: weights that have no place in our policy; lists them.
     """
-    renamed = rename(weights, [*BACKBONES[family], *HEADS[head], *DECODERS], drop=UNUSED)
+    rules = [*HEADS[head], *DECODERS]
+    if family == "flamingo":
+        weights = flamingo_weights(weights, backbone)
+        rules.append((r"(backbone\.model\..*)", r"\1"))
+    else:
+        rules += VLMS[family]
+    renamed = rename(weights, rules, drop=UNUSED)
     logger.info("%d tensors are taken, %d no action depends on", len(renamed), len(weights) - len(renamed))
     turned = {
         key: (value.T if re.fullmatch(CONV1D, key) else value).float().contiguous() for key, value in renamed.items()
@@ -61,6 +75,8 @@ def convert(weights: Weights, family: str, head: str) -> Weights:
     if head == "gpt" and "head.project.weight" not in turned:  # features as wide as the head enter it as they are
         width = len(turned["head.norm.weight"])
         turned |= {"head.project.weight": torch.eye(width), "head.project.bias": torch.zeros(width)}
-    if family == "paligemma":  # Gemma scales what it reads, ours only the text
-        turned["head.query"] = turned["head.query"] * len(turned["head.query"]) ** 0.5
+    if family == "flamingo":  # it has no query
+        turned["head.query"] = torch.zeros(backbone.hidden_dim)
+    if family == "paligemma" and "head.query" in turned:  # Gemma scales what it reads, ours only the text
+        turned["head.query"] *= backbone.hidden_dim**0.5
     return turned
