@@ -61,8 +61,8 @@ def _once(weights: Weights) -> Weights:
     other = [key for key, first in second.items() if first not in weights or not weights[key].equal(weights[first])]
     if other:
         raise UserError(
-            f"{len(other)} weights named {AGAIN}... are not those of the same name after {DECODER}..., e.g. "
-            f"{other[0]}: the file mixes two models."
+            f"{len(other)} weights named {AGAIN}* differ from those named {DECODER}*, e.g. {other[0]}: the file mixes "
+            "two models."
         )
     return {key: value for key, value in weights.items() if key not in second}
 

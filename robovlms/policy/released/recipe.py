@@ -136,6 +136,8 @@ def _check_features(settings: Settings, family: str) -> None:
         raise settings.wrong(
             "act_head.action_space", f"is {found!r}: RoboVLMs' Flamingo runs with 'down_sample' alone."
         )
+    if "llama" in settings.get("vlm.name", str, ""):
+        raise settings.wrong("vlm.name", "is a LLaMA, whose tokens behind <image> depend on its tokenizer's version.")
     wanted = {"act_head.down_sample": "pooling", "act_head.token_source": "all"}
     for key, value in wanted.items():
         if settings.get(key, str, value) != value:

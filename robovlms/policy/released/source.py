@@ -5,6 +5,7 @@ Nothing in a file is executed: what is not numbers and plain containers is refus
 
 from __future__ import annotations
 
+import errno
 import logging
 import pickle
 import re
@@ -96,7 +97,7 @@ def _load(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        foreign = sorted(set(re.findall(r"(?:GLOBAL|global) ([\w.]+)", str(error))))
+        foreign = sorted(set(re.findall(r"GLOBAL ([\w.]+) was", str(error))))
         if not foreign:
             raise _damaged(path, error) from error
         raise UserError(
@@ -107,6 +108,10 @@ def _load(path: Path) -> Any:
             "'weights.pt')\"."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # how torch says that a file ends too early
+            raise
         raise _damaged(path, error) from error
 
 

@@ -78,5 +78,5 @@ def convert(weights: Weights, backbone: Backbone, family: str, head: str) -> Wei
     if family == "flamingo":  # it has no query
         turned["head.query"] = torch.zeros(backbone.hidden_dim)
     if family == "paligemma" and "head.query" in turned:  # Gemma scales what it reads, ours only the text
-        turned["head.query"] *= backbone.hidden_dim**0.5
+        turned["head.query"] = turned["head.query"] * backbone.hidden_dim**0.5
     return turned
