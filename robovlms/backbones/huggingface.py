@@ -225,7 +225,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     def new_cache(self) -> KVCache | None:
         """Return an empty cache, if the family's decoder keeps keys and values alone."""
-        return KVCache(DynamicCache()) if self.can_cache else None
+        return KVCache() if self.can_cache else None
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder."""
@@ -251,7 +251,10 @@ class HuggingFaceBackbone(PrefixBackbone):
             )
         if not self.reads_last_layer:
             options["output_hidden_states"] = True
-        output = self.decoder(inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **options)
+        past: Any = None if cache is None else DynamicCache(cache)
+        output = self.decoder(inputs_embeds=embeds, past_key_values=past, use_cache=past is not None, **options)
+        if past is not None:
+            cache[:] = [[layer.keys, layer.values] for layer in past.layers]
         hidden: Tensor = output.last_hidden_state if self.reads_last_layer else output.hidden_states[-2]
         return hidden
 

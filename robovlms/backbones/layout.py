@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from einops import rearrange
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Layout(NamedTuple):
@@ -23,6 +26,9 @@ class Layout(NamedTuple):
         return Layout(*(each.gather(1, order) for each in self))
 
 
+PADDING = (False, 0, False, -1, -1)  # a Layout of padding
+
+
 def true_first(mask: Bool[Tensor, "n s"]) -> Int64[Tensor, "n s"]:
     """Return the order that puts what is True first and changes nothing else."""
     return (~mask).to(torch.uint8).argsort(dim=1, stable=True)
@@ -33,27 +39,73 @@ def take(tokens: Float[Tensor, "n _s e"], places: Int64[Tensor, "n _p"]) -> Floa
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-class KVCache:
-    """What a decoder has read of every sequence: its keys and values, and what they are of.
+class Kept(NamedTuple):
+    """What a decoder has read of one sequence, without padding."""
 
-    Frames and queries that come later are read behind it, at the cost of themselves alone.
+    tokens: Float[Tensor, "s _c g e"]  # key and value of each layer in turn
+    layout: Layout  # of n = 1
+    num_frames: int
+
+
+def _padded(rows: Sequence[Shaped[Tensor, "1 _s"]], padding: int) -> Shaped[Tensor, "n s"]:
+    return pad_sequence([row[0] for row in rows], batch_first=True, padding_value=padding)
+
+
+class KVCache:
+    """What a decoder has read of every sequence of a batch: its keys and values, and what they are of.
+
+    Frames and queries that come later are read behind it, at the cost of themselves alone. Sequences of any length come
+    and go: `rows` takes them apart, `of` puts any together. Between the two they may hold padding anywhere, which
+    decoders do not count and nothing attends to.
     """
 
-    def __init__(self, cache: Any) -> None:
-        self.cache = cache  # filled by the decoder
+    def __init__(self) -> None:
+        self.layers: list[list[Tensor]] = []  # [keys, values] of every layer, "n g s e"; filled by the decoder
         self.layout: Layout | None = None
-        self.num_frames = 0
+        self.num_frames: Tensor | int = 0  # "n"
 
     @property
     def length(self) -> int:
         """Tokens so far, padding included."""
         return 0 if self.layout is None else self.layout.mask.shape[1]
 
-    def add(self, new: Layout, num_frames: int) -> Layout:
+    @classmethod
+    def of(cls, rows: Sequence[Kept | None]) -> KVCache:
+        """Return the cache of these sequences; None: nothing has been read of one."""
+        cache = cls()
+        filled = [row for row in rows if row is not None]
+        if not filled:
+            return cache
+        like = filled[0]
+        none = Kept(like.tokens[:0], Layout(*(each[:, :0] for each in like.layout)), 0)
+        kept = [none if row is None else row for row in rows]
+        tokens = rearrange(pad_sequence([row.tokens for row in kept], batch_first=True), "n s c g e -> c n g s e")
+        cache.layers = [[tokens[i], tokens[i + 1]] for i in range(0, len(tokens), 2)]
+        fields = zip(*(row.layout for row in kept), strict=True)
+        cache.layout = Layout(*(_padded(*each) for each in zip(fields, PADDING, strict=True)))
+        cache.num_frames = torch.tensor([row.num_frames for row in kept], device=tokens.device)
+        return cache
+
+    def rows(self) -> list[Kept]:
+        """Return what has been read of every sequence; waits for the device once."""
+        assert self.layout is not None
+        assert isinstance(self.num_frames, Tensor)
+        order = true_first(self.layout.mask)
+        packed = self.layout.reorder(order)
+        tokens = torch.stack([each for layer in self.layers for each in layer], dim=1)
+        tokens = rearrange(tokens, "n c g s e -> n s c g e")
+        tokens = tokens.gather(1, order[:, :, None, None, None].expand_as(tokens))
+        counts = torch.stack([packed.mask.sum(1), self.num_frames], dim=1).tolist()
+        return [
+            Kept(tokens[i, :length], Layout(*(each[i : i + 1, :length] for each in packed)), num_frames)
+            for i, (length, num_frames) in enumerate(counts)
+        ]
+
+    def add(self, new: Layout, num_frames: Int64[Tensor, "n"]) -> Layout:
         """Take what is about to be read, and return the layout of all; no new frame: queries behind the last one."""
-        first = self.num_frames - (num_frames == 0)
-        new = new._replace(frame=new.frame + first)
-        self.num_frames += num_frames
+        first = self.num_frames - (num_frames == 0).long()
+        new = new._replace(frame=new.frame + first[:, None])
+        self.num_frames = self.num_frames + num_frames
         if self.layout is not None:
             new = Layout(*(torch.cat(pair, dim=1) for pair in zip(self.layout, new, strict=True)))
         self.layout = new

@@ -29,7 +29,7 @@ from robovlms.errors import UserError
 from robovlms.progress import Progress, track
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Simulator, Task
-from robovlms.sims.demos import Attempt, Goal, load_demo, record_demo, save_demo, succeeded
+from robovlms.sims.demos import Attempt, Lesson, load_demo, record_demo, save_demo, succeeded
 from robovlms.workers import Pool
 
 log = logging.getLogger(__name__)
@@ -39,22 +39,22 @@ MIN_SUCCESS_RATE = 0.2
 MIN_ATTEMPTS = 20  # before the success rate is judged
 
 
-def list_goals(tasks: list[Task], config: CollectConfig) -> dict[Goal, int]:
-    """Count the demonstrations wanted of every goal: of all tasks, then of their contrasts.
+def list_lessons(tasks: list[Task], config: CollectConfig) -> dict[Lesson, int]:
+    """Count the demonstrations wanted of every lesson: of all tasks, then of their contrasts.
 
     Raises:
         UserError: a contrast task is not among `tasks`, or its opposite is not.
     """
     by_name = {task.name: task for task in tasks}
-    goals = {Goal(task, task): config.demos_per_task for task in tasks}
+    lessons = {Lesson(task, task): config.demos_per_task for task in tasks}
     for name in config.contrast_tasks:
         if name not in by_name or by_name[name].opposite not in by_name:
             raise UserError(
                 f"collect.contrast_tasks has '{name}': it and its opposite must be in sim.tasks ({', '.join(by_name)})."
             )
         task = by_name[name]
-        goals[Goal(task, by_name[str(task.opposite)])] = config.contrast_demos_per_task
-    return goals
+        lessons[Lesson(task, by_name[str(task.opposite)])] = config.contrast_demos_per_task
+    return lessons
 
 
 def collect_demos(config: CollectConfig, sim: SimConfig, root: Path) -> Path:
@@ -69,7 +69,7 @@ def collect_demos(config: CollectConfig, sim: SimConfig, root: Path) -> Path:
             task has no opposite.
     """
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    goals = list_goals(simulator.tasks(), config)
+    lessons = list_lessons(simulator.tasks(), config)
     request = describe_request(config, sim, simulator.tasks())
     if root.is_dir() and any(root.iterdir()):
         check_request(root, root / "meta" / REQUEST_FILE, request)
@@ -81,7 +81,7 @@ def collect_demos(config: CollectConfig, sim: SimConfig, root: Path) -> Path:
         check_request(work, work / REQUEST_FILE, episode)
     work.mkdir(parents=True, exist_ok=True)
     (work / REQUEST_FILE).write_text(json.dumps(episode, indent=2), encoding="utf-8")
-    kept = _collect(config, sim, goals, work)
+    kept = _collect(config, sim, lessons, work)
     dataset = _assemble(kept, work, simulator, config, sim)
     (dataset / "meta" / REQUEST_FILE).write_text(json.dumps(request, indent=2), encoding="utf-8")
     dataset.replace(root)
@@ -95,6 +95,7 @@ def describe_request(config: CollectConfig, sim: SimConfig, tasks: list[Task]) -
     request: dict[str, Any] = {f"collect.{key}": value for key, value in asdict(config).items()}
     del request["collect.enabled"], request["collect.num_workers"]
     request |= {f"sim.{key}": value for key, value in asdict(sim).items()}
+    del request["sim.episodes"], request["sim.seed"]  # of evaluations
     request["sim.tasks"] = [task.name for task in tasks]
     return request | {"instructions": [task.instruction for task in tasks], "version": VERSION}
 
@@ -122,31 +123,31 @@ def check_request(folder: Path, file: Path, request: dict[str, Any]) -> None:
         raise UserError(f"{folder} holds other demonstrations than asked for: {differences}. {advice}")
 
 
-def _collect(config: CollectConfig, sim: SimConfig, goals: dict[Goal, int], work: Path) -> list[Attempt]:
-    """Return the first successful attempts of every goal, as many as wanted, in a fixed order.
+def _collect(config: CollectConfig, sim: SimConfig, lessons: dict[Lesson, int], work: Path) -> list[Attempt]:
+    """Return the first successful attempts of every lesson, as many as wanted, in a fixed order.
 
     Each round tries exactly as often as demonstrations are missing, so outcomes alone decide which attempts are made.
     """
-    attempts: dict[Goal, list[Attempt]] = {goal: [] for goal in goals}
+    attempts: dict[Lesson, list[Attempt]] = {lesson: [] for lesson in lessons}
     pool = Pool[Attempt, bool](partial(_expert, config, sim, work), config.num_workers, "collect.num_workers")
-    with pool, Progress("collecting", sum(goals.values()), "demonstration") as progress:
+    with pool, Progress("collecting", sum(lessons.values()), "demonstration") as progress:
         while True:
             kept = [attempt for made in attempts.values() for attempt in made if succeeded(attempt.path(work))]
             missing = [
-                Attempt(goal, number)
-                for goal, wanted in goals.items()
-                for number in next_attempts(attempts[goal], wanted, config, work)
+                Attempt(lesson, number)
+                for lesson, wanted in lessons.items()
+                for number in next_attempts(attempts[lesson], wanted, config, work)
             ]
             if not missing:
                 return kept
             for attempt in missing:
-                attempts[attempt.goal].append(attempt)
+                attempts[attempt.lesson].append(attempt)
             for _, success in pool.run(missing):
                 progress.update(int(success))
 
 
 def next_attempts(made: list[Attempt], wanted: int, config: CollectConfig, work: Path) -> range:
-    """Number the attempts that a goal still needs, as many as demonstrations are missing.
+    """Number the attempts that a lesson still needs, as many as demonstrations are missing.
 
     Raises:
         UserError: the expert mostly failed so far.
@@ -154,7 +155,7 @@ def next_attempts(made: list[Attempt], wanted: int, config: CollectConfig, work:
     successes = sum(succeeded(attempt.path(work)) for attempt in made)
     if len(made) >= MIN_ATTEMPTS and successes < MIN_SUCCESS_RATE * len(made):
         raise UserError(
-            f"the expert of {made[0].goal.name} solved {successes} of {len(made)} episodes: lower collect.noise="
+            f"the expert of {made[0].lesson.name} solved {successes} of {len(made)} episodes: lower collect.noise="
             f"{config.noise}, raise sim.max_steps, or leave the task out of sim.tasks (or collect.contrast_tasks)."
         )
     return range(len(made), len(made) + wanted - successes)
@@ -169,7 +170,7 @@ def _expert(config: CollectConfig, sim: SimConfig, work: Path) -> Iterator[Calla
         path = attempt.path(work)
         if not path.is_file():
             seed = attempt.seed(config.seed)
-            save_demo(path, record_demo(simulator, attempt.goal, seed, config, sim.max_steps // 2))
+            save_demo(path, record_demo(simulator, attempt.lesson, seed, config))
         return succeeded(path)
 
     try:
@@ -195,5 +196,5 @@ def _assemble(kept: list[Attempt], work: Path, simulator: Simulator, config: Col
     with writer:
         for attempt in track(kept, "writing", len(kept), "demonstration"):
             demo = load_demo(attempt.path(work))
-            writer.add_episode(demo.frames, demo.actions, demo.proprio, attempt.goal.told.instruction)
+            writer.add_episode(demo.frames, demo.actions, demo.proprio, attempt.lesson.told.instruction)
     return folder

@@ -87,7 +87,8 @@ def read_run(folder: Path, latency_steps: int) -> RunSummary:
     results = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("evaluation/*/results.json"))
     ]
-    own, opposite = (results[-1]["own"], results[-1]["opposite"]) if results else (None, None)
+    language = results[-1].get("language", {}) if results else {}
+    own, opposite = language.get("own"), language.get("opposite")
     rate = own and own["overall"]
     count = sum(p.numel() for p in policy.head.parameters())
     speed = last(folder / METRICS, "train/samples_per_s")
@@ -133,8 +134,8 @@ def time_control_step(checkpoint: Path, source: str, steps: int) -> float:
     proprio = None if policy.proprio is None else np.zeros(len(policy.proprio.mean), np.float32)
     observation = Observation(frames=frames, instruction="open the drawer", proprio=proprio)
     seconds = []
-    for _ in range(runner.window_size + steps):
+    for _ in range(runner.engine.window_size + steps):
         start = time.perf_counter()
         runner.step(observation)
         seconds.append(time.perf_counter() - start)
-    return median(seconds[runner.window_size :])
+    return median(seconds[runner.engine.window_size :])

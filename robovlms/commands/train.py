@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from robovlms.actions.contract import check_contract
 from robovlms.actions.plan import DataPlan
-from robovlms.commands.evaluate import evaluate
+from robovlms.commands.evaluate import check_simulator, evaluate
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
 from robovlms.data.opening import join_sources, open_sources, open_validation
@@ -30,7 +29,7 @@ def train(config: TrainConfig) -> Path:
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
         source = plan.find(config.evaluation.source)
-        check_contract(source.interface, SIMULATORS.get(config.sim.name)(config.sim).contract, "the simulator")
+        check_simulator(SIMULATORS.get(config.sim.name)(config.sim), source, config)
     with Trainer(config, plan) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.commands.collect_demos import collect_demos

@@ -37,6 +37,16 @@ class Execution(StrEnum):
     real_time = auto()  # as chunk, and every chunk goes on where the last one was (arXiv:2506.07339): flow, diffusion
 
 
+class Language(StrEnum):
+    """What becomes of an episode's instructions."""
+
+    own = auto()  # as the benchmark words them
+    opposite = auto()  # that of the task that undoes the first goal: reaching this goal is a mistake
+    empty = auto()  # none: what the pictures alone tell
+    paraphrase = auto()  # other words of the same meaning
+    spelling = auto()  # capitals and a full stop
+
+
 class HeadKind(StrEnum):
     """What a head makes of the frames of a window."""
 

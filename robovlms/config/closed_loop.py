@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from robovlms.config.choices import MISSING, Execution
+from robovlms.config.choices import MISSING, Execution, Language
 from robovlms.config.fields import DEMO, MAX_PROCESSES, marked, number
 from robovlms.config.schemas import schema
 
@@ -12,13 +12,13 @@ from robovlms.config.schemas import schema
 @schema("sim/base")
 @dataclass(kw_only=True)
 class SimConfig:
-    """A simulator and the tasks of its suite."""
+    """A simulator, the tasks of its suite, and what an evaluation plays of them."""
 
     name: str = MISSING
     tasks: list[str] = marked(list, keeps=DEMO)  # empty: all of the suite
-    image_size: int = number(at_least=1, at_most=8192)  # px, square, every view
-    control_hz: float = number(above=0, at_most=10_000)  # actions per second
-    max_steps: int = number(at_least=1)  # actions before an episode counts as failed
+    episodes: int = number(at_least=1, keeps=DEMO)  # of every task; where an episode is a chain of tasks, in all
+    seed: int = number(0, at_least=0, keeps=DEMO)  # of the first episode, or its number among the benchmark's own
+    max_steps: int | None = number(None, at_least=1)  # actions that a goal may take; unset: the benchmark's own limit
 
 
 @dataclass(kw_only=True)
@@ -39,12 +39,11 @@ class CollectConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """Closed-loop evaluation of the final checkpoint."""
+    """Closed-loop evaluation of the final checkpoint; what is played says `sim`."""
 
     enabled: bool = False
-    episodes_per_task: int = number(10, at_least=1)
-    seed: int = number(10_000, at_least=0)  # episode i of a task starts from seed + i
-    opposite_episodes_per_task: int = number(0, at_least=0)  # opposite instruction; success counts against it
+    language: list[Language] = field(default_factory=list)  # also played with instructions changed in these ways
+    language_episodes: int = number(10, at_least=1)  # of every task and way, the first of those it has
     execution: Execution = Execution.chunk
     execute_steps: int = number(1, at_least=1)  # actions of a chunk executed before the policy is asked again
     num_workers: int = number(1, at_least=1, at_most=MAX_PROCESSES)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-RENAMED = {"data.parts": "data.sources", "evaluation.part": "evaluation.source"}
+RENAMED = {
+    "data.parts": "data.sources",
+    "evaluation.part": "evaluation.source",
+    "evaluation.seed": "sim.seed",
+    "evaluation.episodes_per_task": "sim.episodes",
+}
 # What was allowed and is not any more, by option: it meant the same, or meant nothing once a run is over.
 REPLACED: dict[str, dict[Any, Any]] = {
     "trainer.keep_last": {0: 1_000_000},  # meant all
@@ -14,10 +19,15 @@ REPLACED: dict[str, dict[Any, Any]] = {
 
 def rename(node: Any) -> None:
     """Change the keys and values of a saved config, nested mappings, to what they are called today, in place."""
+    evaluation = node.get("evaluation") or {}
+    if opposite := evaluation.pop("opposite_episodes_per_task", 0):
+        evaluation |= {"language": ["opposite"], "language_episodes": opposite}
     for old, new in RENAMED.items():
-        group, _, key = old.partition(".")
+        (group, _, key), (new_group, _, new_key) = old.partition("."), new.partition(".")
         if group in node and key in node[group]:
-            node[group][new.partition(".")[2]] = node[group].pop(key)
+            value = node[group].pop(key)
+            if node.get(new_group):
+                node[new_group][new_key] = value
     for option, changes in REPLACED.items():
         group, _, key = option.partition(".")
         if group in node and node[group].get(key) in changes:

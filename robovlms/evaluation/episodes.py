@@ -3,114 +3,162 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, get_type_hints
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from robovlms.config.choices import Language
 from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.errors import UserError
-from robovlms.sims.base import Task
-
-
-class EpisodeKey(NamedTuple):
-    """What tells the episodes of one plan apart."""
-
-    task: str
-    seed: int
-    instruction: str
-    opposite: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Episode:
-    """One rollout to make: the scene of `task` from `seed`, with the instruction that the policy gets."""
-
-    task: Task
-    seed: int
-    instruction: str
-    opposite: bool = False  # with the instruction of `task.opposite`: reaching the task's own goal is a mistake
-    record: bool = False  # write a video
-
-    def __str__(self) -> str:
-        return f"{self.task.name}, seed {self.seed}, '{self.instruction}'{' (opposite instruction)' * self.opposite}"
-
-    @property
-    def key(self) -> EpisodeKey:
-        """What a result is matched to its episode by."""
-        return EpisodeKey(self.task.name, self.seed, self.instruction, self.opposite)
+from robovlms.sims.base import Episode, Goal, Simulator, Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeResult:
-    """How one episode ended. `success`: the goal of `task` was reached, whatever the instruction."""
+    """How one episode ended."""
 
-    task: str
-    seed: int
-    instruction: str
-    opposite: bool
-    success: bool
-    steps: int | None  # control steps taken; unknown where an error ended the episode
+    episode: Episode
+    goal_steps: tuple[int, ...]  # control steps that each reached goal took, in order
+    steps: int | None  # control steps of the whole episode; unknown where an error ended it
     seconds: float  # wall clock
     error: str | None = None  # traceback
 
-    def __post_init__(self) -> None:
-        """Refuse with a TypeError what an edited or damaged file holds and a report must not show."""
-        for name, kind in get_type_hints(EpisodeResult).items():
-            if not isinstance(value := getattr(self, name), int | float if kind is float else kind):
-                raise TypeError(f"{name} is {value!r}")
+    @property
+    def reached(self) -> int:
+        """How many goals were reached, whatever the instructions."""
+        return len(self.goal_steps)
 
     @property
-    def key(self) -> EpisodeKey:
-        """What a result is matched to its episode by."""
-        return EpisodeKey(self.task, self.seed, self.instruction, self.opposite)
+    def success(self) -> bool:
+        """Whether all were."""
+        return self.reached == len(self.episode.goals)
+
+    @property
+    def as_wanted(self) -> bool:
+        """Whether that is what the instructions asked for: with an opposite one, reaching the goal is a mistake."""
+        return self.success != (self.episode.language is Language.opposite)
 
     @property
     def video_name(self) -> str:
         """File name of the episode's video, if it was recorded."""
-        return re.sub(r"[^\w.-]+", "-", f"{self.task}_{self.seed}{'_opposite' if self.opposite else ''}.mp4")
+        episode = self.episode
+        language = "" if episode.language is Language.own else episode.language
+        parts = filter(None, [episode.group, episode.scene, episode.variant, str(episode.seed), language])
+        return re.sub(r"[^\w.-]+", "-", "_".join(parts) + ".mp4")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, the episode's beside its own."""
+        fields = asdict(self)
+        episode = fields.pop("episode")
+        del episode["record"]
+        return {**episode, **fields, "goals": list(episode["goals"]), "goal_steps": list(self.goal_steps)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> EpisodeResult:
+        """Read what `to_json` returned.
+
+        Raises:
+            TypeError: a value of another type, as an edited or damaged file holds and a report must not show.
+            KeyError: one is missing.
+            ValueError: one contradicts the others.
+        """
+        values = dict(values)
+        episode = Episode(
+            **{name: _typed(values, name, str) for name in ("scene", "group", "variant")},
+            **{name: _typed(values, name, int) for name in ("seed", "max_steps")},
+            goals=tuple(_goal(each) for each in _typed(values, "goals", list)),
+            language=Language(_typed(values, "language", str)),
+        )
+        result = cls(
+            episode=episode,
+            goal_steps=tuple(_typed(values, "goal_steps", list)),
+            steps=_typed(values, "steps", int | None),
+            seconds=_typed(values, "seconds", int | float),
+            error=_typed(values, "error", str | None),
+        )
+        if values or not all(type(count) is int for count in result.goal_steps):
+            raise TypeError(f"{', '.join(values) or 'goal_steps'} is not what a result holds")
+        if result.reached > len(episode.goals):
+            raise ValueError(f"{result.reached} of {len(episode.goals)} goals reached")
+        return result
 
 
-def plan_episodes(tasks: Sequence[Task], config: EvaluationConfig) -> list[Episode]:
-    """List every episode, task by task: first with the task's own instruction, then with the opposite one.
+def _typed(values: dict[str, Any], name: str, kind: Any) -> Any:
+    value = values.pop(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}")
+    return value
 
-    Episode i of either kind starts from `config.seed + i`, so that both kinds see the same scenes.
+
+def _goal(values: dict[str, Any]) -> Goal:
+    goal = Goal(**values)
+    if not (isinstance(goal.task, str) and isinstance(goal.instruction, str)):
+        raise TypeError(f"goals has {values!r}")
+    return goal
+
+
+def plan_episodes(simulator: Simulator, config: EvaluationConfig) -> list[Episode]:
+    """List every episode: the benchmark's own, then for every way of `config.language` the first
+    `config.language_episodes` of each scene once more, with other instructions.
 
     Raises:
-        UserError: nothing to evaluate, or opposite instructions are asked for and there are none.
+        UserError: no episode has a goal whose instruction can be changed in such a way.
     """
-    if not tasks or config.episodes_per_task < 1:
-        raise UserError(
-            f"nothing to evaluate: {len(tasks)} tasks x evaluation.episodes_per_task={config.episodes_per_task}. "
-            "Set evaluation.episodes_per_task to at least 1 and leave sim.tasks empty for the whole suite."
-        )
-    if config.opposite_episodes_per_task and not any(task.opposite for task in tasks):
-        raise UserError(
-            f"evaluation.opposite_episodes_per_task={config.opposite_episodes_per_task}, but none of the tasks "
-            f"{', '.join(task.name for task in tasks)} has an opposite: set it to 0."
-        )
-    instructions = {task.name: task.instruction for task in tasks}
+    own = simulator.episodes()
+    tasks = {task.name: task for task in simulator.tasks()}
+    plan = list(own)
+    for language in dict.fromkeys(config.language):
+        if language is not Language.own:
+            plan += _reworded(own, language, tasks, config.language_episodes)
+    return list(_recorded(plan, config.videos_per_task))
+
+
+def _recorded(plan: Sequence[Episode], count: int) -> Iterator[Episode]:
+    """Have the first episodes of every scene and language recorded."""
+    found: dict[tuple[str, str, Language], int] = defaultdict(int)
+    for episode in plan:
+        key = (episode.goals[0].task, episode.variant, episode.language)
+        found[key] += 1
+        yield replace(episode, record=found[key] <= count)
+
+
+def _reworded(own: Sequence[Episode], language: Language, tasks: dict[str, Task], count: int) -> list[Episode]:
+    found: dict[tuple[str, str], int] = defaultdict(int)
     plan = []
-    for task in tasks:
-        plan += _repeat(task, task.instruction, config, opposite=False)
-        if task.opposite and config.opposite_episodes_per_task:
-            if task.opposite not in instructions:
-                raise UserError(
-                    f"evaluation.opposite_episodes_per_task={config.opposite_episodes_per_task} needs the instruction "
-                    f"of '{task.opposite}', the opposite of '{task.name}': add it to sim.tasks, or set the option to 0."
-                )
-            plan += _repeat(task, instructions[task.opposite], config, opposite=True)
+    for episode in own:
+        key = (episode.goals[0].task, episode.variant)
+        goals = _reword(episode, language, tasks, found[key])
+        if goals and found[key] < count:
+            found[key] += 1
+            plan.append(replace(episode, goals=goals, language=language))
+    if not plan:
+        raise UserError(
+            f"evaluation.language has {language}, but no task of {', '.join(tasks)} can be worded so: "
+            f"{'none has an opposite among them' if language is Language.opposite else 'none has a paraphrase'}."
+        )
     return plan
 
 
-def _repeat(task: Task, instruction: str, config: EvaluationConfig, *, opposite: bool) -> list[Episode]:
-    count = config.opposite_episodes_per_task if opposite else config.episodes_per_task
-    return [
-        Episode(
-            task=task,
-            seed=config.seed + i,
-            instruction=instruction,
-            opposite=opposite,
-            record=i < config.videos_per_task,
-        )
-        for i in range(count)
-    ]
+def _reword(episode: Episode, language: Language, tasks: dict[str, Task], number: int) -> tuple[Goal, ...]:
+    """Return an episode's goals with other instructions; (): there are none of this kind.
+
+    Of a chain only the first goal is asked the opposite of: what follows depends on it.
+    """
+    if language is Language.opposite:
+        first = episode.goals[0]
+        task = tasks.get(first.task)
+        undone = tasks.get(task.opposite or "") if task else None
+        return (replace(first, instruction=undone.instruction),) if undone else ()
+    reworded = [_other_words(goal, language, tasks.get(goal.task), number) for goal in episode.goals]
+    return () if None in reworded else tuple(goal for goal in reworded if goal)
+
+
+def _other_words(goal: Goal, language: Language, task: Task | None, number: int) -> Goal | None:
+    if language is Language.empty:
+        return replace(goal, instruction="")
+    if language is Language.spelling:
+        return replace(goal, instruction=f"{goal.instruction.upper().rstrip('.')}.")
+    if task is None or not task.paraphrases:
+        return None
+    return replace(goal, instruction=task.paraphrases[number % len(task.paraphrases)])

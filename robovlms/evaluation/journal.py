@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from robovlms.errors import UserError
-from robovlms.evaluation.episodes import Episode, EpisodeKey, EpisodeResult
+from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.files import write_text
+from robovlms.sims.base import Episode
 
 logger = logging.getLogger(__name__)
 
@@ -30,31 +30,31 @@ class Journal:
             UserError: it holds results of other conditions or of episodes that are not in the plan.
         """
         self.path = path
-        self.done: dict[EpisodeKey, EpisodeResult] = {}
+        self.done: dict[Episode, EpisodeResult] = {}
         if path.exists() and (lines := _complete_lines(path)):
-            self._read(lines, json.loads(json.dumps(conditions)), {episode.key for episode in episodes})
+            self._read(lines, json.loads(json.dumps(conditions)), set(episodes))
         else:
             write_text(path, json.dumps({"conditions": conditions}) + "\n")
 
     def append(self, result: EpisodeResult) -> None:
         """Write one result down; when this returns it survives the process."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(result)) + "\n")
+            file.write(json.dumps(result.to_json()) + "\n")
         if result.error is None:
-            self.done[result.key] = result
+            self.done[result.episode] = result
 
-    def _read(self, lines: list[str], conditions: dict[str, Any], planned: set[EpisodeKey]) -> None:
+    def _read(self, lines: list[str], conditions: dict[str, Any], planned: set[Episode]) -> None:
         advice = "Set overwrite=true to start again, or choose another output_dir."
         try:
             found = json.loads(lines[0])["conditions"]
-            results = [EpisodeResult(**json.loads(line)) for line in lines[1:]]
+            results = [EpisodeResult.from_json(json.loads(line)) for line in lines[1:]]
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.path} is not a file of evaluation results ({error}). {advice}") from error
         if changed := [key for key in {**found, **conditions} if found.get(key) != conditions.get(key)]:
             differences = "; ".join(f"{key} was {found.get(key)!r}, is {conditions.get(key)!r}" for key in changed)
             raise UserError(f"{self.path} holds results made differently: {differences}. {advice}")
-        self.done = {result.key: result for result in results if result.error is None}
-        if foreign := [key for key in self.done if key not in planned]:
+        self.done = {result.episode: result for result in results if result.error is None}
+        if foreign := [episode for episode in self.done if episode not in planned]:
             raise UserError(f"{self.path} holds {len(foreign)} episodes outside this plan, e.g. {foreign[0]}. {advice}")
         logger.info("resuming from %s: %d of %d episodes are done", self.path, len(self.done), len(planned))
 

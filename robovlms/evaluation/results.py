@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from robovlms import __version__
+from robovlms.config.choices import Language
 from robovlms.evaluation.episodes import EpisodeResult
-from robovlms.evaluation.statistics import Rate
+from robovlms.evaluation.statistics import Rate, bootstrap_mean
 from robovlms.files import write_text
 from robovlms.terminal import printable
 
+SECTIONS = {
+    Language.own: "own instruction",
+    Language.opposite: "opposite instruction (success counts against the policy)",
+    Language.empty: "no instruction",
+    Language.paraphrase: "paraphrased instruction",
+    Language.spelling: "capitals and a full stop",
+}
 HEADER = ("task", "success", "mean", "95 % interval", "steps to success")
-PACKAGES = ("torch", "transformers", "numpy", "gymnasium", "mujoco", "metaworld")
+PACKAGES = ("torch", "transformers", "numpy")
 
 
 class Row(TypedDict):
@@ -28,56 +35,107 @@ class Row(TypedDict):
     mean: float
     low: float  # 95 % Wilson interval
     high: float
-    steps_to_success: float | None  # mean over the successful episodes
+    steps_to_success: float | None  # mean over the successes
     errors: int  # episodes that ended in an error; they count as failures
 
 
-class Group(TypedDict):
-    """The rates of one kind of episodes."""
+class Chains(TypedDict):
+    """How far episodes of several goals in a row came."""
 
-    overall: Row
-    tasks: dict[str, Row]  # in the order of the plan
+    rates: list[Row]  # of reaching the first goal, the first two, ...
+    average_length: float  # goals reached, mean over the chains
+    low: float  # 95 % bootstrap interval of it, over chains
+    high: float
+
+
+class Rates(TypedDict):
+    """The rates of the episodes with one kind of instruction."""
+
+    overall: Row  # of reaching all goals of an episode
+    tasks: dict[str, Row]  # of every goal that was due, in the order of the plan
+    groups: dict[str, Row]  # as overall, over the episodes of every group and variant; {}: there are none
+    chains: Chains | None  # None: episodes have one goal
 
 
 class Results(TypedDict):
     """What `results.json` holds."""
 
-    own: Group  # with the task's own instruction
-    opposite: Group | None  # with the opposite one: success counts against the policy
+    language: dict[str, Rates]  # by the kind of instruction, "own" first; for "opposite" success is a mistake
     config: dict[str, Any]
     versions: dict[str, str]
-    episodes: list[dict[str, Any]]  # the fields of EpisodeResult
+    episodes: list[dict[str, Any]]  # `EpisodeResult.to_json`
 
 
-def summarize(episodes: Sequence[EpisodeResult], *, config: Mapping[str, Any], versions: Mapping[str, str]) -> Results:
-    """Count successes per task and overall, apart for own and opposite instructions.
+def summarize(results: Sequence[EpisodeResult], *, config: Mapping[str, Any], versions: Mapping[str, str]) -> Results:
+    """Count successes per task, per group and overall, apart for every kind of instruction.
 
     Overall rates are over episodes, so that a task with more of them weighs more.
 
     Raises:
-        UserError: there is no episode with its task's own instruction.
+        UserError: there is no episode with its own instruction.
     """
-    own = [episode for episode in episodes if not episode.opposite]
-    opposite = [episode for episode in episodes if episode.opposite]
+    kinds: dict[str, list[EpisodeResult]] = {Language.own.value: []}
+    for result in results:
+        kinds.setdefault(result.episode.language.value, []).append(result)
     return {
-        "own": _group(own),
-        "opposite": _group(opposite) if opposite else None,
+        "language": {language: _rates(some) for language, some in kinds.items()},
         "config": dict(config),
         "versions": dict(versions),
-        "episodes": [asdict(episode) for episode in episodes],
+        "episodes": [result.to_json() for result in results],
     }
 
 
-def _group(episodes: Sequence[EpisodeResult]) -> Group:
-    by_task: dict[str, list[EpisodeResult]] = {}
-    for episode in episodes:
-        by_task.setdefault(episode.task, []).append(episode)
-    return {"overall": _row(episodes), "tasks": {task: _row(some) for task, some in by_task.items()}}
+def _rates(results: Sequence[EpisodeResult]) -> Rates:
+    tasks: dict[str, list[Trial]] = {}
+    groups: dict[str, list[Trial]] = {}
+    for result in results:
+        for goal, trial in zip(result.episode.goals, _trials(result), strict=False):
+            tasks.setdefault(goal.task, []).append(trial)
+        for name in filter(None, [result.episode.group, result.episode.variant]):
+            groups.setdefault(name, []).append(_whole(result))
+    return {
+        "overall": _row([_whole(result) for result in results]),
+        "tasks": {task: _row(some) for task, some in tasks.items()},
+        "groups": {name: _row(some) for name, some in groups.items()},
+        "chains": _chains(results) if any(len(result.episode.goals) > 1 for result in results) else None,
+    }
 
 
-def _row(episodes: Sequence[EpisodeResult]) -> Row:
-    rate = Rate(sum(episode.success for episode in episodes), len(episodes))
-    steps = [episode.steps for episode in episodes if episode.success and episode.steps is not None]
+class Trial(NamedTuple):
+    """Something that was tried once."""
+
+    success: bool
+    steps: int | None
+    is_error: bool
+
+
+def _whole(result: EpisodeResult) -> Trial:
+    return Trial(result.success, result.steps, result.error is not None)
+
+
+def _trials(result: EpisodeResult) -> list[Trial]:
+    """Return the goals that were due: those reached, and the one that was not."""
+    return [*(Trial(True, steps, False) for steps in result.goal_steps), Trial(False, None, result.error is not None)]
+
+
+def _chains(results: Sequence[EpisodeResult]) -> Chains:
+    lengths = [result.reached for result in results]
+    longest = max(len(result.episode.goals) for result in results)
+    low, high = bootstrap_mean(lengths)
+    return {
+        "rates": [
+            _row([Trial(result.reached >= count, None, result.error is not None) for result in results])
+            for count in range(1, longest + 1)
+        ],
+        "average_length": sum(lengths) / len(lengths),
+        "low": low,
+        "high": high,
+    }
+
+
+def _row(trials: Sequence[Trial]) -> Row:
+    rate = Rate(sum(trial.success for trial in trials), len(trials))
+    steps = [trial.steps for trial in trials if trial.success and trial.steps is not None]
     return {
         "successes": rate.successes,
         "trials": rate.trials,
@@ -85,14 +143,16 @@ def _row(episodes: Sequence[EpisodeResult]) -> Row:
         "low": rate.interval[0],
         "high": rate.interval[1],
         "steps_to_success": sum(steps) / len(steps) if steps else None,
-        "errors": sum(episode.error is not None for episode in episodes),
+        "errors": sum(trial.is_error for trial in trials),
     }
 
 
-def environment_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions a result may depend on: Python, the system, ours and those of the installed `packages`."""
+def environment_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions a result may depend on: Python, the system, ours, PyTorch's and those of the installed
+    `packages` of a simulator.
+    """
     found = {"python": platform.python_version(), "system": platform.platform(), "robovlms": __version__}
-    for package in packages:
+    for package in (*PACKAGES, *packages):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -106,10 +166,10 @@ def write_results(path: Path, results: Results) -> None:
 
 
 def format_table(results: Results) -> str:
-    """Lay the rates out as aligned plain text, with a section for the opposite instructions if there are any."""
-    lines = [list(HEADER), *_section("own instruction", results["own"])]
-    if results["opposite"]:
-        lines += _section("opposite instruction (success counts against the policy)", results["opposite"])
+    """Lay the rates out as aligned plain text, with a section for every kind of instruction."""
+    lines = [list(HEADER)]
+    for language, rates in results["language"].items():
+        lines += _section(SECTIONS[Language(language)], rates)
     widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(HEADER))]
     text = []
     for name, *cells in lines:
@@ -117,9 +177,23 @@ def format_table(results: Results) -> str:
     return "\n".join(line.rstrip() for line in text)
 
 
-def _section(title: str, group: Group) -> list[list[str]]:
-    rows = [*group["tasks"].items(), ("overall", group["overall"])]
-    return [[""], [title], *(row_cells(f"  {printable(name, keep='')}", row) for name, row in rows)]
+def _section(title: str, rates: Rates) -> list[list[str]]:
+    lines = [[""], [title]]
+    if chains := rates["chains"]:
+        lines[-1] = [f"{title}: average length {length_text(chains)}"]
+    return [*lines, *(row_cells(f"  {printable(name, keep='')}", row) for name, row in table_rows(rates))]
+
+
+def table_rows(rates: Rates) -> list[tuple[str, Row]]:
+    """Return the rows of one table: tasks, groups, how far chains came, and all together."""
+    chains = rates["chains"]
+    in_a_row = [(f"{count} in a row", row) for count, row in enumerate(chains["rates"], 1)] if chains else []
+    return [*rates["tasks"].items(), *rates["groups"].items(), *in_a_row, ("overall", rates["overall"])]
+
+
+def length_text(chains: Chains) -> str:
+    """Return the average length with its interval as text."""
+    return f"{chains['average_length']:.2f} of {len(chains['rates'])} ({chains['low']:.2f} .. {chains['high']:.2f})"
 
 
 def row_cells(name: str, row: Row) -> list[str]:

@@ -11,9 +11,10 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from robovlms.evaluation.episodes import Episode, EpisodeResult
+from robovlms.config.choices import Language
+from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.video import annotate, side_by_side, write_video
-from robovlms.sims.base import Simulator
+from robovlms.sims.base import Episode, Simulator
 from robovlms.types import Observation
 
 
@@ -33,22 +34,29 @@ Frames: TypeAlias = list[UInt8[np.ndarray, "h x c"]]
 
 
 def rollout(policy: Policy, simulator: Simulator, episode: Episode) -> tuple[EpisodeResult, Frames | None]:
-    """Play one episode until success or the simulator's step limit.
+    """Play one episode until its last goal is reached, a goal takes too long, or the simulator ends it.
 
     Returns:
         The result, and for `episode.record` what the policy saw (views side by side), first observation to last.
     """
     started = time.perf_counter()
     policy.reset()
-    observation = simulator.reset(episode.task, episode.seed, episode.instruction)
+    observation = simulator.reset(episode)
     frames = [side_by_side(observation.frames)] if episode.record else None
-    steps, success, done = 0, False, False
-    while not (success or done):
-        observation, success, done = simulator.step(policy.step(observation))
+    goal_steps: list[int] = []
+    steps = 0
+    while True:
+        observation, goals_done, done, _ = simulator.step(policy.step(observation))
         steps += 1
         if frames is not None:
             frames.append(side_by_side(observation.frames))
-    return result_of(episode, started, success=bool(success), steps=steps), frames
+        for _ in range(goals_done - len(goal_steps)):
+            goal_steps.append(steps - sum(goal_steps))
+            if simulator.resets_memory:
+                policy.reset()
+        late = steps - sum(goal_steps) >= episode.max_steps
+        if done or late or goals_done == len(episode.goals):
+            return result_of(episode, started, goal_steps=tuple(goal_steps), steps=steps), frames
 
 
 def attempt(policy: Policy, simulator: Simulator, episode: Episode, videos: Path) -> EpisodeResult:
@@ -58,25 +66,32 @@ def attempt(policy: Policy, simulator: Simulator, episode: Episode, videos: Path
         result, frames = rollout(policy, simulator, episode)
         if frames is not None:
             verdict, is_good = _verdict(result)
-            clip = annotate(
-                frames, f"“{episode.instruction}”", verdict, is_good, hold=round(simulator.contract.control_hz)
-            )
+            told = ", then ".join(f"“{goal.instruction}”" for goal in episode.goals)
+            clip = annotate(frames, told, verdict, is_good, hold=round(simulator.contract.control_hz))
             write_video(videos / result.video_name, clip, simulator.contract.control_hz)
     except Exception:
-        return result_of(episode, started, success=False, steps=None, error=traceback.format_exc())
+        return result_of(episode, started, error=traceback.format_exc())
     return result
 
 
 def _verdict(result: EpisodeResult) -> tuple[str, bool]:
-    if result.opposite:
-        return (f"DID {result.task} ANYWAY", False) if result.success else (f"did not do {result.task}", True)
+    goals = result.episode.goals
+    if result.episode.language is Language.opposite:
+        task = goals[0].task
+        return (f"DID {task} ANYWAY", False) if result.success else (f"did not do {task}", True)
+    if len(goals) > 1:
+        return f"{result.reached} OF {len(goals)}", result.success
     return ("SUCCESS", True) if result.success else ("FAIL", False)
 
 
 def result_of(
-    episode: Episode, started: float, *, success: bool, steps: int | None, error: str | None = None
+    episode: Episode,
+    started: float,
+    *,
+    goal_steps: tuple[int, ...] = (),
+    steps: int | None = None,
+    error: str | None = None,
 ) -> EpisodeResult:
     """Return how an episode ended that began at `started` (`time.perf_counter()`)."""
-    return EpisodeResult(
-        **episode.key._asdict(), success=success, steps=steps, seconds=time.perf_counter() - started, error=error
-    )
+    seconds = time.perf_counter() - started
+    return EpisodeResult(episode=episode, goal_steps=goal_steps, steps=steps, seconds=seconds, error=error)

@@ -10,11 +10,13 @@ from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
+from robovlms.config.choices import Language
 from robovlms.errors import UserError
-from robovlms.evaluation.episodes import Episode, EpisodeResult
+from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.journal import Journal
 from robovlms.evaluation.rollout import Start, attempt, result_of
 from robovlms.progress import Progress
+from robovlms.sims.base import Episode
 from robovlms.workers import Pool
 
 logger = logging.getLogger(__name__)
@@ -42,14 +44,14 @@ def run_episodes(
         RuntimeError: an episode failed with an error; names it. Earlier results stay, the same call goes on from there.
     """
     journal = Journal(folder / "episodes.jsonl", conditions, episodes)
-    remaining = [episode for episode in episodes if episode.key not in journal.done]
+    remaining = [episode for episode in episodes if episode not in journal.done]
     if remaining:
         videos = folder / "videos"
         videos.mkdir(parents=True, exist_ok=True)
         workers = min(num_workers, len(remaining))
         with closing(_play(start, remaining, videos, workers)) as results:
             _record(results, journal, total=len(episodes))
-    return [journal.done[episode.key] for episode in episodes]
+    return [journal.done[episode] for episode in episodes]
 
 
 def _record(results: Generator[EpisodeResult], journal: Journal, total: int) -> None:
@@ -61,14 +63,13 @@ def _record(results: Generator[EpisodeResult], journal: Journal, total: int) -> 
             if result.error is not None:
                 failed.append(result)
                 continue
-            own = [done.success for done in journal.done.values() if not done.opposite]
+            own = [done.success for episode, done in journal.done.items() if episode.language is Language.own]
             progress.update(note=f"success {sum(own)}/{len(own)}")
     if failed:
         first = failed[0]
-        opposite = " (opposite instruction)" if first.opposite else ""
         raise RuntimeError(
-            f"episode {first.task}, seed {first.seed}, '{first.instruction}'{opposite} failed; {len(journal.done)} of "
-            f"{total} results are in {journal.path}, and the same command goes on from there.\n{first.error}"
+            f"episode {first.episode} failed; {len(journal.done)} of {total} results are in {journal.path}, and the "
+            f"same command goes on from there.\n{first.error}"
         )
 
 
@@ -92,4 +93,4 @@ def _play(start: Start, episodes: Sequence[Episode], videos: Path, num_workers: 
 
 
 def _lost(episode: Episode, error: UserError) -> EpisodeResult:
-    return result_of(episode, time.perf_counter(), success=False, steps=None, error=str(error))
+    return result_of(episode, time.perf_counter(), error=str(error))

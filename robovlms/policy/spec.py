@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,31 @@ class PolicySpec:
             )
         return self.sources[source]
 
-    def check_environment(self, contract: ActionContract, name: str, source: str | None = None) -> None:
-        """Refuse an environment whose actions mean something else.
+    def check_environment(
+        self,
+        contract: ActionContract,
+        name: str,
+        source: str | None = None,
+        *,
+        views: Sequence[str] | None = None,
+        proprio_names: Sequence[str] = (),
+    ) -> None:
+        """Refuse an environment whose actions mean something else, or that shows less than the policy needs.
+
+        Args:
+            contract: of the environment's actions.
+            name: of the environment, for messages.
+            source: of a mixture, the one whose actions are wanted.
+            views: that the environment has; None: not known.
+            proprio_names: entries of its proprioception.
 
         Raises:
             UserError: lists both sides of every disagreement, and what converts the data.
         """
-        check_contract(self.find(source).contract, contract, name)
+        chosen = self.find(source)
+        check_contract(chosen.contract, contract, name)
+        if views is not None:
+            check_observations(list(self.views), chosen.proprio_names, views, proprio_names, name)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -107,6 +126,25 @@ class PolicySpec:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def check_observations(
+    needed: Sequence[str], needed_proprio: Sequence[str], views: Sequence[str], proprio_names: Sequence[str], name: str
+) -> None:
+    """Refuse an environment that shows less than a policy needs.
+
+    Raises:
+        UserError: names what is missing, and what there is.
+    """
+    if missing := [view for view in needed if view not in views]:
+        raise UserError(
+            f"the policy sees {', '.join(needed)}; {name} has no {', '.join(missing)}, only {', '.join(views)}."
+        )
+    if missing := [entry for entry in needed_proprio if entry not in proprio_names]:
+        raise UserError(
+            f"the policy needs the proprioception {', '.join(needed_proprio)}; {name} has no {', '.join(missing)}, "
+            f"only {', '.join(proprio_names) or 'none at all'}."
+        )
 
 
 def _source_spec(source: Source, statistics: Statistics) -> SourceSpec:

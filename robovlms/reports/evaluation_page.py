@@ -6,10 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from robovlms.evaluation.episodes import EpisodeResult
-from robovlms.evaluation.results import HEADER, Group, Results, row_cells
+from robovlms.evaluation.results import HEADER, Rates, Results, row_cells, table_rows
 from robovlms.reports.pages import data_uri, write_page
 
 MAX_VIDEO_BYTES = 12_000_000  # of all embedded videos; base64 makes them a third larger
+HEADINGS = {
+    "own": "Success",
+    "opposite": "Opposite instructions",
+    "empty": "No instruction",
+    "paraphrase": "Paraphrases",
+    "spelling": "Capitals and full stop",
+}
+TILES = {
+    "own": "success, own instruction",
+    "opposite": "did the task in spite of the opposite instruction",
+    "empty": "success without an instruction",
+    "paraphrase": "success with paraphrased instructions",
+    "spelling": "success with capitals and a full stop",
+}
 SUMMARY = (  # config keys at the top of the page; the whole config is at its end
     "backbone.name", "backbone.checkpoint", "structure.name", "head.name", "window.window_size", "window.chunk_size",
     "view.views", "data.name", "batch_size", "optimizer.lr", "schedule.total", "precision.name", "sim.name",
@@ -43,8 +57,7 @@ def write_report(
         tiles=_tiles(results),
         summary={key: config[key] for key in SUMMARY if key in config},
         header=HEADER,
-        own=_rows(results["own"]),
-        opposite=_rows(results["opposite"]) if results["opposite"] else [],
+        sections={HEADINGS[language]: _rows(rates) for language, rates in results["language"].items()},
         figures={
             title: [(path.stem, data_uri(path, "image/png")) for path in paths] for title, paths in figures.items()
         },
@@ -57,42 +70,46 @@ def write_report(
 
 def _tiles(results: Results) -> list[tuple[str, list[str], bool]]:
     """Return mean, labels and whether it counts against the policy."""
-    groups = [("success, own instruction", results["own"], False)]
-    if results["opposite"]:
-        groups.append(("did the task in spite of the opposite instruction", results["opposite"], True))
     tiles = []
-    for label, group, wrong in groups:
-        _, count, mean, interval, _ = row_cells("", group["overall"])
-        tiles.append((mean, [label, f"{count} episodes, 95 %: {interval}"], wrong))
+    for language, rates in results["language"].items():
+        if chains := rates["chains"]:
+            rows = ", ".join(f"{row['mean']:.1%}" for row in chains["rates"])
+            tiles.append((f"{chains['average_length']:.2f}", [f"average length, {language}", rows], False))
+        _, count, mean, interval, _ = row_cells("", rates["overall"])
+        tiles.append((mean, [TILES[language], f"{count} episodes, 95 %: {interval}"], language == "opposite"))
     return tiles
 
 
-def _rows(group: Group) -> list[list[str]]:
-    return [row_cells(task, row) for task, row in [*group["tasks"].items(), ("overall", group["overall"])]]
+def _rows(rates: Rates) -> list[list[str]]:
+    return [row_cells(name, row) for name, row in table_rows(rates)]
 
 
 def _videos(
     folder: Path, results: Results, max_bytes: int
 ) -> tuple[list[tuple[str, EpisodeResult, str, bool]], list[str]]:
-    """Return the recorded episodes that are embedded, each with its verdict, and the names of those left out."""
+    """Return the recorded episodes that are embedded, failures first, each with its verdict, and the names of those
+    left out.
+    """
     shown, omitted, used = [], [], 0
-    for episode in (EpisodeResult(**fields) for fields in results["episodes"]):
-        path = folder / episode.video_name
+    episodes = [EpisodeResult.from_json(fields) for fields in results["episodes"]]
+    for result in sorted(episodes, key=lambda each: each.as_wanted):
+        path = folder / result.video_name
         if not path.is_file():
             continue  # most episodes are not recorded
         used += path.stat().st_size
         if used > max_bytes:
             omitted.append(path.name)
         else:
-            as_wanted = episode.success != episode.opposite
-            shown.append((data_uri(path, "video/mp4"), episode, _verdict(episode), as_wanted))
+            shown.append((data_uri(path, "video/mp4"), result, _verdict(result), result.as_wanted))
     return shown, omitted
 
 
-def _verdict(episode: EpisodeResult) -> str:
-    if episode.opposite:
-        return "did it anyway" if episode.success else "did not do it"
-    return "success" if episode.success else "fail"
+def _verdict(result: EpisodeResult) -> str:
+    if result.episode.language == "opposite":
+        return "did it anyway" if result.success else "did not do it"
+    if len(result.episode.goals) > 1:
+        return f"{result.reached} of {len(result.episode.goals)}"
+    return "success" if result.success else "fail"
 
 
 def _flatten(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from robovlms.errors import UserError
-from robovlms.reports.palette import BLUE, INK, LINE, ORANGE, RED, SOFT
+from robovlms.evaluation.results import table_rows
+from robovlms.reports.palette import BLUE, GREEN, INK, LINE, ORANGE, RED, SOFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Curve = tuple[list[int], list[float]]  # steps and values
 LOSS_TERMS = ("loss", "arm", "gripper")  # drawn first, and also without validation
+LANGUAGES = {"own": BLUE, "opposite": RED, "empty": SOFT, "paraphrase": GREEN, "spelling": ORANGE}
 WIDTH = 9.2  # inches, of every figure
 MAX_ROWS, MAX_POINTS = 300, 5000  # windows of a time series, dots of a scatter plot
 
@@ -95,18 +97,18 @@ def plot_actions(
 
 
 def plot_success(results: Results, path: Path) -> Path:
-    """Draw success rates with 95 % intervals as bars, per task and overall, for own and opposite instructions."""
-    own, opposite = results["own"], results["opposite"]
-    names = [*own["tasks"], "overall"]
-    figure, panels = _figure(1, 1, height=1.2 + (0.62 if opposite else 0.42) * len(names))
+    """Draw success rates with 95 % intervals as bars, per task and overall, for every kind of instruction."""
+    kinds = results["language"]
+    names = [*dict.fromkeys(name for rates in kinds.values() for name, _ in table_rows(rates))]
+    thickness = 0.76 / len(kinds) if len(kinds) > 1 else 0.6
+    figure, panels = _figure(1, 1, height=1.2 + (0.22 + 0.2 * len(kinds)) * len(names))
     axes = panels[0][0]
-    thickness = 0.38 if opposite else 0.6
-    shift = thickness / 2 if opposite else 0.0
-    _draw_bars(axes, names, {**own["tasks"], "overall": own["overall"]}, -shift, thickness, BLUE, "own instruction")
-    if opposite:
-        rows = {**opposite["tasks"], "overall": opposite["overall"]}
-        _draw_bars(axes, names, rows, shift, thickness, RED, "opposite instruction (lower is better)")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    for number, (language, rates) in enumerate(kinds.items()):
+        shift = (number - (len(kinds) - 1) / 2) * thickness
+        label = "opposite instruction (lower is better)" if language == "opposite" else f"{language} instruction"
+        _draw_bars(axes, names, dict(table_rows(rates)), shift, thickness, LANGUAGES[language], label)
+    if len(kinds) > 1:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(kinds), 3), frameon=False)
     axes.set(
         yticks=range(len(names)), yticklabels=names, xlim=(0, 1), xlabel="reached the task's goal, with 95 % interval"
     )

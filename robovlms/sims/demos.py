@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ class Demo:
     proprio: Float32[np.ndarray, "t p"]
 
 
-class Goal(NamedTuple):
+class Lesson(NamedTuple):
     """What the expert of `told` is to do in the scene of `task`; the same but in contrast demonstrations."""
 
     task: Task
@@ -41,56 +41,57 @@ class Goal(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """Attempt `number` at a goal; its seed, and so its outcome, depends on nothing but the request."""
+    """Attempt `number` at a lesson; its seed, and so its outcome, depends on nothing but the request."""
 
-    goal: Goal
+    lesson: Lesson
     number: int
 
     def path(self, work: Path) -> Path:
         """Return the file that holds the finished attempt, successful or not."""
-        return work / self.goal.name / f"{self.number:05d}.npz"
+        return work / self.lesson.name / f"{self.number:05d}.npz"
 
     def seed(self, base: int) -> int:
         """Derive the seed of start state and noise from `collect.seed`."""
-        goal = zlib.crc32(self.goal.name.encode())  # like `hash`, but the same in every process
-        return int(np.random.SeedSequence([base, goal, self.number]).generate_state(1)[0])
+        lesson = zlib.crc32(self.lesson.name.encode())  # like `hash`, but the same in every process
+        return int(np.random.SeedSequence([base, lesson, self.number]).generate_state(1)[0])
 
 
-def record_demo(simulator: Simulator, goal: Goal, seed: int, config: CollectConfig, contrast_steps: int) -> Demo | None:
+def record_demo(simulator: Simulator, lesson: Lesson, seed: int, config: CollectConfig) -> Demo | None:
     """Let the expert play one episode; None if it fails.
 
     The hand first moves up to `config.max_start_steps` steps in a random direction, unrecorded. If it always started
     at the same place, its own position would later tell where the expert is heading, and a policy could read the target
     off the hand instead of the picture: in rollout that merely confirms whatever it did first.
 
-    An episode ends `HOLD_STEPS` after success. A contrast is `contrast_steps` long and fails if the scene's own task
-    gets solved: there is no measure for what was told. Gaussian noise of standard deviation `config.noise`, in action
-    units, is executed on the arm but not recorded.
+    An episode ends `HOLD_STEPS` after success. A contrast is half as long as an episode may be, and fails if the
+    scene's own task gets solved: there is no measure for what was told. Gaussian noise of standard deviation
+    `config.noise`, in action units, is executed on the arm but not recorded.
     """
-    contrast = goal.told != goal.task
+    contrast = lesson.told != lesson.task
     generator = np.random.default_rng(seed)
-    observation = simulator.reset(goal.task, seed, goal.told.instruction)
-    solved, done = False, False
-    start = simulator.expert(goal.told)
+    episode = simulator.episode(replace(lesson.task, instruction=lesson.told.instruction), seed)
+    observation = simulator.reset(episode)
+    steps_left = episode.max_steps
+    solved, done, holds = 0, False, False
+    start = simulator.expert(lesson.told)
     start[:-1] = generator.uniform(-1, 1, len(start) - 1)
     for _ in range(generator.integers(config.max_start_steps + 1)):
-        observation, success, done = simulator.step(start)
-        solved = solved or success
+        observation, solved, done, _ = simulator.step(start)
+        steps_left -= 1
+    if contrast:
+        steps_left = min(steps_left, episode.max_steps // 2)
     seen, actions = [], []
-    steps_left: int | None = contrast_steps if contrast else None
-    while not done and steps_left != 0:
-        action = simulator.expert(goal.told)
+    while not done and steps_left > 0:
+        action = simulator.expert(lesson.told)
         seen.append(observation)
         actions.append(action)
         disturbed = action.copy()
         disturbed[:-1] = np.clip(action[:-1] + config.noise * generator.standard_normal(len(action) - 1), -1, 1)
-        observation, success, done = simulator.step(disturbed)
-        solved = solved or success
-        if steps_left is not None:
-            steps_left -= 1
-        elif success:
-            steps_left = HOLD_STEPS
-    if solved == contrast:
+        observation, solved, done, _ = simulator.step(disturbed)
+        steps_left -= 1
+        if solved and not holds and not contrast:
+            holds, steps_left = True, min(steps_left, HOLD_STEPS)
+    if bool(solved) == contrast:
         return None
     return Demo(
         frames={view: np.stack([each.frames[view] for each in seen]) for view in seen[0].frames},

@@ -15,12 +15,11 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from robovlms.config.choices import ReferenceFrame, Representation
-from robovlms.config.closed_loop import SimConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
-from robovlms.registry import SIMULATORS, nearest
-from robovlms.sims.base import Simulator, Step, Task
-from robovlms.sims.schemas.metaworld import STEPS_PER_SECOND
+from robovlms.registry import SIMULATORS
+from robovlms.sims.base import Episode, Simulator, Step, Task, check_action, choose_tasks
+from robovlms.sims.schemas.metaworld import MAX_STEPS, MetaWorldSimConfig
 from robovlms.types import Observation
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco when it is imported; needs no display and no GPU
@@ -115,6 +114,10 @@ GRIP_EFFORT = 0.6  # what gripper -1 executes; at 1.0 the fingers squeeze object
 SOFT_GRIP_EFFORT = {"peg-unplug-side": 0.1, "pick-out-of-hole": 0.1}
 """Source: the efforts of metaworld.policies, mostly 0.6 and for these tasks 0.1."""
 
+TASKS = {
+    name: Task(name=name, instruction=INSTRUCTIONS[name], opposite=OPPOSITES.get(name)) for name in sorted(INSTRUCTIONS)
+}
+
 METRES_PER_STEP = 0.01  # that an action of 1 moves the hand's target by in each of them
 
 
@@ -127,52 +130,55 @@ class MetaWorld(Simulator):
     same and cost about a second when it changes.
     """
 
-    def __init__(self, config: SimConfig) -> None:
-        for name in config.tasks:
-            if name not in INSTRUCTIONS:
-                raise UserError(
-                    f"sim.tasks has '{name}', which Meta-World does not have.{nearest(name, INSTRUCTIONS)} "
-                    f"Tasks: {', '.join(INSTRUCTIONS)}."
-                )
-        self._repeat = round(STEPS_PER_SECOND / config.control_hz)
+    packages = ("metaworld", "mujoco")
+    views = ("side", "wrist")
+    proprio_names = ("x", "y", "z", "opening")
+
+    def __init__(self, config: MetaWorldSimConfig) -> None:
+        self.config = config
+        self._tasks = choose_tasks(TASKS, config, "Meta-World")
         self.contract = ActionContract(
             names=["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
             representation=Representation.delta,
             frame=ReferenceFrame.world,
-            position_unit=round(METRES_PER_STEP * self._repeat, 9),
+            position_unit=round(METRES_PER_STEP * config.repeat, 9),
             control_hz=config.control_hz,
         )
-        self._config = config
+        self._repeat, self._image_size = config.repeat, config.image_size
         self._scene: _Scene | None = None
         self._instruction = ""
-        self._num_steps = 0
+
+    @property
+    def renderer(self) -> str:
+        """MuJoCo's, through the library that `MUJOCO_GL` names."""
+        return f"mujoco, {os.environ['MUJOCO_GL']}"
 
     def tasks(self) -> list[Task]:
         """List the tasks of `config.tasks` in that order, or all 50 by name."""
-        names = self._config.tasks or sorted(INSTRUCTIONS)
-        return [Task(name=name, instruction=INSTRUCTIONS[name], opposite=OPPOSITES.get(name)) for name in names]
+        return self._tasks
 
-    def reset(self, task: Task, seed: int, instruction: str | None = None) -> Observation:
-        """Start an episode of `task` with objects and goal placed by `seed`; `instruction` replaces the task's own."""
-        if self._scene is None or self._scene.task != task.name:
+    def max_steps(self, task: Task) -> int:
+        """Return `config.max_steps`, or Meta-World's horizon of 500 simulation steps."""
+        return self.config.max_steps or MAX_STEPS // self._repeat
+
+    def reset(self, episode: Episode) -> Observation:
+        """Start an episode with objects and goal placed by its seed."""
+        (goal,) = episode.goals
+        if self._scene is None or self._scene.task != goal.task:
             self.close()
-            self._scene = _Scene(task.name, self._config.image_size)
-        self._scene.reset(seed)
-        self._instruction = task.instruction if instruction is None else instruction
-        self._num_steps = 0
+            self._scene = _Scene(goal.task, self._image_size)
+        self._scene.reset(episode.seed)
+        self._instruction, self._solved = goal.instruction, False
         return self._observe()
 
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:
-        """Hold one 7-D action, clipped to [-1, 1], for 1 / control_hz seconds and render; done after
-        `config.max_steps`. Success at any simulation step in between counts.
+        """Hold one 7-D action, clipped to [-1, 1], for 1 / control_hz seconds and render. Success at any simulation
+        step in between counts.
         """
-        if action.shape != (7,):
-            raise UserError(
-                f"sim=metaworld takes 7 action entries ({', '.join(self.contract.names)}), not {action.shape}"
-            )
+        check_action(action, self.contract, "metaworld")
         solved = [self._current.step(action[:3], float(action[6])) for _ in range(self._repeat)]
-        self._num_steps += 1
-        return Step(self._observe(), any(solved), self._num_steps >= self._config.max_steps)
+        self._solved = self._solved or any(solved)
+        return Step(self._observe(), int(self._solved))
 
     def expert(self, task: Task) -> Float32[np.ndarray, "a"]:
         """Return the action of `task`'s scripted expert: arm within [-1, 1], gripper exactly -1 (close) or +1 (open).

@@ -16,6 +16,7 @@ from robovlms.config.choices import ReferenceFrame, Representation
 from robovlms.config.closed_loop import CollectConfig, SimConfig
 from robovlms.config.data import ActionContract
 from robovlms.sims.base import Simulator, Step, Task
+from robovlms.sims.schemas.metaworld import MetaWorldSimConfig
 from robovlms.types import Observation
 
 pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
@@ -26,16 +27,18 @@ from robovlms.commands.collect_demos import (
     collect_demos,
     describe_episode,
     describe_request,
-    list_goals,
+    list_lessons,
     next_attempts,
 )
-from robovlms.sims.demos import HOLD_STEPS, Attempt, Demo, Goal, load_demo, record_demo, save_demo, succeeded
+from robovlms.sims.demos import HOLD_STEPS, Attempt, Demo, Lesson, load_demo, record_demo, save_demo, succeeded
 from robovlms.sims.metaworld import MetaWorld
 
 CONFIG = CollectConfig(demos_per_task=2, noise=0.1, seed=7, num_workers=1)
-SIM = SimConfig(name="metaworld", tasks=["coffee-button"], image_size=16, control_hz=20.0, max_steps=125)
+SIM = MetaWorldSimConfig(
+    name="metaworld", tasks=["coffee-button"], episodes=1, image_size=16, control_hz=20.0, max_steps=125
+)
 BUTTON = Task(name="coffee-button", instruction="press the button of the coffee machine")
-PRESS = Goal(BUTTON, BUTTON)
+PRESS = Lesson(BUTTON, BUTTON)
 GO, BACK = Task(name="go", instruction="go", opposite="back"), Task(name="back", instruction="back", opposite="go")
 
 
@@ -56,14 +59,15 @@ class Line(Simulator):
     def tasks(self):
         return [GO, BACK]
 
-    def reset(self, task, seed, instruction=None):
-        self.x, self.executed, self.instruction = 0.0, [], instruction
+    def reset(self, episode):
+        self.x, self.executed, self.solved, self.instruction = 0.0, [], False, episode.goals[0].instruction
         return self._observe()
 
     def step(self, action):
         self.executed.append(action)
         self.x += float(action[0])
-        return Step(self._observe(), self.x >= 1, len(self.executed) >= self.config.max_steps)
+        self.solved = self.solved or self.x >= 1
+        return Step(self._observe(), int(self.solved))
 
     def expert(self, task):
         return np.array([0.25 if task.name == "go" else -0.25, 1], np.float32)
@@ -77,12 +81,12 @@ class Line(Simulator):
 
 
 def line(max_steps=50):
-    return Line(SimConfig(name="line", image_size=2, max_steps=max_steps))
+    return Line(SimConfig(name="line", episodes=1, max_steps=max_steps))
 
 
 def record(sim, told=GO, task=GO, noise=0.0, start=0):
     config = CollectConfig(noise=noise, max_start_steps=start)
-    return record_demo(sim, Goal(task, told), seed=0, config=config, contrast_steps=6)
+    return record_demo(sim, Lesson(task, told), seed=0, config=config)
 
 
 def request(config=CONFIG, sim=SIM):
@@ -142,7 +146,7 @@ def test_the_hand_starts_somewhere_else_and_the_way_there_is_not_recorded():
     sim, starts, lengths = line(), [], []
     for seed in range(20):
         config = CollectConfig(noise=0.0, max_start_steps=2)
-        demo = record_demo(sim, Goal(GO, GO), seed=seed, config=config, contrast_steps=6)
+        demo = record_demo(sim, Lesson(GO, GO), seed=seed, config=config)
         starts.append(float(demo.proprio[0, 0]))
         lengths.append(len(sim.executed) - len(demo.actions))
         assert (demo.actions == np.float32([0.25, 1])).all()
@@ -160,7 +164,7 @@ def test_a_failed_episode_gives_nothing(tmp_path):
 
 
 def test_a_contrast_shows_the_opposites_expert_told_the_opposite():
-    sim = line()
+    sim = line(max_steps=12)
     demo = record(sim, told=BACK)
     assert demo.actions[:, 0].tolist() == [-0.25] * 6
     assert sim.instruction == "back"
@@ -172,13 +176,13 @@ def test_a_contrast_that_solves_the_scenes_own_task_gives_nothing():
 
 def test_goals_are_the_tasks_and_then_their_contrasts():
     config = CollectConfig(demos_per_task=5, contrast_tasks=["back"], contrast_demos_per_task=2)
-    assert list_goals([GO, BACK], config) == {Goal(GO, GO): 5, Goal(BACK, BACK): 5, Goal(BACK, GO): 2}
+    assert list_lessons([GO, BACK], config) == {Lesson(GO, GO): 5, Lesson(BACK, BACK): 5, Lesson(BACK, GO): 2}
 
 
 @pytest.mark.parametrize("tasks", [[BUTTON], [BACK], [GO]])
 def test_a_contrast_task_needs_its_opposite_in_the_suite(tasks):
     with pytest.raises(ValueError, match=r"collect\.contrast_tasks has 'go': it and its opposite must be in"):
-        list_goals(tasks, CollectConfig(contrast_tasks=["go"]))
+        list_lessons(tasks, CollectConfig(contrast_tasks=["go"]))
 
 
 def test_a_saved_demonstration_reads_back(tmp_path):
@@ -192,7 +196,7 @@ def test_a_saved_demonstration_reads_back(tmp_path):
 
 
 def test_seeds_differ_between_attempts_tasks_and_configs():
-    goals = (PRESS, Goal(GO, GO), Goal(GO, BACK), Goal(BACK, GO))
+    goals = (PRESS, Lesson(GO, GO), Lesson(GO, BACK), Lesson(BACK, GO))
     seeds = {Attempt(goal, number).seed(base) for goal in goals for number in (0, 1) for base in (0, 1)}
     assert len(seeds) == 16
 
@@ -211,7 +215,7 @@ def test_an_interrupted_collection_continues_and_its_result_does_not_depend_on_t
     assert collect_demos(CONFIG, SIM, root) == root
     assert [path.name for path in tmp_path.iterdir()] == ["demos"]
     sim = MetaWorld(SIM)
-    expected = record_demo(sim, PRESS, Attempt(PRESS, 2).seed(7), CONFIG, contrast_steps=62)
+    expected = record_demo(sim, PRESS, Attempt(PRESS, 2).seed(7), CONFIG)
     sim.close()
     table = pq.read_table(next((root / "data").rglob("*.parquet")), columns=["episode_index", "action"])
     episodes, actions = np.array(table["episode_index"]), np.array(table["action"].to_pylist(), np.float32)
@@ -243,8 +247,10 @@ def test_every_difference_is_named(tmp_path):
 def test_an_interrupt_keeps_finished_episodes_and_leaves_no_process(tmp_path):
     code = (
         "from pathlib import Path; from robovlms.commands.collect_demos import collect_demos;"
-        "from robovlms.config.closed_loop import CollectConfig, SimConfig;"
-        "sim = SimConfig(name='metaworld', tasks=['coffee-button'], image_size=16, control_hz=20.0, max_steps=125);"
+        "from robovlms.config.closed_loop import CollectConfig;"
+        "from robovlms.sims.schemas.metaworld import MetaWorldSimConfig;"
+        "sim = MetaWorldSimConfig(name='metaworld', tasks=['coffee-button'], episodes=1, image_size=16,"
+        " control_hz=20.0, max_steps=125);"
         f"collect_demos(CollectConfig(demos_per_task=500, num_workers=1), sim, Path({str(tmp_path / 'demos')!r}))"
     )
     started = subprocess.Popen(

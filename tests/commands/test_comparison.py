@@ -40,7 +40,7 @@ def test_finished_runs_become_one_table_and_one_picture(sweep):
     run = next(folder.glob("*one_step*"))
     row = {"successes": 3, "trials": 4, "mean": 0.75, "low": 0.3, "high": 0.95, "steps_to_success": 9, "errors": 0}
     (run / "evaluation" / "x").mkdir(parents=True)
-    results = {"own": {"overall": row, "tasks": {}}, "opposite": None}
+    results = {"language": {"own": {"overall": row, "tasks": {}}}}
     (run / "evaluation" / "x" / "results.json").write_text(json.dumps(results))
     table, picture = compare([str(folder)], latency_steps=2)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]

@@ -103,7 +103,7 @@ def test_the_quickstart_collects_trains_and_evaluates_the_same_tasks_without_bei
 def test_a_simulator_whose_actions_mean_something_else_stops_before_anything_is_collected(tmp_path: Path) -> None:
     pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
     places = [f"data.root={tmp_path}/demos", f"output_dir={tmp_path}/run"]
-    with pytest.raises(ValueError, match=r"control_hz: policy 20\.0, the simulator 80\.0"):
+    with pytest.raises(ValueError, match=r"control_hz: policy 20\.0, sim=metaworld 80\.0"):
         train(completed(composed("experiment=quickstart", "sim.control_hz=80", *places)))
     assert not (tmp_path / "demos").exists()
 

@@ -70,8 +70,8 @@ VALUES = [
     "data.normalization.low=0.65", "data.normalization.low=nan", "data.normalization.mu=-1", "data.shift.side=-1",
     "data.augmentation.hue=0.6", "data.augmentation.brightness=-0.1", "data.augmentation.largest_crop=0",
     "collect.demos_per_task=0", "collect.noise=-1", "collect.num_workers=0", "collect.max_start_steps=-1",
-    "evaluation.episodes_per_task=0", "evaluation.num_workers=0", "evaluation.execute_steps=0", "evaluation.seed=-1",
-    "evaluation.videos_per_task=-1", "evaluation.opposite_episodes_per_task=-1",
+    "evaluation.language_episodes=0", "evaluation.num_workers=0", "evaluation.execute_steps=0",
+    "evaluation.videos_per_task=-1",
 ]  # fmt: skip
 
 
@@ -104,6 +104,8 @@ def test_a_source_of_a_mixture_is_named() -> None:
     [
         (EvaluateConfig, "evaluate", "evaluation.execute_steps=-1"),
         (CollectDemosConfig, "collect_demos", "sim.control_hz=0"),
+        (CollectDemosConfig, "collect_demos", "sim.seed=-1"),
+        (CollectDemosConfig, "collect_demos", "sim.episodes=0"),
         (InspectConfig, "inspect_data", "outlier_iqr=0"),
         (CompareConfig, "compare", "latency_steps=0"),
     ],

@@ -2,45 +2,76 @@ import json
 
 import pytest
 
+from robovlms.config.choices import Language
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.results import environment_versions, format_table, summarize, write_results
+from robovlms.sims.base import Episode, Goal
 
 
-def result(task, seed, success, steps, opposite=False, error=None):
+def result(task, seed, success, steps, language="own", error=None):
+    goal = Goal(task=task, instruction=task)
     return EpisodeResult(
-        task=task,
-        seed=seed,
-        instruction=task,
-        opposite=opposite,
-        success=success,
+        episode=Episode(scene=task, seed=seed, goals=(goal,), max_steps=500, language=Language(language)),
+        goal_steps=(steps,) if success else (),
         steps=steps,
         seconds=1.0,
         error=error,
     )
 
 
+def chain(number, *goal_steps):
+    goals = tuple(Goal(task=f"task {i}", instruction=f"do {i}") for i in range(3))
+    episode = Episode(scene="chain", seed=number, goals=goals, max_steps=100, group="D", variant=f"light {number % 2}")
+    return EpisodeResult(episode=episode, goal_steps=goal_steps, steps=sum(goal_steps) + 100, seconds=1.0)
+
+
 EPISODES = [
     *(result("open", i, i < 8, 10 + i) for i in range(10)),
     result("close", 0, False, None, error="timeout"),
     result("close", 1, True, 41),
-    *(result("open", i, i == 0, 20, opposite=True) for i in range(4)),
+    *(result("open", i, i == 0, 20, language="opposite") for i in range(4)),
 ]
 
 
 def test_rates_are_counted_per_task_overall_and_for_opposite_instructions():
     results = summarize(EPISODES, config={}, versions={})
-    assert {task: (row["successes"], row["trials"]) for task, row in results["own"]["tasks"].items()} == {
+    assert {task: (row["successes"], row["trials"]) for task, row in results["language"]["own"]["tasks"].items()} == {
         "open": (8, 10),
         "close": (1, 2),
     }
-    assert results["own"]["overall"]["mean"] == 9 / 12
-    assert results["own"]["tasks"]["open"]["low"] == pytest.approx(0.490, abs=5e-4)
-    assert results["own"]["tasks"]["open"]["steps_to_success"] == 13.5  # 10 .. 17
-    assert results["opposite"]["overall"]["mean"] == 0.25
+    assert results["language"]["own"]["overall"]["mean"] == 9 / 12
+    assert results["language"]["own"]["tasks"]["open"]["low"] == pytest.approx(0.490, abs=5e-4)
+    assert results["language"]["own"]["tasks"]["open"]["steps_to_success"] == 13.5  # 10 .. 17
+    assert results["language"]["opposite"]["overall"]["mean"] == 0.25
+
+
+def test_chains_are_counted_goal_by_goal_and_by_how_far_they_came():
+    chains = [chain(0), chain(1, 10), chain(2, 10, 20), chain(3, 10, 20, 30)]
+    rates = summarize(chains, config={}, versions={})["language"]["own"]
+    assert [row["successes"] for row in rates["chains"]["rates"]] == [3, 2, 1]
+    assert rates["chains"]["average_length"] == 6 / 4
+    assert rates["chains"]["low"] == pytest.approx(0.5, abs=0.01)  # a mean of four of 0, 1, 2, 3
+    assert rates["chains"]["high"] == pytest.approx(2.5, abs=0.01)
+    assert {task: (row["successes"], row["trials"]) for task, row in rates["tasks"].items()} == {
+        "task 0": (3, 4),
+        "task 1": (2, 3),
+        "task 2": (1, 2),
+    }
+    assert rates["tasks"]["task 1"]["steps_to_success"] == 20
+    assert {name: (row["successes"], row["trials"]) for name, row in rates["groups"].items()} == {
+        "D": (1, 4),
+        "light 0": (0, 2),
+        "light 1": (1, 2),
+    }
+
+
+def test_what_is_written_of_an_episode_is_read_as_it_was():
+    for each in [*EPISODES, chain(3, 10, 20, 30)]:
+        assert EpisodeResult.from_json(json.loads(json.dumps(each.to_json()))) == each
 
 
 def test_an_episode_that_ended_in_an_error_counts_as_a_failure_and_is_shown():
-    row = summarize(EPISODES, config={}, versions={})["own"]["tasks"]["close"]
+    row = summarize(EPISODES, config={}, versions={})["language"]["own"]["tasks"]["close"]
     assert (row["successes"], row["trials"], row["errors"], row["steps_to_success"]) == (1, 2, 1, 41)
 
 
@@ -91,7 +122,7 @@ def test_published_libero_episodes_give_the_published_rates(shared_data, suite):
             for i, episode in enumerate(task["episodes"])
         ]
         results = summarize(episodes, config={}, versions={})
-        assert results["own"]["overall"]["trials"] == 500
-        assert results["own"]["overall"]["mean"] == pytest.approx(published["overall_success_rate"])
+        assert results["language"]["own"]["overall"]["trials"] == 500
+        assert results["language"]["own"]["overall"]["mean"] == pytest.approx(published["overall_success_rate"])
         for task in published["tasks"]:
-            assert results["own"]["tasks"][task["task"]]["mean"] == pytest.approx(task["success_rate"])
+            assert results["language"]["own"]["tasks"][task["task"]]["mean"] == pytest.approx(task["success_rate"])

@@ -59,10 +59,12 @@ def row(successes, trials, low, high):
 
 def test_success_bars_grow_with_the_tasks_and_the_opposites_may_be_missing(tmp_path):
     own = {"overall": row(11, 20, 0.3, 0.7), "tasks": {"open": row(8, 10, 0.49, 0.94), "close": row(3, 10, 0.1, 0.6)}}
+    own |= {"groups": {}, "chains": None}
     opposite = {"overall": row(1, 5, 0.04, 0.6), "tasks": {"open": row(1, 5, 0.04, 0.6)}}
-    results = {"own": own, "opposite": opposite, "config": {}, "versions": {}, "episodes": []}
+    opposite |= {"groups": {}, "chains": None}
+    results = {"language": {"own": own, "opposite": opposite}, "config": {}, "versions": {}, "episodes": []}
     with Image.open(plot_success(results, tmp_path / "a.png")) as both:
         height = both.height
     assert drawn(tmp_path / "a.png") > 0.05
-    with Image.open(plot_success({**results, "opposite": None}, tmp_path / "b.png")) as alone:
+    with Image.open(plot_success({**results, "language": {"own": own}}, tmp_path / "b.png")) as alone:
         assert alone.height < height

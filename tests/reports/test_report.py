@@ -5,6 +5,7 @@ import numpy as np
 from PIL import Image
 
 from robovlms.commands.evaluate import draw_figures
+from robovlms.config.choices import Language
 from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.evaluation.episodes import EpisodeResult, plan_episodes
 from robovlms.evaluation.results import summarize
@@ -15,8 +16,8 @@ CONFIG = {"backbone": {"name": "<nano>"}, "batch_size": 8}
 
 
 def evaluate(folder):
-    config = EvaluationConfig(episodes_per_task=2, opposite_episodes_per_task=1)
-    plan = plan_episodes([line_world.LEFT, line_world.RIGHT], config)
+    config = EvaluationConfig(language=[Language.opposite], language_episodes=1)
+    plan = plan_episodes(line_world.world(), config)
     episodes = run_episodes(line_world.start_stubborn, plan, folder=folder, conditions={})
     return summarize(episodes, config=CONFIG, versions={"python": "3"})
 
@@ -45,17 +46,17 @@ def test_no_two_headings_of_the_report_are_the_same(tmp_path):
 
 def test_videos_beyond_the_limit_are_named_instead_of_shown(tmp_path):
     results = evaluate(tmp_path)
-    first = (tmp_path / "videos" / "go-left_10000.mp4").stat().st_size
+    first = (tmp_path / "videos" / "go-left_100.mp4").stat().st_size
     page = write_report(tmp_path, results, name="run", figures={}, max_video_bytes=first).read_text()
     assert page.count("data:video/mp4;base64,") == 1
-    assert "go-right_10000.mp4" in page
+    assert "go-right_100.mp4" in page
 
 
 def test_what_a_recorded_episode_says_stays_text(tmp_path):
     evil = "<img src=x onerror=alert(1)>"
     results = evaluate(tmp_path)
     for episode in results["episodes"]:
-        episode["instruction"] = evil
+        episode["goals"][0]["instruction"] = evil
     results["versions"] = {evil: evil}
     page = write_report(tmp_path, results, name=evil, figures={}).read_text()
     assert evil not in page
@@ -64,4 +65,4 @@ def test_what_a_recorded_episode_says_stays_text(tmp_path):
 
 def test_a_video_is_looked_for_in_the_folder_of_videos_alone(tmp_path):
     episode = evaluate(tmp_path)["episodes"][0]
-    assert "/" not in EpisodeResult(**episode | {"task": "../../secret/"}).video_name
+    assert "/" not in EpisodeResult.from_json(episode | {"scene": "../../secret/"}).video_name

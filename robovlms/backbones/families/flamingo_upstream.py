@@ -61,13 +61,16 @@ class FlamingoUpstream(CrossAttendingDecoder):
         queries: Float[Tensor, "n t q d"],
         kv_cache: KVCache | None = None,
         view_mask: Bool[Tensor, "n v"] | None = None,
+        frame_mask: Bool[Tensor, "n t"] | None = None,
         query_ids: Int64[Tensor, "n q"] | None = None,
     ) -> Float[Tensor, "n t _q d"]:
         """Return the largest of every feature over a frame's tokens, and the query; of text as in the base class."""
+        masks = (view_mask, frame_mask)
         if query_ids is not None:
-            return super().read(image, text_ids, text_mask, queries, kv_cache, view_mask, query_ids)
-        hidden, layout, _ = self.read_all(image, text_ids, text_mask, queries[:, :, :0], kv_cache, view_mask)
+            return super().read(image, text_ids, text_mask, queries, kv_cache, *masks, query_ids)
+        hidden, layout, _ = self.read_all(image, text_ids, text_mask, queries[:, :, :0], kv_cache, *masks)
         frames = torch.arange(image.shape[1], device=hidden.device)
         is_own = layout.mask[:, None] & (layout.frame[:, None] == frames[:, None])
-        pooled = hidden[:, None].masked_fill(~is_own[..., None], -torch.inf).amax(2)
+        lowest = torch.finfo(hidden.dtype).min  # of a frame without tokens, which means nothing
+        pooled = hidden[:, None].masked_fill(~is_own[..., None], lowest).amax(2)
         return pooled[:, :, None] + queries
