@@ -41,7 +41,8 @@ def configuration(family: str = "kosmos", head: str = "lstm", **changes: Any) ->
                           "gripper_pad": 4},
     }  # fmt: skip
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
+        are_parts = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = {**values[key], **value} if are_parts else value
     return values
 
 

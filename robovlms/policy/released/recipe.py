@@ -153,12 +153,12 @@ def _name(family: str, structure: Structure) -> str:
 
 def _views(settings: Settings) -> list[str]:
     """Return the cameras. RoboVLMs' RLDS data have one, whatever the configuration says."""
-    has_wrist = settings.get("use_hand_rgb", bool) and settings.get("train_dataset.type", str, CALVIN) != OXE
+    has_wrist = settings.get("use_hand_rgb", bool) and settings.get("train_dataset.type", str) != OXE
     return ["side", "wrist"] if has_wrist else ["side"]
 
 
 def _data(settings: Settings, data: DataConfig, views: list[str]) -> DataConfig:
-    kind = settings.get("train_dataset.type", str, CALVIN)
+    kind = settings.get("train_dataset.type", str)
     if kind not in (CALVIN, OXE):
         raise settings.wrong("train_dataset.type", f"is {kind!r}: {CALVIN} and {OXE} are converted.")
     if (kind == CALVIN) != (data.name == "calvin"):

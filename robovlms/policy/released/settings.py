@@ -35,7 +35,10 @@ NOT_CONVERTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 class Settings:
-    """Values of a configuration by dotted key; every error names file, key and value."""
+    """Values of a configuration by dotted key; every error names file, key and value.
+
+    Where RoboVLMs has a list (data sets that are trained on together), its first entry counts.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read a file and its parents.
@@ -86,6 +89,8 @@ class Settings:
             if not isinstance(value, dict):
                 return None
             value = value.get(name)
+            if isinstance(value, list) and value:
+                value = value[0]
         return value
 
 

@@ -61,14 +61,17 @@ def convert(weights: Weights, backbone: Backbone, family: str, head: str) -> Wei
     Raises:
         UserError: weights that have no place in our policy; lists them.
     """
-    rules = [*HEADS[head], *DECODERS]
+    rules, total = [*HEADS[head], *DECODERS], len(weights)
     if family == "flamingo":
         weights = flamingo_weights(weights, backbone)
         rules.append((r"(backbone\.model\..*)", r"\1"))
     else:
         rules += VLMS[family]
     renamed = rename(weights, rules, drop=UNUSED)
-    logger.info("%d tensors are taken, %d no action depends on", len(renamed), len(weights) - len(renamed))
+    logger.info(
+        "%d tensors of RoboVLMs' become %d; the others are vocabulary heads, computed tables and second names",
+        total, len(renamed),
+    )  # fmt: skip
     turned = {
         key: (value.T if re.fullmatch(CONV1D, key) else value).float().contiguous() for key, value in renamed.items()
     }

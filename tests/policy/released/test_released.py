@@ -154,3 +154,10 @@ def test_a_parent_is_read_and_changed_key_by_key(folders, tmp_path):
     files = write(tmp_path, child, weights())
     config = load_policy(convert(*files, tmp_path / "out", folders["kosmos"], data())).config
     assert (config.head.name, config.view.views) == ("lstm", ["side", "wrist"])
+
+
+def test_of_data_sets_that_were_trained_on_together_the_first_counts(folders, tmp_path):
+    sets = [{"type": "DiskCalvinDataset", "data_dir": "first"}, {"type": "VideoLLaVADataset"}]
+    files = write(tmp_path, configuration(train_dataset=sets, batch_size=[4, 2]), weights())
+    config = load_policy(convert(*files, tmp_path / "out", folders["kosmos"], data())).config
+    assert (config.data.root, config.batch_size) == ("first", 4)

@@ -148,6 +148,9 @@ def test_a_file_that_is_no_configuration_is_refused(text, match, kosmos, tensors
         ({"train_setup": {"lora_enable": True}}, "lora_enable is true: merge the adapters first"),
         ({"train_dataset": BRIDGE}, "is OpenVLADataset bridge: add data=bridge or data=fractal"),
         ({"train_dataset": {"type": "Other"}}, "train_dataset.type is 'Other'"),
+        ({"train_dataset": None}, "train_dataset.type is not there"),
+        ({"norm_min": float("nan")}, "norm_min|normalization.low"),
+        ({"learning_rate": -1}, r"config=.*optimizer\.lr=-1"),
     ],
 )
 def test_what_is_not_converted_is_named_by_its_key(changes, match, kosmos, tensors, tmp_path):
