@@ -11,6 +11,7 @@ from robovlms.config.commands import (
     CollectDemosConfig,
     CompareConfig,
     ConvertBackboneConfig,
+    ConvertCheckpointConfig,
     ConvertDataConfig,
     EvaluateConfig,
     InspectConfig,
@@ -51,6 +52,11 @@ def convert_data() -> None:
 def convert_backbone() -> None:
     """Run `python scripts/convert_backbone.py` or `robovlms-convert-backbone`."""
     entry("convert_backbone", ConvertBackboneConfig, _convert_backbone)
+
+
+def convert_checkpoint() -> None:
+    """Run `python scripts/convert_checkpoint.py` or `robovlms-convert-checkpoint`."""
+    entry("convert_checkpoint", ConvertCheckpointConfig, _convert_checkpoint)
 
 
 def compare() -> None:
@@ -113,6 +119,12 @@ def _convert_backbone(config: ConvertBackboneConfig) -> None:
     from robovlms.commands.convert_backbone import convert_folder as run
 
     run(config.family, config.source, config.output_dir)
+
+
+def _convert_checkpoint(config: ConvertCheckpointConfig) -> None:
+    from robovlms.commands.convert_checkpoint import convert_checkpoint as run
+
+    run(config)
 
 
 def _compare(config: CompareConfig) -> None:

@@ -92,6 +92,25 @@ class ConvertBackboneConfig(Checked):
     output_dir: str = ask("checkpoints/moondream")
 
 
+@dataclass(kw_only=True)
+class ReleasedBackboneConfig:
+    """The VLM of a released checkpoint, which holds neither its configuration nor its tokenizer."""
+
+    checkpoint: str | None = None  # folder or hub id of them; unset: the published model's
+
+
+@schema("convert_checkpoint")
+@dataclass(kw_only=True)
+class ConvertCheckpointConfig(Checked):
+    """A checkpoint of RoboVLMs to be made one of ours (`scripts/convert_checkpoint.py`)."""
+
+    source: str = ask("/path/to/kosmos_ph_calvin_abcd.pt")  # or the folder that it lies in
+    config: str = ask("/path/to/kosmos_ph_calvin_abcd.json")
+    output_dir: str = ask("checkpoints/kosmos_ph_calvin_abcd")
+    backbone: ReleasedBackboneConfig = field(default_factory=ReleasedBackboneConfig)
+    data: DataConfig = MISSING  # what its actions mean
+
+
 @schema("convert_data")
 @dataclass(kw_only=True)
 class ConvertDataConfig(Checked):
