@@ -19,7 +19,7 @@ with simulator_imports("libero"):
     from robosuite.utils.transform_utils import quat2axisangle
 
 CAMERAS = {"side": "agentview", "wrist": "robot0_eye_in_hand"}
-CONTROL_HZ = 20
+CONTROL_HZ = 20.0
 STILL = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # what OpenVLA and openpi settle with: no motion, the gripper opens
 FIXTURE_SEED = 7  # openpi's
 

@@ -18,6 +18,7 @@ from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator, Step, Task, check_action, choose_tasks
+from robovlms.sims.libero.experts import EXPERTS, State
 from robovlms.sims.libero.scene import CAMERAS, CONTROL_HZ, Scene, hand_state
 from robovlms.sims.libero.suites import LIMITS, base_suite, list_entries
 from robovlms.sims.rendering import check_pictures, renderer_name
@@ -117,6 +118,12 @@ class Libero(Simulator):
         observed, solved = self._current.step(theirs)
         self._solved = self._solved or solved
         return Step(self._observe(observed), int(self._solved))
+
+    def expert(self, task: Task) -> Float32[np.ndarray, "a"]:
+        """Return the action of `task`'s scripted expert, which some tasks have."""
+        if task.name not in EXPERTS:
+            raise NotImplementedError(f"{task.name} has no scripted expert; {', '.join(EXPERTS)} have")
+        return EXPERTS[task.name](State(self._current.sim))
 
     def close(self) -> None:
         """Free the scene; the next `reset` builds a new one."""

