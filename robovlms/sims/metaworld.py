@@ -20,7 +20,7 @@ from robovlms.sims.rendering import make_renderer, renderer_name, simulator_impo
 from robovlms.sims.schemas.metaworld import MAX_STEPS, MetaWorldSimConfig
 from robovlms.types import Observation
 
-with simulator_imports("metaworld"):
+with simulator_imports("metaworld", "metaworld"):
     import mujoco
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     from metaworld.policies import ENV_POLICY_MAP

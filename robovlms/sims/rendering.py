@@ -20,7 +20,7 @@ LIBRARIES = "libegl1 libegl-mesa0 libgl1"
 
 
 @contextmanager
-def simulator_imports(name: str) -> Iterator[None]:
+def simulator_imports(name: str, extra: str) -> Iterator[None]:
     """Turn what fails while a MuJoCo simulator is imported into what to install.
 
     Raises:
@@ -30,7 +30,7 @@ def simulator_imports(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ImportError(f'sim={name}: {error}. Install it with pip install -e ".[{name}]".') from error
+        raise ImportError(f'sim={name}: {error}. Install it with pip install -e ".[{extra}]".') from error
     except PermissionError as error:  # robosuite keeps a log in /tmp, whoever made it
         raise UserError(f"sim={name} cannot be imported: {error}. Delete that file, or make it writable.") from error
     except (AttributeError, ImportError) as error:  # what PyOpenGL says of a library that it did not find

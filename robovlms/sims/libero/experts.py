@@ -42,7 +42,7 @@ class State:
 
 def turn_on_the_stove(state: State) -> Float32[np.ndarray, "7"]:
     """Take the knob's ridge between the fingers and turn it to the left."""
-    ridge = state.body("flat_stove_1") + [-0.01, 0, 0.04]
+    ridge = state.body("flat_stove_1") + np.array([-0.01, 0, 0.04])
     action = _grasp(state, ridge, widest=0.05)
     if action is not None:
         return action
@@ -75,7 +75,7 @@ def _grasp(state: State, target: Float64[np.ndarray, "3"], widest: float) -> Flo
     if state.hand[2] < target[2] + NEAR and away < 2 * NEAR:
         return None if state.is_held(widest) else _act(state, target, CLOSED)
     height = np.clip(SLOPE * (away - NEAR), 0, HOVER)  # come down in a funnel
-    return _act(state, target + [0, 0, height], OPEN)
+    return _act(state, target + np.array([0, 0, height]), OPEN)
 
 
 def _sideways(a: Float64[np.ndarray, "3"], b: Float64[np.ndarray, "3"]) -> float:

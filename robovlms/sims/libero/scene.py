@@ -12,7 +12,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from robovlms.sims.rendering import make_renderer, simulator_imports
 
-with simulator_imports("libero"):
+with simulator_imports("libero", "libero_sim"):
     import mujoco
     from libero.libero.envs.env_wrapper import ControlEnv
     from robosuite.utils.observables import Observable, sensor

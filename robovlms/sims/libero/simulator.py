@@ -76,11 +76,12 @@ class Libero(Simulator):
         Raises:
             UserError: the task has fewer.
         """
-        count = len(self._entries[task.name].initial_states())
+        count = len(self._entries[task.name].initial_states)
         if not 0 <= seed < count:
             raise UserError(
                 f"{task.name} has {count} initial states, 0 to {count - 1}, but sim.seed={self.config.seed} and "
-                f"sim.episodes={self.config.episodes} ask for number {seed}. Lower them."
+                f"sim.episodes={self.config.episodes} ask for number {seed}: lower them. Demonstrations are not "
+                "collected from these states; LIBERO's own are read with data=libero."
             )
         return super().episode(task, seed)
 
@@ -106,7 +107,7 @@ class Libero(Simulator):
             self._scene = Scene(entry.scene, self.config.image_size, shadows=self.config.shadows)
             self._task = episode.scene
         self._instruction, self._solved = goal.instruction, False
-        state = entry.initial_states()[episode.seed]
+        state = entry.initial_states[episode.seed]
         observation = self._observe(self._scene.reset(state, episode.seed, self.config.settle_steps))
         check_pictures(observation.frames, "libero")
         return observation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from io import StringIO
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from robovlms.registry import nearest
 from robovlms.sims.base import Task
 from robovlms.sims.rendering import simulator_imports
 
-with simulator_imports("libero"):
+with simulator_imports("libero", "libero_sim"):
     from libero.libero import get_libero_path
     from libero.libero.benchmark import get_benchmark_dict
     from libero.libero.envs.bddl_utils import get_problem_info
@@ -51,10 +51,11 @@ class Entry:
         if not self.scene.is_file():
             return [str(self.scene)]
         lacks = missing_custom_assets(self.scene)
-        return lacks if len(self.initial_states()) else [*lacks, f"initial states in {self.states}"]
+        return lacks if len(self.initial_states) else [*lacks, f"initial states in {self.states}"]
 
+    @cached_property
     def initial_states(self) -> Float64[np.ndarray, "n s"]:
-        """Return MuJoCo's time, positions and velocities of every initial state, in the benchmark's order."""
+        """MuJoCo's time, positions and velocities of every initial state, in the benchmark's order."""
         if not self.states.is_file():
             return np.zeros((0, 0))
         with np.load(self.states, allow_pickle=False) as file:
