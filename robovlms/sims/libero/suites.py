@@ -59,7 +59,8 @@ class Entry:
         if not self.states.is_file():
             return np.zeros((0, 0))
         with np.load(self.states, allow_pickle=False) as file:
-            return np.asarray(file["states"], dtype=np.float64)
+            states = np.asarray(file["states"], dtype=np.float64)
+        return states if len(states) else np.zeros((0, 0))
 
 
 def base_suite(suite: str) -> str | None:
