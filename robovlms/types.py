@@ -77,6 +77,7 @@ class Batch(Tensors):
     view_mask: Bool[Tensor, "b v"] | None = (
         None  # False = a view that the sample lacks, in the order of Processor.views
     )
+    frame_mask: Bool[Tensor, "b w"] | None = None  # False = padding behind the newest frame; None: no row has any
     proprio: Float32[Tensor, "b w p"] | None = None
     shifts: dict[str, Int64[Tensor, "b w 2"]] | None = None  # random shift (down, right), model pixels, may be negative
     crops: dict[str, Float32[Tensor, "b w 3"]] | None = None  # side, top, left of a crop as shares of the frame's sides

@@ -7,7 +7,7 @@ and drx.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,6 +74,27 @@ class Source:
         return self.action_dims[: len(self.interface.names)]
 
 
+def find_source(sources: Sequence[Source], name: str | None) -> Source:
+    """Return a source by name; the only one needs none.
+
+    Raises:
+        UserError: there are several and none is named, or there is none of that name.
+    """
+    by_name = {source.name: source for source in sources}
+    if name is None and len(sources) == 1:
+        return sources[0]
+    if name in by_name:
+        return by_name[name]
+    if len(sources) == 1:
+        raise UserError(
+            f"evaluation.source={name}: the policy was trained on one data set, {sources[0].name}; omit it."
+        )
+    raise UserError(
+        f"evaluation.source={name}: the policy was trained on several data sets, and each has its own statistics. "
+        f"Choose one of {', '.join(by_name)}.{nearest(name or '', by_name)}"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataPlan:
     """The sources of a run's data in the order of their numbers, and what the policy's entries are called."""
@@ -114,19 +135,7 @@ class DataPlan:
         Raises:
             UserError: there are several and none is named, or there is none of that name.
         """
-        sources = {source.name: source for source in self.sources}
-        if name is None and len(sources) == 1:
-            return self.sources[0]
-        if name in sources:
-            return sources[name]
-        if len(sources) == 1:
-            raise UserError(
-                f"evaluation.source={name}: the policy was trained on one data set, {self.sources[0].name}; omit it."
-            )
-        raise UserError(
-            f"evaluation.source={name}: the policy was trained on several data sets, and each has its own statistics. "
-            f"Choose one of {', '.join(sources)}.{nearest(name or '', sources)}"
-        )
+        return find_source(self.sources, name)
 
     def normalizers(self, statistics: dict[str, Statistics]) -> list[ActionNormalizer]:
         """Return each source's normaliser of the policy's action entries, by the source's number.

@@ -56,6 +56,7 @@ class Backbone(nn.Module, ABC):
         queries: Float[Tensor, "n t q d"],
         kv_cache: KVCache | None = None,
         view_mask: Bool[Tensor, "n v"] | None = None,
+        frame_mask: Bool[Tensor, "n t"] | None = None,
     ) -> Float[Tensor, "n t q d"]:
         """Return the hidden states at the queries of every frame.
 
@@ -68,6 +69,7 @@ class Backbone(nn.Module, ABC):
             queries: what is asked at the end of every frame.
             kv_cache: of earlier frames; these are read behind it, and put into it.
             view_mask: False where a sequence lacks a view; its tokens are left out as padding is.
+            frame_mask: False where a sequence has ended; what is returned there means nothing.
         """
 
     def forward(

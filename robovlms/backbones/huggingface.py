@@ -224,7 +224,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     def new_cache(self) -> KVCache | None:
         """Return an empty cache, if the family's decoder keeps keys and values alone."""
-        return KVCache(DynamicCache()) if self.can_cache else None
+        return KVCache() if self.can_cache else None
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder."""
@@ -248,9 +248,12 @@ class HuggingFaceBackbone(PrefixBackbone):
             options["attention_mask"] = (
                 self.additive(causal_mask(layout), layout, embeds) if self.bidirectional_queries else whole
             )
+        past: Any = None if cache is None else DynamicCache(cache)
         hidden: Tensor = self.decoder(
-            inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None, **options
+            inputs_embeds=embeds, past_key_values=past, use_cache=past is not None, **options
         ).last_hidden_state
+        if past is not None:
+            cache[:] = [[layer.keys, layer.values] for layer in past.layers]
         return hidden
 
     def additive(

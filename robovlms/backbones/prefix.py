@@ -92,6 +92,7 @@ class PrefixBackbone(Backbone):
         queries: Float[Tensor, "n t q d"],
         kv_cache: KVCache | None = None,
         view_mask: Bool[Tensor, "n v"] | None = None,
+        frame_mask: Bool[Tensor, "n t"] | None = None,
         query_ids: Int64[Tensor, "n q"] | None = None,
     ) -> Float[Tensor, "n t _q d"]:
         """Embed text, pack it with image tokens and queries, decode, and return the hidden states at the queries.
@@ -103,6 +104,7 @@ class PrefixBackbone(Backbone):
             queries: as in the contract.
             kv_cache: as in the contract.
             view_mask: as in the contract.
+            frame_mask: as in the contract.
             query_ids: vocabulary ids of queries that are text; they are read together with the text's last token, so
                 that every frame has one hidden state more.
 
@@ -114,16 +116,16 @@ class PrefixBackbone(Backbone):
         if view_mask is None:
             view_mask = text_mask.new_ones(n, v)
         tokens = self._join(inside, text_ids, queries)
-        cached = 0 if kv_cache is None else kv_cache.length
-        self._check_length(cached + t * tokens.shape[2], inside, text_ids.shape[1], queries.shape[2])
-        layout = self._layout(inside, text_ids, text_mask, view_mask, queries.shape[2], query_ids)
+        if frame_mask is None:
+            frame_mask = text_mask.new_ones(n, t)
+        layout = self._layout(inside, text_ids, text_mask, view_mask, frame_mask, queries.shape[2], query_ids)
         is_asked = layout.is_query
         if query_ids is not None:
             is_asked = is_asked | self._is_last_token(text_mask, t, v * m, queries.shape[2])
-        order = true_first(layout.mask)
+        order = true_first(layout.mask)[:, : self._check_length(layout, kv_cache, inside, text_mask, queries.shape[2])]
         layout = layout.reorder(order)
         self.condition(image, view_mask, layout)
-        num_new = t if text_ids.shape[1] + v * m else 0
+        num_new = frame_mask.sum(1) * (text_ids.shape[1] + v * m > 0)  # without text and images: more queries
         hidden = self._decode(take(rearrange(tokens, "n t s e -> n (t s) e"), order), layout, kv_cache, num_new)
         count = t * (queries.shape[2] + (query_ids is not None))
         asked = take(hidden, true_first(is_asked.gather(1, order))[:, :count])
@@ -149,6 +151,7 @@ class PrefixBackbone(Backbone):
         text_ids: Int64[Tensor, "n l"],
         text_mask: Bool[Tensor, "n l"],
         view_mask: Bool[Tensor, "n v"],
+        frame_mask: Bool[Tensor, "n t"],
         q: int,
         query_ids: Int64[Tensor, "n q"] | None,
     ) -> Layout:
@@ -167,8 +170,12 @@ class PrefixBackbone(Backbone):
             patch=self._frame(torch.full_like(text_ids, -1), patches, none),
             token=self._frame(text_ids, ids, none if query_ids is None else query_ids),
         )
-        frame = torch.arange(t, device=image.device).repeat_interleave(tokens.mask.shape[1]).expand(n, -1)
-        return Layout(*(repeat(each, "n s -> n (t s)", t=t) for each in tokens))._replace(frame=frame)
+        s = tokens.mask.shape[1]
+        frame = torch.arange(t, device=image.device).repeat_interleave(s).expand(n, -1)
+        is_there = frame_mask.repeat_interleave(s, dim=1)
+        whole = Layout(*(repeat(each, "n s -> n (t s)", t=t) for each in tokens))
+        patch = torch.where(is_there, whole.patch, -1)
+        return whole._replace(frame=frame, mask=whole.mask & is_there, patch=patch)
 
     def _is_last_token(
         self, text_mask: Bool[Tensor, "n l"], t: int, num_image_tokens: int, q: int
@@ -179,24 +186,43 @@ class PrefixBackbone(Backbone):
         marked = self._frame(is_last, is_last.new_zeros(n, num_image_tokens), is_last.new_zeros(n, q))
         return repeat(marked, "n s -> n (t s)", t=t)
 
-    def _check_length(self, length: int, image: Float[Tensor, "n t v m e"], num_text: int, q: int) -> None:
-        if self.max_length is None or length <= self.max_length:
-            return
+    def _check_length(
+        self,
+        layout: Layout,
+        kv_cache: KVCache | None,
+        image: Float[Tensor, "n t v m e"],
+        text_mask: Bool[Tensor, "n l"],
+        q: int,
+    ) -> int:
+        """Return how many packed tokens the decoder must read: all, or where these are more than it has positions for,
+        those of the longest sequence.
+
+        Raises:
+            UserError: that one is too long, too.
+        """
+        padded, cached = layout.mask.shape[1], 0 if kv_cache is None else kv_cache.length
+        if self.max_length is None or cached + padded <= self.max_length:
+            return padded
+        new = layout.mask.sum(1)
+        before = 0 if kv_cache is None or kv_cache.layout is None else kv_cache.layout.mask.sum(1)
+        length, longest = int((new + before).max()), int(new.max())
+        if length <= self.max_length:
+            return longest
         _, t, v, m, _ = image.shape
         raise UserError(
-            f"A sequence of {length} tokens ({t} frames of {v} views x {m} tokens, {num_text} of text, {q} queries) "
-            f"exceeds the backbone's {self.max_length} positions: use fewer views (view=side), a smaller "
-            "backbone.max_text_tokens, structure=policy_head, or a checkpoint whose preprocessor_config.json makes "
-            "smaller images."
+            f"A sequence of {length} tokens ({t} frames of {v} views x {m} tokens, {int(text_mask.sum(1).max())} of "
+            f"text, {q} queries) exceeds the backbone's {self.max_length} positions: use fewer views (view=side), a "
+            "smaller backbone.max_text_tokens, structure=policy_head, or a checkpoint whose preprocessor_config.json "
+            "makes smaller images."
         )
 
     def _decode(
-        self, packed: Float[Tensor, "n s e"], layout: Layout, kv_cache: KVCache | None, num_new: int
+        self, packed: Float[Tensor, "n s e"], layout: Layout, kv_cache: KVCache | None, num_new: Int64[Tensor, "n"]
     ) -> Float[Tensor, "n s d"]:
-        """Run the decoder, behind what `kv_cache` holds; `num_new` frames begin here (0: more queries)."""
+        """Run the decoder, behind what `kv_cache` holds; `num_new` frames of each sequence begin here."""
         if kv_cache is None:
             return self.decode(packed, layout)
-        return self.decode(packed, kv_cache.add(layout, num_new), kv_cache.cache)
+        return self.decode(packed, kv_cache.add(layout, num_new), kv_cache.layers)
 
     def in_sequence(self, image: Float[Tensor, "n t v m e"]) -> Float[Tensor, "n t v _m _e"]:
         """Return the image tokens that stand in the sequence: all, unless the decoder sees them another way."""

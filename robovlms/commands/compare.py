@@ -134,8 +134,8 @@ def time_control_step(checkpoint: Path, source: str, steps: int) -> float:
     proprio = None if policy.proprio is None else np.zeros(len(policy.proprio.mean), np.float32)
     observation = Observation(frames=frames, instruction="open the drawer", proprio=proprio)
     seconds = []
-    for _ in range(runner.window_size + steps):
+    for _ in range(runner.engine.window_size + steps):
         start = time.perf_counter()
         runner.step(observation)
         seconds.append(time.perf_counter() - start)
-    return median(seconds[runner.window_size :])
+    return median(seconds[runner.engine.window_size :])

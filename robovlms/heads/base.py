@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from robovlms.config.choices import ArmLoss, QueryInit
@@ -67,7 +67,14 @@ class Prefix(NamedTuple):
     """What is already decided of the coming chunk."""
 
     arm: Tensor  # "b k e", normalised; anything where the weight is 0
-    weight: Tensor  # "k": 1 = kept as it is, 0 = free
+    weight: Tensor  # "b k": 1 = kept as it is, 0 = free
+
+
+def newest(frames: Shaped[Tensor, "b w *rest"], lengths: Int64[Tensor, "b"] | None) -> Shaped[Tensor, "b *rest"]:
+    """Return what belongs to every row's newest frame."""
+    if lengths is None:
+        return frames[:, -1]
+    return frames[torch.arange(len(frames), device=frames.device), lengths - 1]
 
 
 def start_query(config: HeadConfig, sizes: HeadSizes) -> nn.Parameter:
@@ -90,6 +97,7 @@ class ActionHead(nn.Module, ABC):
     supports_prefix: bool = False  # whether a chunk can be made to go on from the last one
     needs_chunks: bool = False  # whether it wants `calibrate` before the first step
     reads_again: bool = False  # whether `act` asks queries that depend on the answers before
+    chunk_size: int  # k
 
     @abstractmethod
     def __init__(self, config: HeadConfig, sizes: HeadSizes) -> None:
@@ -115,16 +123,23 @@ class ActionHead(nn.Module, ABC):
 
     @abstractmethod
     def act(
-        self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
+        self,
+        read: Read,
+        b: int,
+        w: int,
+        prefix: Prefix | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
+        lengths: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Return the newest frame's chunk: arm in [-1, 1], gripper exactly -1 or +1.
 
         Args:
             read: called as often as needed.
             b: rows.
-            w: frames that are read.
+            w: frames that are read, of the longest row.
             prefix: for heads with `supports_prefix`.
             action_dims: as in `Targets`; what is given at an entry that is not recorded means nothing.
+            lengths: frames of every row, the oldest first; what follows them is padding. None: w.
         """
 
 
@@ -190,11 +205,17 @@ class RegressionHead(ActionHead):
         return regression_losses(self.config, *self.decode(features), targets)
 
     def act(
-        self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
+        self,
+        read: Read,
+        b: int,
+        w: int,
+        prefix: Prefix | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
+        lengths: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Read once and decode the newest frame."""
         fused = self.fuse(rearrange(read(self.queries(b, w)), "b w q d -> b w (q d)"))
-        arm, gripper = self.decide(fused[:, -1:])
+        arm, gripper = self.decide(newest(fused, lengths)[:, None])
         is_open = torch.where(gripper[:, -1] > 0, 1.0, -1.0)
         return torch.cat([arm[:, -1].float(), is_open[..., None]], dim=-1)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robovlms.heads.base import (
@@ -18,6 +18,7 @@ from robovlms.heads.base import (
     Read,
     Targets,
     arm_and_gripper,
+    newest,
     start_query,
 )
 from robovlms.heads.noise import normal, uniform
@@ -94,11 +95,13 @@ class DenoisingHead(ActionHead):
         time: Float[Tensor, "b n"],
         mask: Bool[Tensor, "b n k"] | None = None,
         action_dims: Bool[Tensor, "b a"] | None = None,
+        lengths: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b n k e"]:
         """Say of the noisy chunks of the newest n frames, each at its time in [0, 1], what the head learns to say.
 
         A chunk attends to the features of its own frame and of the earlier ones; no action attends to a padded one,
-        and none sees the noise at an entry that the data does not record.
+        and none sees the noise at an entry that the data does not record. With `lengths`, n = 1, and the newest frame
+        of a row is the last of its own.
         """
         if action_dims is not None:
             noisy = noisy.masked_fill(~action_dims[:, None, None, :-1], 0)
@@ -106,8 +109,9 @@ class DenoisingHead(ActionHead):
         w = features.shape[1]
         memory = self.read_features(features) + self.frame_position[:w, None]
         memory = repeat(memory, "b w q d -> (b n) (w q) d", n=n)
-        later = torch.ones(w, w, dtype=torch.bool, device=time.device).triu(1)[-n:]
-        later = repeat(later, "n w -> (b n) (w q)", b=b, q=self.num_queries)
+        places = torch.arange(w, device=time.device)
+        ends = places[-n:].expand(b, n) if lengths is None else lengths[:, None] - 1
+        later = repeat(places > ends[:, :, None], "b n w -> (b n) (w q)", q=self.num_queries)
         clock = self.read_time(time_features(time, self.action_position.shape[-1]))
         x = self.read_actions(noisy) + self.action_position + clock[:, :, None]
         x = rearrange(x, "b n k d -> (b n) k d")
@@ -131,7 +135,13 @@ class DenoisingHead(ActionHead):
         return arm_and_gripper(self.config, error, gripper, targets)
 
     def act(
-        self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
+        self,
+        read: Read,
+        b: int,
+        w: int,
+        prefix: Prefix | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
+        lengths: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Read once, then carry the stored noise to the newest frame's chunk; a prefix is inpainted on the way.
 
@@ -140,13 +150,14 @@ class DenoisingHead(ActionHead):
         features = read(self.queries(b, w))
 
         def estimate(noisy: Float[Tensor, "b 1 k e"], time: float) -> Float[Tensor, "b 1 k e"]:
-            return self.estimate(features, noisy, noisy.new_full((b, 1), time), action_dims=action_dims).float()
+            times = noisy.new_full((b, 1), time)
+            return self.estimate(features, noisy, times, action_dims=action_dims, lengths=lengths).float()
 
         start = repeat(self.noise, "k e -> b 1 k e", b=b)
         if prefix is None:
-            prefix = Prefix(torch.zeros_like(start[:, 0]), start.new_zeros(self.chunk_size))
+            prefix = Prefix(torch.zeros_like(start[:, 0]), start.new_zeros(b, self.chunk_size))
         arm = inpaint(self.sample(estimate, start, prefix), prefix, prefix.arm[:, None])[:, 0].clamp(-1, 1)
-        gripper = self.gripper(rearrange(features[:, -1], "b q d -> b (q d)"))
+        gripper = self.gripper(rearrange(newest(features, lengths), "b q d -> b (q d)"))
         return torch.cat([arm, torch.where(gripper > 0, 1.0, -1.0)[..., None]], dim=-1)
 
 
@@ -154,7 +165,7 @@ def inpaint(
     chunk: Float[Tensor, "b 1 k e"], prefix: Prefix, planned: Float[Tensor, "b 1 k e"]
 ) -> Float[Tensor, "b 1 k e"]:
     """Replace as much of a chunk as the plan weighs by what is planned, which must be as noisy as the chunk."""
-    return torch.lerp(chunk, planned, prefix.weight[:, None])
+    return torch.lerp(chunk, planned, prefix.weight[:, None, :, None])
 
 
 def time_features(time: Float[Tensor, "b n"], dim: int) -> Float[Tensor, "b n d"]:

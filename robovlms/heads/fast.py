@@ -84,7 +84,13 @@ class FastHead(ActionHead):
         return {"loss": loss, "tokens": loss.detach(), "token_accuracy": mean((logits.argmax(-1) == ids).float())}
 
     def act(
-        self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
+        self,
+        read: Read,
+        b: int,
+        w: int,
+        prefix: Prefix | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
+        lengths: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Write greedily until every row has ended, at most `head.max_tokens`; zeros fill what is no whole chunk."""
         answer = read(self.queries(b, w))

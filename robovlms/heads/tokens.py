@@ -20,6 +20,7 @@ from robovlms.heads.base import (
     Read,
     Targets,
     masked_mean,
+    newest,
     regression_losses,
     start_query,
     vocabulary_rows,
@@ -87,15 +88,22 @@ class TokensHead(ActionHead):
         }
 
     def act(
-        self, read: Read, b: int, w: int, prefix: Prefix | None = None, action_dims: Bool[Tensor, "b a"] | None = None
+        self,
+        read: Read,
+        b: int,
+        w: int,
+        prefix: Prefix | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
+        lengths: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Read once (`parallel`), or once for every token, each behind the ones before."""
         if self.config.parallel:
             features = read(self.queries(b, w))
             if not self.config.discrete:
                 arm, gripper = self._regress(features)
-                return torch.cat([arm[:, -1], torch.where(gripper[:, -1] > 0, 1.0, -1.0)[..., None]], dim=-1)
-            bins = self._logits(features)[:, -1].argmax(-1)
+                is_open = torch.where(newest(gripper, lengths) > 0, 1.0, -1.0)
+                return torch.cat([newest(arm, lengths), is_open[..., None]], dim=-1)
+            bins = newest(self._logits(features), lengths).argmax(-1)
         else:
             answer = read(self.queries(b, w))
             written: list[Tensor] = []

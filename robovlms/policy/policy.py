@@ -16,7 +16,7 @@ from robovlms.backbones.layout import KVCache
 from robovlms.config.choices import HeadKind, Structure
 from robovlms.config.run import TrainConfig
 from robovlms.errors import NotAllowedError
-from robovlms.heads.base import ActionHead, HeadSizes, Targets
+from robovlms.heads.base import ActionHead, HeadSizes, Prefix, Targets
 from robovlms.images.processor import Processor
 from robovlms.registry import BACKBONES, HEADS
 from robovlms.types import Batch, Conversations, Losses
@@ -128,7 +128,8 @@ class VLAPolicy(nn.Module):
     ) -> Float[Tensor, "b w q d"]:
         """Ask about frames whose images are encoded; of `batch`, instruction and proprioception are read."""
         question = self.question(batch, queries)
-        features = self.backbone.read(self.fold(image), *question, kv_cache, self.view_mask(batch, queries))
+        masks = (self.view_mask(batch, queries), self.frame_mask(batch))
+        features = self.backbone.read(self.fold(image), *question, kv_cache, *masks)
         return features.reshape(queries.shape).float()
 
     def fold(self, frames: Float[Tensor, "b w *rest"]) -> Float[Tensor, "n t *rest"]:
@@ -154,6 +155,10 @@ class VLAPolicy(nn.Module):
         return batch.view_mask.repeat_interleave(
             1 if self.structure is Structure.interleaved else queries.shape[1], dim=0
         )
+
+    def frame_mask(self, batch: Batch) -> Bool[Tensor, "n t"] | None:
+        """Return which frames every sequence has; None: all, or each is a sequence of its own."""
+        return batch.frame_mask if self.structure is Structure.interleaved else None
 
     def forward(self, batch: Batch, conversations: Conversations | None = None) -> Losses:
         """Return the loss terms of a batch with actions, and those of conversations (`converse`) beside them."""
@@ -191,8 +196,7 @@ class VLAPolicy(nn.Module):
         return self._losses(image, batch), chunk
 
     def _act(self, image: Float[Tensor, "b w v m e"], batch: Batch) -> Float[Tensor, "b k a"]:
-        reader = FeatureReader(self, image, batch)
-        return self.head.act(reader, len(batch), image.shape[1], action_dims=batch.action_dims)
+        return FeatureReader(self, image, batch).act()
 
 
 class FeatureReader:
@@ -202,6 +206,12 @@ class FeatureReader:
         self.policy, self.image, self.batch = policy, image, batch
         self.kv_cache = policy.backbone.new_cache() if policy.head.reads_again else None
         self.asked: Tensor | None = None
+
+    def act(self, prefix: Prefix | None = None) -> Float[Tensor, "b k a"]:
+        """Return the normalised chunk of every row's newest frame."""
+        b, w, mask = *self.image.shape[:2], self.batch.frame_mask
+        lengths = None if mask is None else mask.sum(1)
+        return self.policy.head.act(self, b, w, prefix, self.batch.action_dims, lengths)
 
     def __call__(self, queries: Float[Tensor, "b w q d"], behind: bool = False) -> Float[Tensor, "b w q d"]:
         """Return the features at the queries. A decoder without a cache reads everything again."""

@@ -11,7 +11,7 @@ from robovlms.heads.diffusion import DiffusionHead
 from robovlms.heads.noise import normal
 from robovlms.heads.schemas.diffusion import DiffusionHeadConfig
 
-FREE = Prefix(torch.zeros(1, 4, 2), torch.zeros(4))
+FREE = Prefix(torch.zeros(1, 4, 2), torch.zeros(1, 4))
 MEAN, STD = 0.4, 0.1
 SCHEDULE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon"}
 

@@ -282,8 +282,8 @@ def test_a_plan_is_kept_where_it_weighs_and_the_rest_goes_on_from_it(name):
     features = make_features(head, targets)
     learn(head, features, targets, steps=50, top=3e-3)  # enough not to be at the bounds everywhere
     free = head.act(Answers(features), B, W)
-    prefix = Prefix(torch.full((B, K, A - 1), 0.3), torch.tensor([1.0, 1.0, 0.5, 0.0]))
+    prefix = Prefix(torch.full((B, K, A - 1), 0.3), torch.tensor([1.0, 1.0, 0.5, 0.0]).expand(B, K))
     planned = head.act(Answers(features), B, W, prefix)
     torch.testing.assert_close(planned[:, :2, :-1], torch.full((B, 2, A - 1), 0.3))
     assert not torch.allclose(planned[:, 3, :-1], free[:, 3, :-1])  # it saw what was planned before it
-    torch.testing.assert_close(head.act(Answers(features), B, W, Prefix(prefix.arm, torch.zeros(K))), free)
+    torch.testing.assert_close(head.act(Answers(features), B, W, Prefix(prefix.arm, torch.zeros(B, K))), free)

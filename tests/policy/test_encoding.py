@@ -5,6 +5,7 @@ import torch
 from test_parity import NORMALIZER, SOURCE, VIEWS, A, K, W, make_policy, observe
 
 from robovlms.config.choices import Structure
+from robovlms.policy.acting import BatchedPolicy
 from robovlms.policy.runner import PolicyRunner
 from robovlms.training.validation import validate
 from robovlms.types import Batch
@@ -57,5 +58,5 @@ def test_one_step_encodes_only_the_frames_that_it_is_asked_about():
     for step in range(9):
         runner.step(observe(step))
     assert counts == [len(VIEWS)] * 3
-    runner.memory.act()
+    BatchedPolicy(policy, 1).act([runner.memory])
     assert len(counts) == 3, "the newest frame is encoded already"

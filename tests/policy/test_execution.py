@@ -5,6 +5,7 @@ import pytest
 from test_parity import NORMALIZER, SOURCE, W, make_policy, observe, whole_window
 
 from robovlms.config.choices import Execution, Structure
+from robovlms.policy.acting import BatchedPolicy
 from robovlms.policy.execution import Chunk, ChunkExecutor, continuity
 from robovlms.policy.runner import PolicyRunner
 
@@ -88,7 +89,7 @@ def test_an_action_that_took_two_steps_to_find_is_the_third_of_its_chunk():
     policy = make_policy("nano", Structure.policy_head, "lstm")
     runner = PolicyRunner(policy, NORMALIZER, SOURCE, window_size=W, execute_steps=3, clock=clock)
     runner.reset()
-    expected = NORMALIZER.denormalize(policy_chunk(runner, observe(0)))[0].numpy()
+    expected = NORMALIZER.denormalize(policy_chunk(runner, observe(0))).numpy()
     runner.reset()
     policy.head.lstm.register_forward_hook(lambda *_: setattr(clock, "seconds", clock.seconds + 0.2))  # at 10 Hz
     np.testing.assert_allclose(runner.step(observe(0)), expected[2], atol=1e-5)
@@ -100,8 +101,8 @@ def test_an_action_that_took_two_steps_to_find_is_the_third_of_its_chunk():
 
 
 def policy_chunk(runner, observation):
-    runner.memory.observe(runner._batch(observation))
-    return runner.memory.act()
+    runner.session.observe(observation)
+    return BatchedPolicy(runner.policy, 1).act([runner.memory])[0]
 
 
 @pytest.mark.parametrize("head", ["flow", "diffusion"])

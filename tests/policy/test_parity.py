@@ -52,17 +52,17 @@ DATA = DataConfig(
     name="", root="", views={}, contract=CONTRACT, normalization=NormalizationConfig(mode=NormalizationMode.min_max)
 )
 SOURCE = Source(
-    number=0, name="", config=DATA, views=["side"], contract=CONTRACT, action_dims=list(range(A)),
+    number=0, name="", config=DATA, views=VIEWS, contract=CONTRACT, action_dims=list(range(A)),
     proprio_dims=list(range(P)), proprio_names=[f"p{i}" for i in range(P)],
 )  # fmt: skip
 
 
-def make_policy(backbone_name, structure, head_name, proprio=False):
+def make_policy(backbone_name, structure, head_name, proprio=False, window_size=W):
     torch.manual_seed(0)
     backbone = BACKBONES.get(backbone_name).tiny()
     head = HEADS.get(HEAD_CONFIGS[head_name].name)(
         HEAD_CONFIGS[head_name],
-        HeadSizes(feature_dim=backbone.hidden_dim, action_dim=A, window_size=W, chunk_size=K),
+        HeadSizes(feature_dim=backbone.hidden_dim, action_dim=A, window_size=window_size, chunk_size=K),
     )
     if head.needs_chunks:
         head.calibrate(list(np.random.default_rng(0).uniform(-1, 1, (50, K, A))))
@@ -195,7 +195,7 @@ def test_a_chunk_is_executed_in_order_before_the_policy_is_asked_again():
     actions = [runner.step(observe(step)) for step in range(3)]
     np.testing.assert_allclose(actions[0], whole_window(policy, range(1)), atol=1e-5)
     np.testing.assert_allclose(actions[2], whole_window(policy, range(3)), atol=1e-5)
-    assert len(runner.memory.features) == 3
+    assert len(runner.memory.frames) == 3
     assert [chunk.made for chunk in runner.executor.chunks] == [0, 2]
 
 

@@ -183,14 +183,16 @@ class Nano(PrefixBackbone):
         return self.embedding(text_ids)
 
     def new_cache(self) -> KVCache:
-        """Return an empty cache: keys and values of every block."""
-        return KVCache([[] for _ in self.blocks])
+        """Return an empty cache."""
+        return KVCache()
 
     def decode(
         self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: list[list[Tensor]] | None = None
     ) -> Float[Tensor, "n s d"]:
         """Run the causal transformer with sinusoidal positions."""
         s, length = embeds.shape[1], layout.mask.shape[1]
+        if cache == []:
+            cache.extend([] for _ in self.blocks)
         if cache is None and not self.bidirectional_queries:  # padding comes last: causality alone hides it
             allowed = torch.ones(s, s, dtype=torch.bool, device=embeds.device).tril()[None, None]
             x = embeds + sinusoids(s, self.hidden_dim, embeds)
