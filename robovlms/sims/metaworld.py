@@ -17,7 +17,7 @@ from robovlms.config.data import ActionContract
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator, Step, Task, check_action, choose_tasks
 from robovlms.sims.metaworld_tasks import TASKS
-from robovlms.sims.rendering import make_renderer, renderer_name, simulator_imports
+from robovlms.sims.rendering import check_pictures, make_renderer, renderer_name, simulator_imports
 from robovlms.sims.schemas.metaworld import MAX_STEPS, MetaWorldSimConfig
 from robovlms.types import Observation
 
@@ -87,7 +87,9 @@ class MetaWorld(Simulator):
             self._scene = _Scene(goal.task, self._image_size)
         self._scene.reset(episode.seed)
         self._instruction, self._solved = goal.instruction, False
-        return self._observe()
+        observation = self._observe()
+        check_pictures(observation.frames, "metaworld")
+        return observation
 
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:
         """Hold one 7-D action, clipped to [-1, 1], for 1 / control_hz seconds and render. Success at any simulation
