@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from robovlms.actions.plan import DataPlan
 from robovlms.commands.acting import Stage, device_name
-from robovlms.config.closed_loop import EvaluationConfig
+from robovlms.config.closed_loop import EvaluationConfig, SimConfig
 from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
 from robovlms.evaluation.analysis.certificate import compare_replay, content_digest, machine_name
@@ -70,11 +70,11 @@ def verify(path: Path, share: float, checkpoint: str = "") -> Verdict:
     if faults := checkpoint_faults(folder, results["certificate"]["checkpoint_digest"]):
         return Verdict(faults, checked)
     config = results["config"]
-    sim = read_typed(schema_of("sim", config["sim"]["name"]), config["sim"])
+    sim: SimConfig = read_typed(schema_of("sim", config["sim"]["name"]), config["sim"])
     evaluation = replace(read_typed(EvaluationConfig, config["evaluation"]), num_workers=1)
     trained = load_config(folder / CONFIG)
-    source = DataPlan.of(trained.data, trained.view.views).find(evaluation.source)
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
+    source = DataPlan.of(trained.data, trained.view.views).find(evaluation.source, simulator.contract)
     simulator.close()
     stage = Stage(folder, folder, simulator, source, Share())
     with TemporaryDirectory() as journal:
