@@ -32,6 +32,7 @@ COMMANDS = (
     "compare",
     "merge_lora",
     "convert_backbone",
+    "convert_checkpoint",
 )
 LAUNCHERS = re.compile(r"^(srun )?(torchrun|accelerate launch|python|RUN) ")
 RUNS = re.compile(r"<!-- runs with: (.*?) -->\n```bash\n(.*?)```", re.DOTALL)
