@@ -23,7 +23,8 @@ VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-na
 PATHS = {"checkpoint", "output_dir", "root", "init_from", "resume", "folders", "cache_dir", "file", "image_folder",
          "source", "statistics_file", "few_shot_file", "tokenizer"}  # fmt: skip
 # Options of `evaluation` that a run's own config decides, unless they are given.
-AS_TRAINED = ("execution", "execute_steps", "language", "language_episodes", "videos_per_task", "source")
+AS_TRAINED = ("execution", "execute_steps", "decision_steps", "latency", "executions", "language", "language_episodes",
+              "videos_per_task", "source")  # fmt: skip
 PLAIN = re.compile(r"[\w/.+$%*@?|:~ -]*")  # what Hydra's grammar takes without quotes
 
 
