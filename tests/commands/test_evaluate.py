@@ -271,10 +271,11 @@ def test_a_run_that_is_stopped_leaves_no_evaluation_behind(demos, tmp_path, numb
 
 def test_two_processes_of_a_launch_evaluate_every_checkpoint_of_a_run_together(run, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options = [f"checkpoint={run}", "checkpoints=every:2", "sim.episodes=2", "evaluation.videos_per_task=0"]
-    output = finish(start("scripts/evaluate.py", *options, f"output_dir={tmp_path / 'two'}", launcher=torchrun))
+    options = ["checkpoints=every:2", "sim=metaworld", *SIM, "sim.episodes=2", "evaluation.videos_per_task=0"]
+    where = [f"checkpoint={run}", f"output_dir={tmp_path / 'two'}"]
+    output = finish(start("scripts/evaluate.py", *where, *options, launcher=torchrun))
     assert output.count("3 checkpoints: ") == 1
-    evaluate(asked(run, "checkpoints=every:2", "sim.episodes=2", f"output_dir={tmp_path / 'one'}"))
+    evaluate(asked(run, *options, f"output_dir={tmp_path / 'one'}"))
     for name in ("step_000002", "step_000004", "step_000006"):
         one, two = (json.loads((tmp_path / way / name / "results.json").read_text()) for way in ("one", "two"))
         assert one["language"] == two["language"]
