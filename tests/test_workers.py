@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count, takewhile
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from robovlms.errors import UserError
-from robovlms.workers import Pool
+from robovlms.workers import Pool, ask
 
 
 @contextmanager
@@ -81,12 +81,92 @@ def test_a_dead_process_is_named_with_its_job_the_likely_cause_and_the_option():
         list(workers.run([1, 17, 2]))
 
 
-def test_a_dead_process_may_be_a_result_after_which_jobs_at_work_are_finished_and_no_other_is_begun():
+def test_a_job_of_which_two_processes_die_is_a_result_and_others_go_on():
     with pool(2) as workers:
-        results = dict(workers.run([17, 2, *[3] * 50], if_dead=lambda job, error: str(error)))
+        results = dict(workers.run([17, 2, *range(30, 50)], if_dead=lambda job, error: str(error)))
         assert re.match(r"process \d+ was ended by SIGKILL, .*while it worked on 17", results.pop(17))
-        assert results.items() <= {2: 4, 3: 9}.items()
+        assert results == {number: number**2 for number in [2, *range(30, 50)]}
     assert multiprocessing.active_children() == []
+
+
+@contextmanager
+def fragile(folder: Path) -> Iterator[Callable[[int], int]]:
+    """Die of every job the first time that it is tried."""
+
+    def work(number: int) -> int:
+        if not (folder / str(number)).exists():
+            (folder / str(number)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number**2
+
+    yield work
+
+
+def test_a_job_whose_process_died_is_done_once_more_by_another(tmp_path):
+    with pool(2, partial(fragile, tmp_path)) as workers:
+        assert dict(workers.run(range(4), if_dead=lambda job, error: -1)) == {0: 0, 1: 1, 2: 4, 3: 9}
+
+
+def test_processes_that_die_of_every_job_end_all_with_the_cause():
+    done = []
+    with pytest.raises(UserError, match="was ended by SIGKILL"), pool(2) as workers:
+        done.extend(workers.run([2, *[17] * 100], if_dead=lambda job, error: -1))
+    assert sorted(done) == [(2, 4), (17, -1), (17, -1)]
+
+
+class Doubling:
+    """Doubles numbers, as many at once as ask; 13 cannot be, and 17 ends the process that asked."""
+
+    max_wait_s = 5.0
+
+    def __init__(self, max_batch_size: int = 8) -> None:
+        self.max_batch_size = max_batch_size
+        self.sizes: list[int] = []
+
+    def answer(self, questions: Sequence[tuple[int, int]]) -> list[object]:
+        self.sizes.append(len(questions))
+        assert len({process for process, _ in questions}) == len(questions)
+        return [UserError("13 brings bad luck") if number == 13 else 2 * number for _, number in questions]
+
+
+@contextmanager
+def curious() -> Iterator[Callable[[int], int]]:
+    """Ask three times for each job."""
+
+    def work(number: int) -> int:
+        for _ in range(3):
+            number = ask(number)
+        if number == 8 * 17:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    yield work
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_jobs_ask_the_process_that_they_work_for(num_workers):
+    doubling = Doubling()
+    with Pool(curious, num_workers, "evaluation.num_workers", lambda: doubling) as workers:
+        assert dict(workers.run(range(6))) == {number: 8 * number for number in range(6)}
+        with pytest.raises(UserError, match="13 brings bad luck"):
+            list(workers.run([13]))
+    assert sum(doubling.sizes) == 3 * 6 + 1
+    assert max(doubling.sizes) == num_workers, "all that are at work are answered at once"
+    with pytest.raises(LookupError):
+        ask(1)
+
+
+def test_no_more_are_answered_at_once_than_fit_and_nobody_waits_for_the_dead():
+    doubling = Doubling(max_batch_size=2)
+    with Pool(curious, 3, "evaluation.num_workers", lambda: doubling) as workers:
+        results = dict(workers.run([1, 17, 2, 3], if_dead=lambda job, error: -1))
+    assert results == {1: 8, 2: 16, 3: 24, 17: -1}
+    assert max(doubling.sizes) <= 2
+
+
+def test_a_question_to_nobody_is_told():
+    with pytest.raises(LookupError, match="nobody is there to answer"), pool(2, curious) as workers:
+        list(workers.run([1]))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

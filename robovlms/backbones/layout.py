@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -26,9 +26,6 @@ class Layout(NamedTuple):
         return Layout(*(each.gather(1, order) for each in self))
 
 
-PADDING = (False, 0, False, -1, -1)  # a Layout of padding
-
-
 def true_first(mask: Bool[Tensor, "n s"]) -> Int64[Tensor, "n s"]:
     """Return the order that puts what is True first and changes nothing else."""
     return (~mask).to(torch.uint8).argsort(dim=1, stable=True)
@@ -40,15 +37,11 @@ def take(tokens: Float[Tensor, "n _s e"], places: Int64[Tensor, "n _p"]) -> Floa
 
 
 class Kept(NamedTuple):
-    """What a decoder has read of one sequence, without padding."""
+    """What a decoder has read of one sequence, without padding, in memory of its own."""
 
     tokens: Float[Tensor, "s _c g e"]  # key and value of each layer in turn
-    layout: Layout  # of n = 1
+    layout: Int64[Tensor, "s _fields"]  # the fields of a Layout
     num_frames: int
-
-
-def _padded(rows: Sequence[Shaped[Tensor, "1 _s"]], padding: int) -> Shaped[Tensor, "n s"]:
-    return pad_sequence([row[0] for row in rows], batch_first=True, padding_value=padding)
 
 
 class KVCache:
@@ -72,17 +65,16 @@ class KVCache:
     @classmethod
     def of(cls, rows: Sequence[Kept | None]) -> KVCache:
         """Return the cache of these sequences; None: nothing has been read of one."""
-        cache = cls()
-        filled = [row for row in rows if row is not None]
+        cache, filled = cls(), [row for row in rows if row is not None]
         if not filled:
             return cache
-        like = filled[0]
-        none = Kept(like.tokens[:0], Layout(*(each[:, :0] for each in like.layout)), 0)
+        none = Kept(filled[0].tokens[:0], filled[0].layout[:0], 0)
         kept = [none if row is None else row for row in rows]
         tokens = rearrange(pad_sequence([row.tokens for row in kept], batch_first=True), "n s c g e -> c n g s e")
         cache.layers = [[tokens[i], tokens[i + 1]] for i in range(0, len(tokens), 2)]
-        fields = zip(*(row.layout for row in kept), strict=True)
-        cache.layout = Layout(*(_padded(*each) for each in zip(fields, PADDING, strict=True)))
+        layout = pad_sequence([row.layout for row in kept], batch_first=True, padding_value=-1)
+        mask, frame, is_query, patch, token = layout.unbind(-1)
+        cache.layout = Layout(mask > 0, frame, is_query > 0, patch, token)
         cache.num_frames = torch.tensor([row.num_frames for row in kept], device=tokens.device)
         return cache
 
@@ -90,14 +82,14 @@ class KVCache:
         """Return what has been read of every sequence; waits for the device once."""
         assert self.layout is not None
         assert isinstance(self.num_frames, Tensor)
+        counts = torch.stack([self.layout.mask.sum(1), self.num_frames], dim=1).tolist()
         order = true_first(self.layout.mask)
-        packed = self.layout.reorder(order)
+        layout = torch.stack([each.long() for each in self.layout.reorder(order)], dim=-1)
         tokens = torch.stack([each for layer in self.layers for each in layer], dim=1)
         tokens = rearrange(tokens, "n c g s e -> n s c g e")
         tokens = tokens.gather(1, order[:, :, None, None, None].expand_as(tokens))
-        counts = torch.stack([packed.mask.sum(1), self.num_frames], dim=1).tolist()
         return [
-            Kept(tokens[i, :length], Layout(*(each[i : i + 1, :length] for each in packed)), num_frames)
+            Kept(tokens[i, :length].clone(), layout[i, :length].clone(), num_frames)
             for i, (length, num_frames) in enumerate(counts)
         ]
 

@@ -78,7 +78,13 @@ def _train(config: TrainConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from robovlms.commands.evaluate import evaluate as run
+    if config.verify is not None:
+        from robovlms.commands.verify import verify
+
+        verdict = verify(Path(config.verify), config.share, config.checkpoint)
+        show(str(verdict))
+        sys.exit(0 if verdict.holds else 1)
+    from robovlms.commands.evaluate import evaluate_in_launch as run
 
     run(config)
 
@@ -124,8 +130,8 @@ def _convert_checkpoint(config: ConvertCheckpointConfig) -> None:
 def _compare(config: CompareConfig) -> None:
     from robovlms.commands.compare import compare as run
 
-    table, picture = run(config.folders, config.latency_steps)
-    show(f"{table}\n\n{picture}")
+    text, page = run(config.folders, config.latency_steps, sequential=config.sequential, output_dir=config.output_dir)
+    show(f"{text}\n\n{page}")
 
 
 def _merge_lora(config: MergeLoRAConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.config.choices import MISSING, Execution, Language
+from robovlms.config.choices import MISSING, CheckpointChoice, EngineDtype, Execution, Language
 from robovlms.config.fields import DEMO, MAX_PROCESSES, marked, number
 from robovlms.config.schemas import schema
 
@@ -38,14 +38,39 @@ class CollectConfig:
 
 
 @dataclass(kw_only=True)
-class EvaluationConfig:
-    """Closed-loop evaluation of the final checkpoint; what is played says `sim`."""
+class EngineConfig:
+    """How a policy that acts computes, for many sessions at once."""
 
-    enabled: bool = False
+    device: str = "auto"  # as torch calls it, e.g. cuda:1; auto: a GPU if there is one
+    dtype: EngineDtype = EngineDtype.auto  # auto: bf16 on a GPU, fp32 elsewhere
+    max_batch_size: int = number(32, at_least=1, at_most=4096)  # rows in one forward
+    max_wait_ms: float = number(2.0, at_least=0, at_most=10_000)  # that a request waits for others to share a forward
+    compile: bool = False  # the vision tower, by torch.compile; with CUDA graphs on a GPU
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Closed-loop evaluation; what is played says `sim`."""
+
+    enabled: bool = False  # after training
+    # while training goes on, every checkpoint as it appears, in a process of its own that training does not wait for
+    during_training: bool = False
+    # of a run: last | all | every:<steps>; unset: what the run was trained with, else last
+    checkpoints: str | None = None
     language: list[Language] = field(default_factory=list)  # also played with instructions changed in these ways
     language_episodes: int = number(10, at_least=1)  # of every task and way, the first of those it has
     execution: Execution = Execution.chunk
     execute_steps: int = number(1, at_least=1)  # actions of a chunk executed before the policy is asked again
+    decision_steps: int = number(0, at_least=0)  # control steps that a decision takes, while the last chunk goes on
+    latency: list[int] = number(list, at_least=0)  # decision_steps that success is also measured with, for a figure
+    executions: list[Execution] = field(default_factory=list)  # those measured so; empty: all that the head can do
+    shuffle: bool = False  # play in a random order, so that what has been played at any time speaks of all tasks
     num_workers: int = number(1, at_least=1, at_most=MAX_PROCESSES)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     videos_per_task: int = number(1, at_least=0)
     source: str | None = None  # of a mixture: whose actions the policy gives; a policy of one data set needs none
+
+    def check(self, option: str) -> None:
+        """Refuse a choice of checkpoints that cannot be read."""
+        if self.checkpoints is not None:
+            CheckpointChoice.parse(self.checkpoints, f"{option}.checkpoints")

@@ -23,6 +23,7 @@ class EpisodeResult:
     steps: int | None  # control steps of the whole episode; unknown where an error ended it
     seconds: float  # wall clock
     error: str | None = None  # traceback
+    lost: bool = False  # two processes died of it: it counts as an error, and the evaluation goes on
 
     @property
     def reached(self) -> int:
@@ -33,6 +34,11 @@ class EpisodeResult:
     def success(self) -> bool:
         """Whether all were."""
         return self.reached == len(self.episode.goals)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is no result: an error ended it that the evaluation must not go on with."""
+        return self.error is not None and not self.lost
 
     @property
     def as_wanted(self) -> bool:
@@ -76,6 +82,7 @@ class EpisodeResult:
             steps=_typed(values, "steps", int | None),
             seconds=_typed(values, "seconds", int | float),
             error=_typed(values, "error", str | None),
+            lost=values.pop("lost", False) is True,
         )
         if values or not all(type(count) is int for count in result.goal_steps):
             raise TypeError(f"{', '.join(values) or 'goal_steps'} is not what a result holds")

@@ -7,10 +7,13 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from robovlms import __version__
 from robovlms.config.choices import Language
+from robovlms.evaluation.analysis.certificate import Certificate
+from robovlms.evaluation.analysis.language import Instructions, judge_instructions, sentences
+from robovlms.evaluation.analysis.latency import Point
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.statistics import Rate, bootstrap_mean
 from robovlms.files import write_text
@@ -61,9 +64,13 @@ class Results(TypedDict):
     """What `results.json` holds."""
 
     language: dict[str, Rates]  # by the kind of instruction, "own" first; for "opposite" success is a mistake
+    instructions: Instructions | None  # what other instructions change; None: there are none
     config: dict[str, Any]
     versions: dict[str, str]
     episodes: list[dict[str, Any]]  # `EpisodeResult.to_json`
+    latency: NotRequired[list[Point]]  # success against latency, where that was measured
+    certificate: NotRequired[Certificate]
+    chosen_from: NotRequired[int]  # checkpoints of a run, of which this one had the best result
 
 
 def summarize(results: Sequence[EpisodeResult], *, config: Mapping[str, Any], versions: Mapping[str, str]) -> Results:
@@ -79,6 +86,7 @@ def summarize(results: Sequence[EpisodeResult], *, config: Mapping[str, Any], ve
         kinds.setdefault(result.episode.language.value, []).append(result)
     return {
         "language": {language: _rates(some) for language, some in kinds.items()},
+        "instructions": judge_instructions(results),
         "config": dict(config),
         "versions": dict(versions),
         "episodes": [result.to_json() for result in results],
@@ -165,11 +173,25 @@ def write_results(path: Path, results: Results) -> None:
     write_text(path, json.dumps(results, indent=1))
 
 
+def scores(results: Results) -> dict[str, float]:
+    """Return the rates as metrics of a tracker: `eval/success`, `eval/<task>`; otherwise told, `eval/empty/success`."""
+    found: dict[str, float] = {}
+    for language, rates in results["language"].items():
+        place = "eval" if language == Language.own else f"eval/{language}"
+        found[f"{place}/success"] = rates["overall"]["mean"]
+        if chains := rates["chains"]:
+            found[f"{place}/average_length"] = chains["average_length"]
+        found |= {f"{place}/{name}": row["mean"] for name, row in {**rates["groups"], **rates["tasks"]}.items()}
+    return found
+
+
 def format_table(results: Results) -> str:
     """Lay the rates out as aligned plain text, with a section for every kind of instruction."""
     lines = [list(HEADER)]
     for language, rates in results["language"].items():
         lines += _section(SECTIONS[Language(language)], rates)
+    if said := sentences(results["instructions"]):
+        lines += [[""], *([sentence] for sentence in said)]
     widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(HEADER))]
     text = []
     for name, *cells in lines:

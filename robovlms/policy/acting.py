@@ -36,7 +36,7 @@ class BatchedPolicy:
         Args:
             policy: in evaluation.
             max_batch_size: rows in one forward, of images as of sequences.
-            encode: in place of the backbone's, as that compiled.
+            encode: the backbone's `encode`, perhaps compiled.
         """
         self.policy, self.max_batch_size = policy, max_batch_size
         self.encode = encode or policy.backbone.encode
@@ -76,7 +76,7 @@ class BatchedPolicy:
             return
         for some in self._pieces([frame for frame in frames if frame.image is None]):
             for frame, image in zip(some, self._encode(some), strict=True):
-                frame.image, frame.step = image, replace(frame.step, frames={})
+                frame.image, frame.step = image.clone(), replace(frame.step, frames={})  # not the whole batch's
         for unread in self._pieces([each for memory in memories for each in unread_of(memory)]):
             self._read_behind(unread)
 
@@ -98,7 +98,7 @@ class BatchedPolicy:
         batch = stack_windows([[frame] for frame in frames]).to(self.device)
         features = self.policy.ask(self._encode(frames), batch, self.policy.head.queries(len(frames), 1))
         for frame, row in zip(frames, features, strict=True):
-            frame.features = row[0]
+            frame.features = row[0].clone()
 
     def _read_behind(self, unread: Sequence[tuple[Stream, list[Frame]]]) -> None:
         """Read frames behind what their streams have read."""
@@ -107,7 +107,7 @@ class BatchedPolicy:
         kv_cache = KVCache.of([stream.kept for stream, _ in unread])
         features = self.policy.ask(image, batch, self.policy.head.queries(*image.shape[:2]), kv_cache)
         for (stream, frames), row, kept in zip(unread, features, kv_cache.rows(), strict=True):
-            stream.features = [*stream.features, *row[: len(frames)]]
+            stream.features = [*stream.features, *row[: len(frames)].clone()]
             stream.kept = kept
 
     def _decode(self, memories: Sequence[Memory], prefix: Prefix | None) -> Float[Tensor, "b k a"]:
@@ -123,6 +123,24 @@ class BatchedPolicy:
         windows = [list(memory.frames) for memory in memories]
         batch, image = stack_windows(windows).to(self.device), stack_images(windows)
         return FeatureReader(self.policy, image, batch).act(prefix)
+
+
+class CompiledForSizes:
+    """A function of a batch that torch compiles for few sizes: rows are added up to the next power of two.
+
+    On a GPU it is recorded as a CUDA graph for each of them, so that its kernels start at once.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], max_batch_size: int) -> None:
+        self._max_batch_size = max_batch_size
+        self._compiled = torch.compile(function, mode="reduce-overhead", dynamic=False)
+
+    def __call__(self, batch: Float[Tensor, "n *rest"]) -> Float[Tensor, "n *out"]:
+        """Return the function's rows for these."""
+        n = len(batch)
+        size = min(1 << (n - 1).bit_length(), self._max_batch_size)
+        padded = torch.cat([batch, batch[-1:].expand(size - n, *batch.shape[1:])])
+        return self._compiled(padded)[:n].clone()  # a graph's next run overwrites its output
 
 
 def unread_of(memory: Memory) -> list[tuple[Stream, list[Frame]]]:

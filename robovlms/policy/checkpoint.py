@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
@@ -21,7 +21,7 @@ from torch import Tensor
 from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, load_statistics, save_statistics
 from robovlms.backbones.lora import merge_adapters
-from robovlms.config.choices import ModelSize
+from robovlms.config.choices import CheckpointChoice, ModelSize
 from robovlms.config.policy import LoRAConfig
 from robovlms.config.renamed import rename
 from robovlms.config.run import TrainConfig
@@ -30,6 +30,8 @@ from robovlms.errors import UserError
 from robovlms.policy.manifest import HEADER, MANIFEST, check_checkpoint, reading
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.spec import SPEC, PolicySpec
+
+T = TypeVar("T")
 
 CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
 VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
@@ -70,6 +72,25 @@ def load_config(path: Path) -> TrainConfig:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     assert isinstance(config, TrainConfig)
+    return config
+
+
+def read_typed(schema: type[T], values: Mapping[str, Any]) -> T:
+    """Return a config of one group from the values that `asdict` gave; they may come from anywhere.
+
+    Raises:
+        UserError: they are not of this schema, or have an interpolation, as no config of ours does.
+    """
+    failed = f"what was written of {schema.__name__} cannot be read"
+    if "${" in str(values):
+        raise UserError(f"{failed}: it has an interpolation, ${{...}}, which is not resolved.")
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"what was written of {schema.__name__} cannot be read: {' '.join(str(error).split())}"
+        ) from error
+    assert isinstance(config, schema)
     return config
 
 
@@ -286,3 +307,23 @@ def resolve_checkpoint(path: Path) -> Path:
             "runs/<name>/checkpoints/step_<number>."
         )
     return found[-1]
+
+
+def choose_checkpoints(path: Path, choice: CheckpointChoice) -> list[Path]:
+    """Return the checkpoints of a run that a choice means, oldest first; a checkpoint is the only one of itself.
+
+    Raises:
+        FileNotFoundError: `path` is neither.
+        UserError: the run has none of them; names those that it has.
+    """
+    if choice.every is None or is_checkpoint(path):
+        return [resolve_checkpoint(path)]
+    newest, found = resolve_checkpoint(path), checkpoints(path)
+    chosen = [checkpoint for checkpoint in found if step_of(checkpoint) in choice]
+    if not chosen:
+        steps = ", ".join(str(step_of(checkpoint)) for checkpoint in found)
+        raise UserError(
+            f"{newest.parent} has no checkpoint at a multiple of {choice.every} steps, but those of {steps}: give "
+            "checkpoints=all, or another checkpoints=every:<steps>."
+        )
+    return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from robovlms.actions.contract import check_contract
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.plan import Source, find_source
-from robovlms.config.choices import Execution, FrameCache
+from robovlms.config.choices import EngineDtype, Execution, FrameCache, Representation
+from robovlms.config.closed_loop import EngineConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.heads.base import Prefix
-from robovlms.policy.acting import BatchedPolicy
+from robovlms.policy.acting import BatchedPolicy, CompiledForSizes
 from robovlms.policy.checkpoint import load_policy
 from robovlms.policy.execution import ChunkExecutor
 from robovlms.policy.memory import start_memory
@@ -30,7 +32,6 @@ from robovlms.types import Observation
 
 T = TypeVar("T")
 Request: TypeAlias = tuple[Session, Observation]
-MAX_BATCH_SIZE = 32
 
 
 class PolicyEngine:
@@ -47,29 +48,31 @@ class PolicyEngine:
         *,
         window_size: int,
         cache: FrameCache = FrameCache.exact,
-        max_batch_size: int = MAX_BATCH_SIZE,
-        dtype: torch.dtype = torch.float32,
+        config: EngineConfig | None = None,
     ) -> None:
         """Take a policy and say how it computes.
 
         Args:
-            policy: on its device, in any state; it is set to evaluation, and with a lower precision its backbone's
-                matrices are rounded.
+            policy: in any state; it is set to evaluation and moved to the device, and where the arithmetic is bf16, its
+                backbone's matrices are rounded.
             sources: the data that it was trained on, with what its actions are normalised by.
             window_size: frames that a session remembers.
             cache: of interleaved streaming.
-            max_batch_size: rows in one forward; more are answered one batch after the other.
-            dtype: float32, or bfloat16: as `precision=bf16` trains, with matrices stored in it.
+            config: how it computes.
 
         Raises:
             UserError: a weight is not finite, named.
         """
+        config = config or EngineConfig()
         check_weights(policy)
-        self.policy = policy.eval()
-        self.window_size, self.dtype = window_size, dtype
-        if dtype is not torch.float32:
-            round_matrices(policy.backbone, dtype)
-        self._batched = BatchedPolicy(policy, max_batch_size)
+        self.device, self.dtype = device_of(config), dtype_of(config)
+        self.policy, self.window_size = policy.to(self.device).eval(), window_size
+        if self.dtype is not torch.float32:
+            round_matrices(policy.backbone, self.dtype)
+        encode = policy.backbone.encode
+        self._batched = BatchedPolicy(
+            policy, config.max_batch_size, CompiledForSizes(encode, config.max_batch_size) if config.compile else encode
+        )
         self._normalizers = {source.name: normalizer for source, normalizer in sources}
         self._sources = [source for source, _ in sources]
         self._start_memory = partial(start_memory, policy, window_size, cache)
@@ -77,34 +80,15 @@ class PolicyEngine:
         self._numbers = count(1)
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        folder: Path,
-        *,
-        device: str = "auto",
-        dtype: torch.dtype | None = None,
-        max_batch_size: int = MAX_BATCH_SIZE,
-    ) -> PolicyEngine:
-        """Load a checkpoint folder (`checkpoints/step_<number>`).
-
-        Args:
-            folder: of the checkpoint.
-            device: where the policy runs; auto: a GPU if there is one.
-            dtype: as in the class; None: bfloat16 on a GPU, float32 elsewhere.
-            max_batch_size: as in the class.
-        """
+    def from_checkpoint(cls, folder: Path, config: EngineConfig | None = None) -> PolicyEngine:
+        """Load a checkpoint folder (`checkpoints/step_<number>`)."""
         trained = load_policy(folder)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype is None:
-            dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
         return cls(
-            trained.policy.to(device),
+            trained.policy,
             list(zip(trained.plan.sources, trained.plan.normalizers(trained.statistics), strict=True)),
             window_size=trained.config.window.window_size,
             cache=trained.config.structure.cache,
-            max_batch_size=max_batch_size,
-            dtype=dtype,
+            config=config,
         )
 
     def open(
@@ -115,6 +99,8 @@ class PolicyEngine:
         execute_steps: int = 1,
         contract: ActionContract | None = None,
         clock: Callable[[], float] | None = None,
+        latency: int = 0,
+        may_be_silent: bool = False,
         name: str | None = None,
     ) -> Session:
         """Return a session at the beginning of an episode.
@@ -127,6 +113,8 @@ class PolicyEngine:
             contract: what the robot or simulator expects of actions; a policy that means something else is refused.
             clock: seconds, e.g. time.monotonic, for a robot that does not wait for the policy: the action that is
                 returned is the one due when it is returned. Without one every call of `step` is one control step.
+            latency: control steps that a decision is made to take, as in `ChunkExecutor`; without a clock.
+            may_be_silent: whether an empty instruction is read as it is; it is refused otherwise.
             name: for messages.
 
         Raises:
@@ -148,8 +136,16 @@ class PolicyEngine:
             chosen,
             self._normalizers[chosen.name],
             start_memory=self._start_memory,
-            start_executor=partial(ChunkExecutor, execution, execute_steps, has_gripper=chosen.has_gripper),
+            start_executor=partial(
+                ChunkExecutor,
+                execution,
+                execute_steps,
+                has_gripper=chosen.has_gripper,
+                latency=latency,
+                is_delta=chosen.interface.representation is Representation.delta,
+            ),
             clock=clock,
+            may_be_silent=may_be_silent,
         )
 
     def step(self, requests: Sequence[Request]) -> list[Float32[np.ndarray, "_a"] | Exception]:
@@ -161,7 +157,7 @@ class PolicyEngine:
         are not finite, TimeoutError where, with a clock, the policy took longer than its chunks last.
 
         Raises:
-            UserError: a session is asked twice.
+            UserError: a session is asked twice, or is another engine's.
         """
         steps = self._observe(requests)
         asking = {
@@ -198,6 +194,8 @@ class PolicyEngine:
     def _observe(self, requests: Sequence[Request]) -> list[int | Exception]:
         """Show every session its observation; return the control steps."""
         names = [session.name for session, _ in requests]
+        if foreign := [session.name for session, _ in requests if session.policy is not self.policy]:
+            raise UserError(f"{', '.join(foreign)}: opened by another engine; ask that one.")
         if len({id(session) for session, _ in requests}) < len(requests):
             twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
             raise UserError(f"{', '.join(twice)}: asked twice in one batch; send a session's observations in turn.")
@@ -206,7 +204,7 @@ class PolicyEngine:
     def _act(self, sessions: Sequence[Session], prefixes: Sequence[Prefix | None]) -> list[Tensor | Exception]:
         """Return normalised chunks. What the policy refuses is one session's fault, so each is then asked alone."""
         try:
-            with torch.autocast(self._batched.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
                 return list(self._batched.act([session.memory for session in sessions], prefixes))
         except UserError as error:
             if len(sessions) == 1:
@@ -227,6 +225,30 @@ def unwrap(answer: T | Exception) -> T:
     if isinstance(answer, Exception):
         raise answer
     return answer
+
+
+def device_of(config: EngineConfig) -> torch.device:
+    """Return where the policy runs; auto: the processes of a launch share the GPUs of a machine evenly.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if config.device == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    try:
+        return torch.zeros(0, device=config.device).device
+    except (RuntimeError, AssertionError) as error:  # also what torch built without CUDA raises
+        reason = str(error).splitlines()[0]
+        raise UserError(f"engine.device={config.device}: {reason} Use auto, cpu, or a GPU that is there.") from error
+
+
+def dtype_of(config: EngineConfig) -> torch.dtype:
+    """Return the arithmetic: bfloat16 is what `precision=bf16` trains in."""
+    is_gpu = device_of(config).type == "cuda"
+    is_low = config.dtype is EngineDtype.bf16 or (config.dtype is EngineDtype.auto and is_gpu)
+    return torch.bfloat16 if is_low else torch.float32
 
 
 def round_matrices(backbone: nn.Module, dtype: torch.dtype) -> None:

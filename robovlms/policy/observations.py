@@ -33,11 +33,11 @@ def read_picture(value: Any, view: str) -> UInt8[np.ndarray, "h x 3"]:
     return np.array(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3)), order="C")
 
 
-def read_instruction(value: Any) -> str:
+def read_instruction(value: Any, *, may_be_empty: bool = False) -> str:
     """Return an instruction without blanks at its ends. Taken is text or UTF-8, also as the only entry of a list.
 
     Raises:
-        UserError: it is empty, or no text.
+        UserError: it is empty, unless it may be, or no text.
     """
     text = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     while isinstance(text, list | tuple) and len(text) == 1:
@@ -50,7 +50,7 @@ def read_instruction(value: Any) -> str:
     if not isinstance(text, str):
         raise UserError(f"the instruction must be one text, not {_what(value)}.")
     text = text.strip("\0 \t\r\n")
-    if not text:
+    if not text and not may_be_empty:
         raise UserError("the instruction is empty: send what the robot is to do, phrased as in the training data.")
     return text
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.plan import Source
-from robovlms.config.choices import Execution, FrameCache
+from robovlms.config.choices import EngineDtype, Execution, FrameCache
+from robovlms.config.closed_loop import EngineConfig
 from robovlms.config.data import ActionContract
 from robovlms.policy.engine import PolicyEngine, unwrap
 from robovlms.policy.execution import ChunkExecutor
@@ -53,7 +53,8 @@ class PolicyRunner:
         Raises:
             UserError: as in both.
         """
-        self.engine = PolicyEngine(policy, [(source, normalizer)], window_size=window_size, cache=cache)
+        where = EngineConfig(device=str(next(policy.parameters()).device), dtype=EngineDtype.fp32)
+        self.engine = PolicyEngine(policy, [(source, normalizer)], window_size=window_size, cache=cache, config=where)
         self.session = self.engine.open(execution=execution, execute_steps=execute_steps, clock=clock)
 
     @classmethod
@@ -64,7 +65,7 @@ class PolicyRunner:
         execution: Execution = Execution.chunk,
         execute_steps: int = 1,
         device: str = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: EngineDtype = EngineDtype.auto,
         contract: ActionContract | None = None,
         clock: Callable[[], float] | None = None,
         source: str | None = None,
@@ -75,7 +76,7 @@ class PolicyRunner:
             UserError: the contracts differ, execute_steps exceeds the chunk, or the head cannot do what is asked.
         """
         runner = cls.__new__(cls)
-        runner.engine = PolicyEngine.from_checkpoint(folder, device=device, dtype=dtype)
+        runner.engine = PolicyEngine.from_checkpoint(folder, EngineConfig(device=device, dtype=dtype))
         runner.session = runner.engine.open(
             source, execution=execution, execute_steps=execute_steps, contract=contract, clock=clock
         )

@@ -38,6 +38,7 @@ class Session:
         start_memory: Callable[[], Memory],
         start_executor: Callable[[], ChunkExecutor],
         clock: Callable[[], float] | None = None,
+        may_be_silent: bool = False,
     ) -> None:
         """Begin an episode.
 
@@ -46,7 +47,8 @@ class Session:
         """
         check_statistics(normalizer, source)
         self.name, self.source = name, source
-        self._policy, self._normalizer, self._clock = policy, normalizer, clock
+        self.policy, self._normalizer, self._clock = policy, normalizer, clock
+        self._may_be_silent = may_be_silent
         self._start_memory, self._start_executor = start_memory, start_executor
         self.reset()
 
@@ -106,7 +108,7 @@ class Session:
         """
         self.executor.add(Chunk(step, self.denormalize(chunk, step)))
         self._last = step, chunk
-        self.delay = self.now() - step
+        self.delay = max(self.now() - step, self.executor.latency)
 
     def action(self) -> Float32[np.ndarray, "_a"]:
         """Return the action that is due now, and go on to the next control step.
@@ -130,7 +132,7 @@ class Session:
         Raises:
             UserError: as in `observe`.
         """
-        processor, needed = self._policy.processor, self.source.views
+        processor, needed = self.policy.processor, self.source.views
         if missing := [view for view in processor.views if view in needed and view not in observation.frames]:
             raise UserError(f"the policy needs the views {missing}; the observation has {list(observation.frames)}.")
         size = processor.image_spec.size
@@ -139,7 +141,8 @@ class Session:
             view: torch.from_numpy(processor.host_frames(read_picture(observation.frames[view], view)[None]))
             for view in needed
         }
-        text_ids, text_mask = processor.text([read_instruction(observation.instruction)])
+        instruction = read_instruction(observation.instruction, may_be_empty=self._may_be_silent)
+        text_ids, text_mask = processor.text([instruction])
         return Batch(
             frames={view: frames.get(view, black)[None] for view in processor.views},
             text_ids=text_ids,
@@ -150,9 +153,9 @@ class Session:
         )
 
     def _proprio(self, observation: Observation) -> Float32[Tensor, "1 1 p"] | None:
-        if self._policy.proprio is None:
+        if self.policy.proprio is None:
             return None
-        whole = torch.full((len(self._policy.proprio.mean),), torch.nan)
+        whole = torch.full((len(self.policy.proprio.mean),), torch.nan)
         whole[self.source.proprio_dims] = torch.from_numpy(read_proprio(observation.proprio, self.source.proprio_names))
         return whole[None, None]
 

@@ -6,8 +6,6 @@ instructions are ours. Task names are Meta-World's without the version suffix: `
 
 from __future__ import annotations
 
-import logging
-import os
 import warnings
 from typing import Any
 
@@ -16,93 +14,17 @@ from jaxtyping import Float32, Float64, UInt8
 
 from robovlms.config.choices import ReferenceFrame, Representation
 from robovlms.config.data import ActionContract
-from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator, Step, Task, check_action, choose_tasks
+from robovlms.sims.metaworld_tasks import TASKS
+from robovlms.sims.rendering import check_pictures, make_renderer, renderer_name, simulator_imports
 from robovlms.sims.schemas.metaworld import MAX_STEPS, MetaWorldSimConfig
 from robovlms.types import Observation
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco when it is imported; needs no display and no GPU
-logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it reports what it did not find
-try:
+with simulator_imports("metaworld", "metaworld"):
     import mujoco
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     from metaworld.policies import ENV_POLICY_MAP
-except ModuleNotFoundError as error:
-    raise ImportError(f'sim=metaworld: {error}. Install it with pip install -e ".[metaworld]".') from error
-except (AttributeError, ImportError) as error:  # what PyOpenGL says of a library that it did not find
-    raise UserError(
-        f"sim=metaworld renders with MUJOCO_GL={os.environ['MUJOCO_GL']}, whose libraries are not there ({error}). Run "
-        "apt-get install libegl1 libegl-mesa0 libgl1, as the README does before anything else."
-    ) from error
-
-INSTRUCTIONS = {
-    "assembly": "put the ring on the peg",
-    "basketball": "put the ball in the basket",
-    "bin-picking": "move the cube from the red bin to the blue bin",
-    "box-close": "put the lid on the box",
-    "button-press": "press the button",
-    "button-press-topdown": "press the button from above",
-    "button-press-topdown-wall": "press the button from above, behind the wall",
-    "button-press-wall": "press the button behind the wall",
-    "coffee-button": "press the button of the coffee machine",
-    "coffee-pull": "pull the mug away from the coffee machine",
-    "coffee-push": "push the mug under the coffee machine",
-    "dial-turn": "turn the dial",
-    "disassemble": "take the ring off the peg",
-    "door-close": "close the door",
-    "door-lock": "lock the door",
-    "door-open": "open the door",
-    "door-unlock": "unlock the door",
-    "drawer-close": "close the drawer",
-    "drawer-open": "open the drawer",
-    "faucet-close": "close the faucet",
-    "faucet-open": "open the faucet",
-    "hammer": "hammer the nail into the box",
-    "hand-insert": "put the hand into the hole",
-    "handle-press": "press the handle down",
-    "handle-press-side": "press the sideways handle down",
-    "handle-pull": "pull the handle up",
-    "handle-pull-side": "pull the sideways handle up",
-    "lever-pull": "pull the lever up",
-    "peg-insert-side": "insert the peg into the hole",
-    "peg-unplug-side": "unplug the peg",
-    "pick-out-of-hole": "take the puck out of the hole to the goal",
-    "pick-place": "pick up the puck and bring it to the goal",
-    "pick-place-wall": "bring the puck over the wall to the goal",
-    "plate-slide": "slide the plate into the net",
-    "plate-slide-back": "slide the plate back out of the net",
-    "plate-slide-back-side": "slide the plate sideways out of the net",
-    "plate-slide-side": "slide the plate sideways into the net",
-    "push": "push the puck to the goal",
-    "push-back": "pull the puck back to the goal",
-    "push-wall": "push the puck around the wall to the goal",
-    "reach": "move the hand to the goal",
-    "reach-wall": "move the hand over the wall to the goal",
-    "shelf-place": "put the cube on the shelf",
-    "soccer": "kick the ball into the goal",
-    "stick-pull": "pull the thermos with the stick",
-    "stick-push": "push the thermos with the stick",
-    "sweep": "sweep the cube off the table",
-    "sweep-into": "sweep the cube into the hole",
-    "window-close": "close the window",
-    "window-open": "open the window",
-}
-
-_OPPOSITE_PAIRS = [
-    ("assembly", "disassemble"),
-    ("coffee-push", "coffee-pull"),
-    ("door-open", "door-close"),
-    ("door-lock", "door-unlock"),
-    ("drawer-open", "drawer-close"),
-    ("faucet-open", "faucet-close"),
-    ("handle-press", "handle-pull"),
-    ("handle-press-side", "handle-pull-side"),
-    ("plate-slide", "plate-slide-back"),
-    ("plate-slide-side", "plate-slide-back-side"),
-    ("window-open", "window-close"),
-]
-OPPOSITES = dict(_OPPOSITE_PAIRS) | {b: a for a, b in _OPPOSITE_PAIRS}
 
 MARKED_GOALS = {
     "coffee-pull", "pick-out-of-hole", "pick-place", "pick-place-wall", "plate-slide-back", "plate-slide-back-side",
@@ -113,10 +35,6 @@ MARKED_GOALS = {
 GRIP_EFFORT = 0.6  # what gripper -1 executes; at 1.0 the fingers squeeze objects out (basketball 0 % instead of 100 %)
 SOFT_GRIP_EFFORT = {"peg-unplug-side": 0.1, "pick-out-of-hole": 0.1}
 """Source: the efforts of metaworld.policies, mostly 0.6 and for these tasks 0.1."""
-
-TASKS = {
-    name: Task(name=name, instruction=INSTRUCTIONS[name], opposite=OPPOSITES.get(name)) for name in sorted(INSTRUCTIONS)
-}
 
 METRES_PER_STEP = 0.01  # that an action of 1 moves the hand's target by in each of them
 
@@ -151,7 +69,7 @@ class MetaWorld(Simulator):
     @property
     def renderer(self) -> str:
         """MuJoCo's, through the library that `MUJOCO_GL` names."""
-        return f"mujoco, {os.environ['MUJOCO_GL']}"
+        return renderer_name()
 
     def tasks(self) -> list[Task]:
         """List the tasks of `config.tasks` in that order, or all 50 by name."""
@@ -169,7 +87,9 @@ class MetaWorld(Simulator):
             self._scene = _Scene(goal.task, self._image_size)
         self._scene.reset(episode.seed)
         self._instruction, self._solved = goal.instruction, False
-        return self._observe()
+        observation = self._observe()
+        check_pictures(observation.frames, "metaworld")
+        return observation
 
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:
         """Hold one 7-D action, clipped to [-1, 1], for 1 / control_hz seconds and render. Success at any simulation
@@ -223,7 +143,7 @@ class _Scene:
         self._options = mujoco.MjvOption()
         if task not in MARKED_GOALS:
             self._options.sitegroup[:] = 0
-        self._renderer = _make_renderer(self._env.model, image_size)
+        self._renderer = make_renderer(self._env.model, image_size, "metaworld", shadows=False)
 
     def reset(self, seed: int) -> None:
         """Place objects and goal by `seed`, as Meta-World's benchmarks do: draw a layout, then start frozen to it."""
@@ -276,20 +196,3 @@ def _make_env(task: str) -> Any:
     env._set_task_called = True
     env.seeded_rand_vec = True
     return env
-
-
-def _make_renderer(model: Any, image_size: int) -> Any:
-    """Build a fast square renderer; quality must be set before it exists, flags after."""
-    model.vis.global_.offwidth = model.vis.global_.offheight = image_size
-    model.vis.quality.offsamples = 0
-    model.vis.quality.shadowsize = 0
-    try:
-        renderer = mujoco.Renderer(model, image_size, image_size)
-    except (mujoco.FatalError, RuntimeError, AttributeError) as error:
-        raise UserError(
-            f"sim=metaworld cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}): install libegl1 "
-            "libegl-mesa0 libgl1 (README), or set MUJOCO_GL=osmesa and install libosmesa6."
-        ) from error
-    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-        renderer.scene.flags[flag] = 0
-    return renderer

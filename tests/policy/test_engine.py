@@ -1,5 +1,6 @@
 """Many sessions in one forward are what each of them is alone, whoever joins, leaves or begins again beside it."""
 
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -23,10 +24,11 @@ from test_parity import (
 
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.statistics import Statistics
-from robovlms.config.choices import Execution, FrameCache, HeadKind, Structure
+from robovlms.config.choices import EngineDtype, Execution, FrameCache, HeadKind, Structure
+from robovlms.config.closed_loop import EngineConfig
 from robovlms.errors import UserError
 from robovlms.images.processor import Processor
-from robovlms.policy.engine import PolicyEngine
+from robovlms.policy.engine import PolicyEngine, dtype_of
 from robovlms.registry import BACKBONES
 from robovlms.types import Observation
 
@@ -43,8 +45,9 @@ ARM_NORMALIZER = ActionNormalizer(DATA.normalization, Statistics.compute(ROWS * 
 SOURCES = [(replace(SOURCE, name="play"), NORMALIZER), (ARM, ARM_NORMALIZER)]
 
 
-def make_engine(policy, window_size, max_batch_size=64, cache=FrameCache.exact):
-    return PolicyEngine(policy, SOURCES, window_size=window_size, max_batch_size=max_batch_size, cache=cache)
+def make_engine(policy, window_size, max_batch_size=64, cache=FrameCache.exact, device="cpu"):
+    config = EngineConfig(max_batch_size=max_batch_size, device=device)
+    return PolicyEngine(policy, SOURCES, window_size=window_size, cache=cache, config=config)
 
 
 class Played:
@@ -232,6 +235,13 @@ def test_two_observations_of_one_session_in_a_batch_are_refused_by_name():
     assert not first.memory.frames
 
 
+def test_a_session_of_another_engine_is_refused_by_name():
+    one, other = (make_engine(make_policy("nano", Structure.one_step, "mlp"), 1) for _ in range(2))
+    (session,) = one_of_each(one, 1)
+    with pytest.raises(UserError, match="robot 0: opened by another engine"):
+        other.predict([(session, observe(0))])
+
+
 def test_nobody_is_asked_for_nothing():
     engine = make_engine(make_policy("nano", Structure.policy_head, "lstm"), 3)
     assert engine.step([]) == engine.predict([]) == []
@@ -290,7 +300,7 @@ def test_bfloat16_halves_the_matrices_and_moves_actions_little(backbone_name, he
     policy = make_policy(backbone_name, structure, head, proprio=True)
     engine = make_engine(policy, 3)
     exact = [engine.predict([(session, observe(i))])[0] for i, session in enumerate(one_of_each(engine, 3))]
-    rounded = PolicyEngine(policy, SOURCES, window_size=3, dtype=torch.bfloat16)
+    rounded = PolicyEngine(policy, SOURCES, window_size=3, config=EngineConfig(dtype=EngineDtype.bf16, device="cpu"))
     found = rounded.predict([(session, observe(i)) for i, session in enumerate(one_of_each(rounded, 3))])
     for one, other in zip(found, exact, strict=True):
         assert np.isfinite(one).all()
@@ -298,3 +308,53 @@ def test_bfloat16_halves_the_matrices_and_moves_actions_little(backbone_name, he
     dtypes = {(p.ndim > 1, p.dtype) for p in policy.backbone.parameters()}
     assert dtypes == {(True, torch.bfloat16), (False, torch.float32)}
     assert {p.dtype for p in policy.head.parameters()} == {torch.float32}
+
+
+def tensors_of(value):
+    """Return the tensors that a value holds, however deep."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    held = (
+        value if isinstance(value, (list, tuple, deque)) else vars(value).values() if hasattr(value, "__dict__") else []
+    )
+    return [tensor for each in held for tensor in tensors_of(each)]
+
+
+@pytest.mark.parametrize("structure", [Structure.one_step, Structure.policy_head, Structure.interleaved])
+def test_a_session_that_stays_does_not_keep_what_was_computed_of_its_neighbours(structure):
+    engine = make_engine(
+        make_policy("nano", structure, "mlp", proprio=True), 1 if structure is Structure.one_step else 4
+    )
+    sessions = one_of_each(engine, 8)
+    for step in range(3):
+        engine.step([(session, observe(10 * i + step)) for i, session in enumerate(sessions)])
+    tensors = tensors_of(sessions[0].memory)
+    assert len(tensors) > 3
+    kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    assert sum(kept.values()) <= sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.slow
+def test_a_compiled_vision_tower_gives_the_same_actions_for_any_number_of_rows():
+    policy = make_policy("nano", Structure.policy_head, "lstm")
+    plain = make_engine(policy, 3)
+    compiled = PolicyEngine(policy, SOURCES, window_size=3, config=EngineConfig(device="cpu", compile=True))
+    for count in (1, 3, 5):
+        given = [observe(i) for i in range(count)]
+        expected, found = (
+            engine.predict(list(zip(one_of_each(engine, count), given, strict=True))) for engine in (plain, compiled)
+        )
+        np.testing.assert_allclose(np.stack(found), np.stack(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(UserError, match=f"engine.device={device}: .*Use auto, cpu"):
+        PolicyEngine(
+            make_policy("nano", Structure.one_step, "mlp"), SOURCES, window_size=1, config=EngineConfig(device=device)
+        )
+
+
+def test_matrices_are_rounded_on_a_gpu_alone_unless_it_is_asked_for():
+    assert dtype_of(EngineConfig(device="cpu")) is torch.float32
+    assert dtype_of(EngineConfig(device="cpu", dtype=EngineDtype.bf16)) is torch.bfloat16
