@@ -14,6 +14,8 @@ from robovlms.actions.plan import Source
 from robovlms.config.choices import Execution, Language
 from robovlms.config.closed_loop import EngineConfig, EvaluationConfig, SimConfig
 from robovlms.config.fields import DEMO, fields_that_keep
+from robovlms.config.run import TrainConfig
+from robovlms.errors import UserError
 from robovlms.evaluation.analysis.latency import Point, measure
 from robovlms.evaluation.asking import AskingPolicy, SharedEngine
 from robovlms.evaluation.episodes import EpisodeResult
@@ -65,28 +67,49 @@ class Stage:
         return [results[episode] for episode in episodes]
 
     def measure_latency(
-        self, config: EvaluationConfig, head: str, played: Sequence[EpisodeResult], folder: Path
+        self, config: EvaluationConfig, ways: Sequence[Execution], played: Sequence[EpisodeResult], folder: Path
     ) -> list[Point]:
         """Return what is reached under every latency and way of execution, each played in a folder of its own.
 
         Args:
             config: of the evaluation.
-            head: name of the policy's.
+            ways: of execution.
             played: under `config`; those with own instructions are played again.
             folder: of the evaluation.
         """
         own = [result for result in played if result.episode.language is Language.own]
         episodes = [replace(result.episode, record=False) for result in own]
-        possible = [Execution.chunk, Execution.ensemble]
-        if HEADS.get(head).supports_prefix:
-            possible.append(Execution.real_time)
 
         def play_under(some: EvaluationConfig) -> list[EpisodeResult]:
             if (some.execution, some.decision_steps) == (config.execution, config.decision_steps):
                 return own
             return self.play(some, episodes, folder / LATENCY / f"{some.execution}_{some.decision_steps}")
 
-        return measure(config, config.executions or possible, play_under)
+        return measure(config, ways, play_under)
+
+
+def ways_of_execution(config: EvaluationConfig, trained: TrainConfig) -> list[Execution]:
+    """Return the ways of execution that success against latency is measured for: those asked for, or all that the
+    policy's head can do.
+
+    Raises:
+        UserError: the head cannot do one that is asked for, or a chunk has no action left when it arrives.
+    """
+    chunk_size, can_go_on = trained.window.chunk_size, HEADS.get(trained.head.name).supports_prefix
+    late = {"decision_steps": config.decision_steps, **{f"latency[{i}]": k for i, k in enumerate(config.latency)}}
+    for name, steps in late.items():
+        if steps > chunk_size:
+            raise UserError(
+                f"evaluation.{name}={steps} must be at most {chunk_size}, the policy's chunk_size: later than that no "
+                "action of a chunk is left to execute."
+            )
+    if Execution.real_time in config.executions and not can_go_on:
+        raise UserError(
+            f"evaluation.executions has real_time, which head={trained.head.name} cannot do: it needs a head that goes "
+            "on from a chunk (flow, diffusion)."
+        )
+    possible = [Execution.chunk, Execution.ensemble, *([Execution.real_time] if can_go_on else [])]
+    return config.executions or possible
 
 
 def start_rollout(sim: SimConfig, views: list[str], proprio_names: list[str]) -> tuple[Policy, Simulator]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from robovlms.actions.contract import check_contract
 from robovlms.actions.plan import DataPlan, Source
-from robovlms.commands.acting import Stage, device_name
+from robovlms.commands.acting import Stage, device_name, ways_of_execution
 from robovlms.config.choices import CheckpointChoice
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
@@ -187,6 +187,7 @@ def evaluate_checkpoint(
     plan = DataPlan.of(trained.data, trained.view.views)
     source = plan.find(config.evaluation.source, simulator.contract)
     check_simulator(simulator, source)
+    ways = ways_of_execution(config.evaluation, trained)
     episodes = plan_episodes(simulator, config.evaluation)
     simulator.close()
     asked = {"train": asdict(trained), **asdict(config), "sim": asdict(sim)}
@@ -195,7 +196,7 @@ def evaluate_checkpoint(
     with ExitStack() as stack:
         share.on_main(lambda: stack.enter_context(evaluation_folder(folder, overwrite=config.overwrite)))
         played = stage.play(config.evaluation, episodes, folder)
-        points = stage.measure_latency(config.evaluation, trained.head.name, played, folder)
+        points = stage.measure_latency(config.evaluation, ways, played, folder)
         if not share.is_main:
             return evaluated
         results = summarize(played, config=asked, versions=environment_versions(simulator.packages))

@@ -19,6 +19,7 @@ from robovlms.errors import UserError
 from robovlms.evaluation.analysis.certificate import compare_replay, content_digest, machine_name
 from robovlms.evaluation.analysis.reading import read_results
 from robovlms.evaluation.episodes import EpisodeResult
+from robovlms.evaluation.folder import RESULTS
 from robovlms.evaluation.results import environment_versions, summarize
 from robovlms.evaluation.share import Share
 from robovlms.policy.checkpoint import CONFIG, load_config, read_typed
@@ -57,7 +58,7 @@ def verify(path: Path, share: float, checkpoint: str = "") -> Verdict:
     Raises:
         UserError: it is no such file, one without a certificate, or its checkpoint is not there.
     """
-    results = read_results(path / "results.json" if path.is_dir() else path)
+    results = read_results(path / RESULTS if path.is_dir() else path, must_hold=False)
     if "certificate" not in results:
         raise UserError(f"{path} has no certificate: it was written by an earlier version. Evaluate again.")
     checked = ["digest of the file, rates against episodes"]

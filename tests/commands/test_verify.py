@@ -11,10 +11,11 @@ from composing import completed, composed
 from miniatures import make_miniature
 
 from robovlms.cli.main import _evaluate
+from robovlms.commands.acting import ways_of_execution
 from robovlms.commands.evaluate import evaluate
 from robovlms.commands.train import train
 from robovlms.commands.verify import content_faults, replay, verify
-from robovlms.config.choices import Language
+from robovlms.config.choices import Execution, Language
 from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.config.commands import EvaluateConfig
 from robovlms.errors import UserError
@@ -193,3 +194,24 @@ def test_success_is_measured_under_every_latency_and_way_of_execution(evaluated)
     folders = {path.name for path in (evaluated / "latency").iterdir()}
     assert folders == {"chunk_2", "ensemble_0", "ensemble_2", "latency.png"}  # chunk at 0 is the evaluation itself
     assert "Success against latency" in (evaluated / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"latency": [0, 11]}, r"evaluation\.latency\[1\]=11 must be at most 10, the policy's chunk_size"),
+        ({"decision_steps": 99}, r"evaluation\.decision_steps=99 must be at most 10"),
+        ({"executions": [Execution.real_time]}, r"evaluation\.executions has real_time, which head=lstm cannot do"),
+    ],
+)
+def test_latencies_that_a_policy_cannot_act_under_are_refused_before_anything_is_played(
+    evaluated, tmp_path, asked, message
+):
+    trained = completed(composed("experiment=quickstart"))
+    assert ways_of_execution(EvaluationConfig(latency=[10]), trained) == [Execution.chunk, Execution.ensemble]
+    with pytest.raises(UserError, match=message):
+        ways_of_execution(EvaluationConfig(**asked), trained)
+    run = json.loads((evaluated / "results.json").read_text())["certificate"]["checkpoint"]
+    with pytest.raises(UserError, match=message):
+        evaluate(EvaluateConfig(checkpoint=run, output_dir=str(tmp_path), evaluation=EvaluationConfig(**asked)))
+    assert not list(tmp_path.iterdir())
