@@ -32,6 +32,7 @@ COMMANDS = (
     "compare",
     "merge_lora",
     "convert_backbone",
+    "convert_checkpoint",
 )
 LAUNCHERS = re.compile(r"^(srun )?(torchrun|accelerate launch|python|RUN) ")
 RUNS = re.compile(r"<!-- runs with: (.*?) -->\n```bash\n(.*?)```", re.DOTALL)
@@ -115,7 +116,8 @@ OTHER_WORDS = {
     "file_format=tfrecord": "an argument of TensorFlow Datasets",
     "strict=False": "an argument of torch's load_state_dict",
 }
-UPSTREAM = ("configs/data/calvin", "robovlms/model/")  # folders of RoboVLMs' repository
+# Folders of RoboVLMs' repository.
+UPSTREAM = ("configs/data/calvin", "configs/data/oxe_dataset_stats", "robovlms/model/")
 
 
 def named_options(page: Path) -> set[str]:

@@ -82,14 +82,14 @@ class Scene:
         self._env.close()
 
     def _add_camera(self, name: str, unseen: UInt8[np.ndarray, "_h _x c"]) -> None:
-        @sensor(modality="image")
         def draw(_: Any) -> UInt8[np.ndarray, "_h _x c"]:
             if not self._is_watched:
                 return unseen
             self._renderer.update_scene(self.sim.data._data, camera=name, scene_option=self._options)
             return self._renderer.render()
 
-        self._env.env.add_observable(Observable(f"{name}_image", draw, sampling_rate=CONTROL_HZ))
+        image = Observable(f"{name}_image", sensor(modality="image")(draw), sampling_rate=CONTROL_HZ)
+        self._env.env.add_observable(image)
 
 
 def hand_state(observed: Mapping[str, Any]) -> Float32[np.ndarray, "8"]:
