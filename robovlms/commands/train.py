@@ -101,7 +101,7 @@ class EvaluationBeside:
         """Wait for the evaluation of what the run has left.
 
         Raises:
-            UserError: it failed; says how to go on with it.
+            UserError: it failed; says how it is resumed.
         """
         log.info("training has ended; its last checkpoints are being evaluated")
         try:
@@ -111,7 +111,7 @@ class EvaluationBeside:
         if self._process.exitcode:
             raise UserError(
                 f"the evaluation beside the training failed: {death(self._process)}, after what it says above. The "
-                "training is complete; its command with trainer.resume=auto goes on with the evaluation alone."
+                "training is complete; its command with trainer.resume=auto resumes the evaluation alone."
             )
 
 

@@ -37,7 +37,7 @@ class EpisodeResult:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it is no result: an error ended it that the evaluation must not go on with."""
+        """Whether it is no result: an error ended it, and the evaluation must stop."""
         return self.error is not None and not self.lost
 
     @property

@@ -84,6 +84,8 @@ def test_every_command_composes(page: str, words: list[str]) -> None:
         if word not in ("...", "--help", "--cfg", "job"):
             word = word.replace("experiment=...", "experiment=calvin_perform").replace("$DATA", "/data")
             overrides.append(word.replace("=...", "=somewhere"))
+    if name == "evaluate" and not any(word.startswith("sim=") for word in overrides):
+        overrides.insert(0, "sim=metaworld")  # that of the run, which is not there
     config = composed(*overrides, config_name=str(name))
     if name == "train" and not {"~data.sources.franka.views.wrist", "sweep=appendix_c"} & set(overrides):
         completed(config)
