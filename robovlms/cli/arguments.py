@@ -23,7 +23,8 @@ VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-na
 PATHS = {"checkpoint", "output_dir", "root", "init_from", "resume", "folders", "cache_dir", "file", "image_folder",
          "source", "statistics_file", "few_shot_file", "tokenizer"}  # fmt: skip
 # Options of `evaluation` that a run's own config decides, unless they are given.
-AS_TRAINED = ("execution", "execute_steps", "language", "language_episodes", "videos_per_task", "source")
+AS_TRAINED = ("execution", "execute_steps", "decision_steps", "latency", "executions", "language", "language_episodes",
+              "videos_per_task", "source")  # fmt: skip
 PLAIN = re.compile(r"[\w/.+$%*@?|:~ -]*")  # what Hydra's grammar takes without quotes
 
 
@@ -175,7 +176,12 @@ def _literals(group: str, values: dict[str, Any]) -> list[str]:
 
 
 def _saved_config(folder: Path) -> dict[str, Any]:
-    """Return the config of a run or checkpoint folder, as it was saved."""
+    """Return the groups of a run's or checkpoint's config, as they were saved; what else a file holds is left to those
+    who load it.
+
+    Raises:
+        UserError: there is none, or it is no YAML.
+    """
     import yaml  # type: ignore[import-untyped]
 
     file = folder / "config.yaml"
@@ -184,8 +190,13 @@ def _saved_config(folder: Path) -> dict[str, Any]:
             f"checkpoint={folder} is neither a checkpoint nor a run with one: give runs/<name> or "
             "runs/<name>/checkpoints/step_<number>."
         )
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file} is damaged ({' '.join(str(error).split())}): copy it again from where it came."
+        ) from error
+    return {key: group for key, group in found.items() if isinstance(group, dict)} if isinstance(found, dict) else {}
 
 
 def _literal(value: object) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from robovlms.cli.arguments import rewrite
 from robovlms.cli.jobs import MAX_NAME, Outcome, job_name, summary
+from robovlms.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = {
@@ -151,3 +152,17 @@ def test_an_old_run_is_evaluated_as_its_config_would_be_written_today(tmp_path):
         "evaluation.language_episodes=5",
         *given,
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ["evaluation: text", "[]", "evaluation: null\nsim: 3\ndata: null", "trainer: x\ndata: [1]"]
+)
+def test_a_config_with_other_groups_than_ours_is_left_to_those_who_load_it(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    assert rewrite([f"checkpoint={tmp_path}"], "evaluate") == [f"checkpoint={tmp_path}"]
+
+
+def test_a_config_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("sim: [1")
+    with pytest.raises(UserError, match=r"config\.yaml is damaged .*copy it again"):
+        rewrite([f"checkpoint={tmp_path}"], "evaluate")

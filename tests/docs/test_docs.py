@@ -116,7 +116,8 @@ OTHER_WORDS = {
     "file_format=tfrecord": "an argument of TensorFlow Datasets",
     "strict=False": "an argument of torch's load_state_dict",
 }
-UPSTREAM = ("configs/data/calvin", "robovlms/model/")  # folders of RoboVLMs' repository
+# Folders of RoboVLMs' repository.
+UPSTREAM = ("configs/data/calvin", "configs/data/oxe_dataset_stats", "robovlms/model/")
 
 
 def named_options(page: Path) -> set[str]:

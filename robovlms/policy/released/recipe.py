@@ -163,8 +163,9 @@ def _data(settings: Settings, data: DataConfig, views: list[str]) -> DataConfig:
         raise settings.wrong("train_dataset.type", f"is {kind!r}: {CALVIN} and {OXE} are converted.")
     if (kind == CALVIN) != (data.name == "calvin"):
         mix = settings.get("train_dataset.data_mix", str, "")
-        right = "data=calvin" if kind == CALVIN else "data=bridge or data=fractal, the robot that it shall act for,"
-        raise settings.wrong("train_dataset.type", f"is {kind} {mix}: add {right} instead of data={data.name}.")
+        right = "data=calvin" if kind == CALVIN else "data=bridge or data=fractal, the robot that it shall act for"
+        found = f"is {kind} {mix}".rstrip()
+        raise settings.wrong("train_dataset.type", f"{found}: add {right} (now its kind is {data.name}).")
     folder = settings.get("train_dataset.data_dir" if kind == CALVIN else "train_dataset.data_root_dir", str, "")
     pads = {"side": "train_dataset.rgb_pad", "wrist": "train_dataset.gripper_pad"}
     return replace(

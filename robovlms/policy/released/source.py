@@ -99,7 +99,7 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         foreign = sorted(set(re.findall(r"GLOBAL ([\w.]+) was", str(error))))
         if not foreign:
-            raise _damaged(path, error) from error
+            raise _damaged(path, ValueError("it is not in PyTorch's format")) from error
         raise UserError(
             f"source={path} holds more than weights ({', '.join(foreign)}), which is not read, since reading would "
             'execute it. If you trust the file, write the weights alone where RoboVLMs runs: python -c "import torch; '

@@ -104,6 +104,11 @@ def test_foreign_objects_are_neither_executed_nor_read(kosmos, tensors, tmp_path
     refused(r"holds more than weights \(.*exec\).*write the weights alone.*torch\.save", source, config, kosmos)
 
 
+def test_a_file_of_another_kind_is_not_recommended_to_be_read_unsafely(kosmos, tmp_path):
+    _, config = write(tmp_path, configuration(), {})
+    refused(r"is damaged, or no file of weights \(it is not in PyTorch's format\): copy", config, config, kosmos)
+
+
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, [1, 2], {"state_dict": {"a": 3}}])
 def test_a_file_without_weights_says_what_was_found(content, kosmos, tmp_path):
     source, config = write(tmp_path, configuration(), {})
