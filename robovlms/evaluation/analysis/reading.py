@@ -68,9 +68,8 @@ def read_results(file: Path, *, must_hold: bool = True) -> dict[str, Any]:
         raise UserError(f"there is no {file}: give the folder of an evaluation, or the results.json in it.") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}.") from error
-    rows = content.get("episodes") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{file} is not the results.json of an evaluation: it holds no list of episodes.")
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not the results.json of an evaluation.")
     certificate = content.get("certificate")
     if must_hold and certificate and content_digest(content) != certificate.get("content_digest"):
         raise UserError(
@@ -81,12 +80,15 @@ def read_results(file: Path, *, must_hold: bool = True) -> dict[str, Any]:
 
 
 def _finished(file: Path, content: Mapping[str, Any], name: str) -> Evaluated:
+    rows = content.get("episodes")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{file} is not the results.json of an evaluation: it holds no list of episodes.")
     config = content.get("config") or {}
     sim = config.get("sim") or {}
     return Evaluated(
         name=name,
         simulator=sim.get("name", ""),
-        results=_episodes(content["episodes"], sim, file),
+        results=_episodes(rows, sim, file),
         conditions=_conditions(sim, content.get("versions") or {}, content.get("certificate", {}).get("renderer", "")),
         choices=content.get("chosen_from", 1),
     )
