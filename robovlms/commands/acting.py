@@ -53,6 +53,7 @@ class Stage:
             "dtype": str(dtype_of(config.engine)).removeprefix("torch."),
             "max_batch_size": config.engine.max_batch_size,
         }
+        instructions = sorted({goal.instruction for episode in episodes for goal in episode.goals})
         order = random.Random(0).sample(episodes, len(episodes)) if config.shuffle else episodes
         played = run_episodes(
             partial(start_rollout, sim, self.source.views, self.source.proprio_names),
@@ -60,7 +61,7 @@ class Stage:
             folder=folder,
             conditions=conditions,
             num_workers=config.num_workers,
-            start_answerer=partial(start_engine, self.weights, replace(config, source=self.source.name)),
+            start_answerer=partial(start_engine, self.weights, replace(config, source=self.source.name), instructions),
             share=self.share,
         )
         results = {result.episode: result for result in played}
@@ -118,9 +119,14 @@ def start_rollout(sim: SimConfig, views: list[str], proprio_names: list[str]) ->
     return AskingPolicy(views, [simulator.proprio_names.index(name) for name in proprio_names]), simulator
 
 
-def start_engine(checkpoint: Path, config: EvaluationConfig) -> SharedEngine:
-    """Load the policy that all evaluation processes ask."""
+def start_engine(checkpoint: Path, config: EvaluationConfig, instructions: Sequence[str]) -> SharedEngine:
+    """Load the policy that all evaluation processes ask.
+
+    Raises:
+        UserError: what it cannot do, or an instruction that it cannot read, before anything is played.
+    """
     engine = PolicyEngine.from_checkpoint(checkpoint, config.engine)
+    engine.policy.processor.check_instructions(instructions)
     open_session = partial(
         engine.open,
         config.source,
@@ -129,7 +135,7 @@ def start_engine(checkpoint: Path, config: EvaluationConfig) -> SharedEngine:
         latency=config.decision_steps,
         may_be_silent=True,  # `evaluation.language` may ask for it
     )
-    open_session()  # refuses what does not fit before anything is played
+    open_session()  # refuses what does not fit
     return SharedEngine(engine, open_session, config.engine)
 
 

@@ -50,7 +50,8 @@ class EpisodeResult:
         """File name of the episode's video, if it was recorded."""
         episode = self.episode
         language = "" if episode.language is Language.own else episode.language
-        parts = filter(None, [episode.group, episode.scene, episode.variant, str(episode.seed), language])
+        group = "" if episode.scene.startswith(episode.group) else episode.group
+        parts = filter(None, [group, episode.scene, episode.variant, str(episode.seed), language])
         return re.sub(r"[^\w.-]+", "-", "_".join(parts) + ".mp4")
 
     def to_json(self) -> dict[str, Any]:
