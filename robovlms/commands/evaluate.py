@@ -18,7 +18,7 @@ from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.evaluation.analysis.certificate import certify
-from robovlms.evaluation.checkpoints import CheckpointRow, flag_best, format_checkpoints, write_checkpoints
+from robovlms.evaluation.analysis.checkpoints import CheckpointRow, flag_best, format_checkpoints, write_checkpoints
 from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.folder import LATENCY, REPORT, RESULTS, SUCCESS, evaluation_folder
 from robovlms.evaluation.results import (

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from robovlms.errors import UserError
-from robovlms.evaluation.checkpoints import best_checkpoint
+from robovlms.evaluation.analysis.checkpoints import best_checkpoint
 from robovlms.evaluation.results import table_rows
 from robovlms.files import atomic_file, read_json_lines
 from robovlms.reports.palette import BLUE, GREEN, INK, LINE, ORANGE, RED, SOFT
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from robovlms.evaluation.analysis.checkpoints import CheckpointRow
     from robovlms.evaluation.analysis.comparison import Comparison
     from robovlms.evaluation.analysis.latency import Point
-    from robovlms.evaluation.checkpoints import CheckpointRow
     from robovlms.evaluation.results import Results, Row
 
 Curve = tuple[list[int], list[float]]  # steps and values

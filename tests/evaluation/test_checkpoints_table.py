@@ -1,6 +1,6 @@
 """The table over the checkpoints of a run: what is best, and what that is worth."""
 
-from robovlms.evaluation.checkpoints import CheckpointRow, best_checkpoint, format_checkpoints, table_cells
+from robovlms.evaluation.analysis.checkpoints import CheckpointRow, best_checkpoint, format_checkpoints, table_cells
 
 
 def row(step, successes, trials=10, lengths=None):

@@ -5,7 +5,7 @@ import pytest
 from test_results import chain, result
 
 from robovlms.evaluation.analysis.certificate import certify, content_digest
-from robovlms.evaluation.checkpoints import CheckpointRow, flag_best, format_checkpoints
+from robovlms.evaluation.analysis.checkpoints import CheckpointRow, flag_best, format_checkpoints
 from robovlms.evaluation.results import summarize, write_results
 from robovlms.evaluation.statistics import bootstrap_mean, wilson_interval
 
