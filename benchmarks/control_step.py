@@ -2,7 +2,7 @@
 
     python benchmarks/control_step.py [--device cuda] [--steps 12]
 
-Window of 16, two views. `full` encodes and reads the whole window every step; the other rows use `robovlms/memory.py`.
+Window of 16, two views. `full` encodes and reads the whole window every step; the other rows use `robovlms/policy/acting.py`.
 Models: nano as in configs/backbone/nano.yaml, and Kosmos-2's architecture at a fraction of its size (224 px, 64 tokens
 a view). Median of the steps after the window is full (of the last frames before it is, for the row that says so).
 Fails where actions differ, or where memory helps less than the project promises.
@@ -30,6 +30,7 @@ from robovlms.heads.schemas.lstm import LSTMHeadConfig
 from robovlms.heads.schemas.mlp import MLPHeadConfig
 from robovlms.heads.schemas.tokens import TokensHeadConfig
 from robovlms.images.processor import Processor
+from robovlms.policy.acting import BatchedPolicy
 from robovlms.policy.memory import start_memory
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import HEADS
@@ -100,14 +101,14 @@ def timed(function, device: str) -> tuple[float, torch.Tensor]:  # type: ignore[
 def stream(policy: VLAPolicy, episode: Episode, steps: range, cache: FrameCache, device: str) -> list:  # type: ignore[type-arg]
     """Return seconds and chunk of every step of `steps`, from a memory that has seen all before."""
     window = 1 if policy.structure is Structure.one_step else WINDOW
-    memory = start_memory(policy, window, cache)
+    memory, batched = start_memory(policy, window, cache), BatchedPolicy(policy, max_batch_size=WINDOW)
     measured = []
     for i in range(steps.stop):
         step = episode.batch(i, i + 1)
 
         def control_step(step: Batch = step) -> torch.Tensor:
             memory.observe(step)
-            return memory.act()
+            return batched.act([memory])[0][None]
 
         found = timed(control_step, device)
         if i in steps:
