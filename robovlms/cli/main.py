@@ -15,6 +15,7 @@ from robovlms.config.commands import (
     EvaluateConfig,
     InspectConfig,
     MergeLoRAConfig,
+    ServeConfig,
 )
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
@@ -31,6 +32,11 @@ def train() -> None:
 def evaluate() -> None:
     """Run `python scripts/evaluate.py` or `robovlms-evaluate`."""
     entry("evaluate", EvaluateConfig, _evaluate)
+
+
+def serve() -> None:
+    """Run `python scripts/serve.py` or `robovlms-serve`."""
+    entry("serve", ServeConfig, _serve)
 
 
 def collect_demos() -> None:
@@ -73,6 +79,12 @@ def _train(config: TrainConfig) -> None:
 
 def _evaluate(config: EvaluateConfig) -> None:
     from robovlms.commands.evaluate import evaluate as run
+
+    run(config)
+
+
+def _serve(config: ServeConfig) -> None:
+    from robovlms.commands.serve import serve as run
 
     run(config)
 
