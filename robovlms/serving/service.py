@@ -17,6 +17,7 @@ import numpy as np
 from robovlms.actions.contract import GRIPPER, check_contract
 from robovlms.config.choices import Execution
 from robovlms.config.commands import ServeConfig
+from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.policy.engine import PolicyEngine, unwrap
 from robovlms.policy.sessions import Session
@@ -204,6 +205,7 @@ class Client:
         for name, words in (("views", views), ("proprio_names", proprio_names)):
             if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
                 raise UserError(f"environment.{name} must be a list of names.")
+        self._check_gripper(contract)
         check_contract(self._service.contract, contract, self.name)
         check_observations(
             list(spec.views),
@@ -212,6 +214,16 @@ class Client:
             proprio_names if proprio_names is not None else source.proprio_names,
             self.name,
         )
+
+    def _check_gripper(self, theirs: ActionContract) -> None:
+        """Refuse another gripper, which the server could convert."""
+        ours = self._service.contract
+        if (ours.gripper_closed, ours.gripper_open) != (theirs.gripper_closed, theirs.gripper_open):
+            raise UserError(
+                f"gripper_closed, gripper_open: the server gives {ours.gripper_closed:g}, {ours.gripper_open:g}, "
+                f"{self.name} expects {theirs.gripper_closed:g}, {theirs.gripper_open:g}. Serve with "
+                f"protocol.gripper_closed={theirs.gripper_closed:g} protocol.gripper_open={theirs.gripper_open:g}."
+            )
 
     async def act(self, observations: Sequence[Observation]) -> list[Actions]:
         """Return the actions for one observation of each robot: a chunk, or, executed here, one; in the client's terms.

@@ -130,7 +130,7 @@ def test_what_is_wrong_is_answered_with_a_text_and_the_session_is_as_it_was(serv
 ENVIRONMENTS = {
     "rate": ({"control_hz": 20}, r"control_hz: policy 30\.0.*20"),
     "rotation": ({"rotation": "axis_angle"}, "rotation: policy euler_increment"),
-    "gripper": ({"gripper_open": -1.0, "gripper_closed": 1.0}, "gripper_open: policy 1.0"),
+    "gripper": ({"gripper_open": -1.0, "gripper_closed": 1.0}, "protocol.gripper_closed=1 protocol.gripper_open=-1"),
     "frame": ({"frame": "base"}, "data.convert.frame=base"),
     "views": ({"views": ["side"]}, "has no wrist"),
     "a field that is none": ({"hz": 20}, "hz is no field"),

@@ -88,7 +88,10 @@ class LeRobot(Protocol):
         server.add_generic_rpc_handlers([self._handlers()])
         address = f"{f'[{config.host}]' if ':' in config.host else config.host}:{self.port}"
         credentials = self._credentials()
-        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        try:
+            port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"host={config.host} port={self.port}: {error}") from error
         await server.start()
         expiring = asyncio.create_task(self._expire())
         try:
