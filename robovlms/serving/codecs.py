@@ -21,6 +21,7 @@ from robovlms.images.decoding import decode_picture, read_header
 MAX_LENGTH = 4096  # of one list or map. msgpack takes memory for it when it begins: 32 MB in 1024 lists, its deepest
 MAX_ITEMS = 50_000  # of all lists and maps of a message together; an observation has about fifty
 MAX_AXES = 8
+MAX_PIXELS = 2**23  # of an encoded picture: 4K, 25 MB decoded
 NUMBER = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248])")  # types of arrays: truth values, integers, floats
 NPY = b"\x93NUMPY\x01\x00"
 NPY_HEADER = re.compile(
@@ -119,6 +120,21 @@ def number_of(data: Any, dtype: Any) -> np.generic:
         raise WireError(f"{_short(data)} is no {kind}.") from error
 
 
+def numbers_of(value: Any, name: str) -> np.ndarray:
+    """Return numbers that a client sends, in a row.
+
+    Raises:
+        WireError: they are none; says `name`.
+    """
+    try:
+        row = np.asarray(value) if isinstance(value, np.ndarray | np.generic | list | float | int) else None
+    except ValueError:  # ragged lists
+        row = None
+    if row is None or row.dtype.kind not in "iuf":
+        raise WireError(f"{name} must be numbers, not {type(value).__name__}.")
+    return row.reshape(-1)
+
+
 def read_npy(data: Any) -> np.ndarray:
     """Return an array in numpy's file format, version 1.0; its header is matched, not evaluated as numpy does.
 
@@ -161,6 +177,8 @@ def read_image(value: dict[Any, Any]) -> np.ndarray:
         header = read_header(data, (PICTURES[name],))
         if [header.height, header.width] != shape[:2]:
             raise UserError(f"it has {header.height} x {header.width} px, and is said to have {_short(shape)}")
+        if header.height * header.width > MAX_PIXELS:
+            raise UserError(f"it has {header.height} x {header.width} px, more than {MAX_PIXELS} altogether")
         return decode_picture(data, (PICTURES[name],))
     except UserError as error:
         raise WireError(f"a picture in the message: {error}.") from error

@@ -22,12 +22,14 @@ from robovlms.errors import UserError
 from robovlms.policy.engine import PolicyEngine, unwrap
 from robovlms.policy.sessions import Session
 from robovlms.policy.spec import PolicySpec, check_observations, read_contract
+from robovlms.serving.codecs import numbers_of
 from robovlms.serving.dispatcher import Actions, BusyError, Dispatcher, Request
 from robovlms.serving.metrics import Metrics
 from robovlms.types import Observation
 
 DRAIN_S = 10.0  # that requests under way may take when the server ends
 WARM_UP = "warm up"  # an instruction
+MAX_INSTRUCTION = 4096  # characters
 RESULTS = {BusyError: "busy", UserError: "refused", np.ndarray: "ok"}
 
 log = logging.getLogger(__name__)
@@ -70,11 +72,18 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Answer requests until the block ends; it begins when the policy is warm."""
         async with self.dispatcher:
-            session = self.open_session(name=WARM_UP)
-            await self.dispatcher.ask(session, self.example())
-            self.dispatcher.forget(session)
+            await self._warm_up()
             self.is_ready = True
             yield
+
+    async def _warm_up(self) -> None:
+        """Answer an example, and where forwards are compiled, as many at once as the sizes that are compiled."""
+        largest = self.config.engine.max_batch_size if self.config.engine.compile else 1
+        for size in (2**i for i in range(largest.bit_length())):
+            sessions = [self.open_session(name=WARM_UP) for _ in range(size)]
+            await asyncio.gather(*(self.dispatcher.ask(session, self.example()) for session in sessions))
+            for session in sessions:
+                self.dispatcher.forget(session)
 
     def example(self) -> Observation:
         """Return an observation of black pictures, as the policy needs them."""
@@ -263,13 +272,26 @@ class Client:
 
     def _ours(self, observation: Observation) -> Observation:
         """Return an observation with the entries of proprioception that the policy was trained with."""
+        check_instruction(observation.instruction)
         if self._entries is None or observation.proprio is None:
             return observation
-        given = np.asarray(observation.proprio).reshape(-1)
+        given = numbers_of(observation.proprio, "proprioception")
         names = self._service.config.protocol.proprio_names
         if len(given) != len(names):
             raise UserError(f"proprioception has {len(given)} entries, not those of {', '.join(names)}.")
         return replace(observation, proprio=given[self._entries])
+
+
+def check_instruction(value: Any) -> None:
+    """Refuse an instruction whose tokenization would keep everybody waiting.
+
+    Raises:
+        UserError: says how long it may be.
+    """
+    while isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, str | bytes) and len(value) > MAX_INSTRUCTION:
+        raise UserError(f"the instruction has {len(value)} characters, more than {MAX_INSTRUCTION}.")
 
 
 def check_client(spec: PolicySpec, config: ServeConfig) -> None:

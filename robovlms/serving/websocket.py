@@ -24,6 +24,8 @@ OPEN_PAGES = ("/healthz", "/health")  # also without a token
 SCHEMES = ("Bearer ", "Api-Key ")  # of the header Authorization
 
 log = logging.getLogger(__name__)
+quiet = logging.getLogger(f"{__name__}.handshakes")  # tells with a traceback of whoever does not speak HTTP
+quiet.setLevel(logging.CRITICAL)
 
 
 @asynccontextmanager
@@ -97,11 +99,12 @@ class WebSocketProtocol(Protocol):
             ssl=tls,
             compression=None,
             max_size=int(config.max_message_mb * 2**20),
-            max_queue=4,  # messages of one client that are read ahead
+            max_queue=1,  # messages of one client that are read ahead
             origins=[None],  # browsers say where a page is from; no page is to steer a robot
             ping_interval=None,  # clients that wait for a slow simulator do not answer
             process_request=self.pages().answer,
             server_header=None,
+            logger=quiet,
         ) as server:
             host, port = server.sockets[0].getsockname()[:2]
             yield f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -16,7 +16,8 @@ from served import SINGLE, chunks, close, config_of, observation, served
 from robovlms.client import PolicyClient
 from robovlms.errors import UserError
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "serve.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "serve.py"
 
 
 def seen(step):
@@ -26,7 +27,7 @@ def seen(step):
 
 def test_one_line_serves_a_run_folder_says_so_and_ends_on_sigterm():
     command = [sys.executable, str(SCRIPT), f"checkpoint={SINGLE}", "port=0", "engine.device=cpu"]
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1]), "ROBOVLMS_TOKEN": "correct-horse"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ROBOVLMS_TOKEN": "correct-horse"}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     line = server.stdout.readline()
     try:
@@ -64,7 +65,10 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_what_cannot_be_served_is_refused_with_the_option_to_change(what):
     arguments, named = WRONG[what]
-    command, environment = [sys.executable, str(SCRIPT), *arguments], os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    command, environment = (
+        [sys.executable, str(SCRIPT), *arguments],
+        os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])},
+    )
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert ended.returncode == 2, ended.stderr
     assert named in ended.stderr

@@ -105,6 +105,7 @@ WRONG = {
     "no instruction": {key: value for key, value in message(0).items() if key != "prompt"},
     "an empty instruction": message(0, prompt=" "),
     "an instruction that is a number": message(0, prompt=3),
+    "an endless instruction": message(0, prompt="open " * 100_000),
     "a picture of another shape": message(0) | {"observation/image": np.zeros((2, 40, 40, 3), np.uint8)},
     "a picture of another type": message(0) | {"observation/image": np.full((40, 40, 3), -3.0)},
     "a text for a picture": message(0) | {"observation/image": "x"},

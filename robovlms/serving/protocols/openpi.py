@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from robovlms.errors import UserError
 from robovlms.registry import PROTOCOLS
-from robovlms.serving.codecs import OPENPI, WireError
+from robovlms.serving.codecs import OPENPI, WireError, numbers_of
 from robovlms.serving.schemas.openpi import OpenPIConfig
 from robovlms.serving.service import Client
 from robovlms.serving.websocket import WebSocketProtocol
@@ -90,21 +89,6 @@ class OpenPI(WebSocketProtocol):
 
     def _proprio(self, values: dict[Any, Any]) -> Any:
         keys = self.config.proprio
-        if not self.service.source.proprio_names or not all(key in values for key in keys):
+        if not keys or not self.service.source.proprio_names or not all(key in values for key in keys):
             return values.get(PROPRIO)
-        return join([values[key] for key in keys], keys)
-
-
-def join(parts: Sequence[Any], keys: Sequence[str]) -> np.ndarray | None:
-    """Return numbers of several keys as one row.
-
-    Raises:
-        WireError: some are no numbers; names the key.
-    """
-    rows = []
-    for part, key in zip(parts, keys, strict=True):
-        row = np.asarray(part) if isinstance(part, np.ndarray | np.generic | list | float | int) else None
-        if row is None or row.dtype.kind not in "iuf":
-            raise WireError(f"{key} must be numbers, not {type(part).__name__}.")
-        rows.append(row.reshape(-1))
-    return np.concatenate(rows) if rows else None
+        return np.concatenate([numbers_of(values[key], key) for key in keys])
