@@ -78,7 +78,7 @@ GADGETS = {
     "torch's compiler": named("torch.jit", "CompilationUnit", "x"),
     "pip": named("pip._internal", "main", "install"),
     "ctypes": named("ctypes", "CDLL", "libc.so.6"),
-    "a dotted name": b"\x80\x04\x8c\x05numpy\x8c\x16ndarray.__class__.mro\x93.",
+    "a dotted name": b"\x80\x04\x8c\x05numpy\x8c\x15ndarray.__class__.mro\x93.",
     "another class of lerobot": named(HELPERS, "get_logger", "x"),
     "a module of ours": named("robovlms.files", "remove_folder", "/"),
     "inside an observation": of_lerobot(TimedObservation({"front": Gadget(os.system, "true")})),
