@@ -5,6 +5,6 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["robovlms*"]), "robovlms.configs"],
     package_dir={"robovlms.configs": "configs"},
-    package_data={"robovlms": ["**/templates/*"], "robovlms.configs": ["**/*.yaml"]},
+    package_data={"robovlms": ["**/templates/*", "sims/calvin/chains.json"], "robovlms.configs": ["**/*.yaml"]},
     include_package_data=False,
 )

@@ -196,6 +196,14 @@ class FolderLock:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def is_held(self) -> bool:
+        """Tell whether a process that lives writes the folder, without getting into its way."""
+        try:
+            changed, holder = self.path.stat().st_mtime, self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return False
+        return not _has_ended(holder) and self._is_fresh(changed)
+
     def _refresh(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             if (descriptor := self._descriptor) is not None:
@@ -227,6 +235,19 @@ def _try_lock(descriptor: int) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise  # a file system without locks: the file's time decides
     return True
+
+
+def _has_ended(holder: str) -> bool:
+    """Tell whether the process that a lock names ran on this machine, and does no more."""
+    try:
+        said = json.loads(holder)
+        if said["host"] == socket.gethostname():
+            os.kill(said["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # another user's, or it is only about to say who it is
+    return False
 
 
 def _describe(holder: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from math import inf
 from types import TracebackType
 from typing import TypeVar
 
@@ -28,15 +29,18 @@ class Progress:
         unit: what is counted, e.g. "demonstration".
         initial: units that were done before.
         every_s: seconds between two lines, where stderr is no terminal.
+        is_shown: whether this process is the one that says so.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, initial: int = 0, every_s: float = EVERY_S) -> None:
-        self._what, self._total, self._unit, self._every = what, total, unit, every_s
+    def __init__(
+        self, what: str, total: int, unit: str, *, initial: int = 0, every_s: float = EVERY_S, is_shown: bool = True
+    ) -> None:
+        self._what, self._total, self._unit, self._every = what, total, unit, every_s if is_shown else inf
         self._initial, self._count, self._note = initial, initial, ""
         self._start = self._last = time.monotonic()
         self._bar = (
             tqdm(total=total or None, initial=initial, desc=what, unit=unit, dynamic_ncols=True, delay=DELAY_S)
-            if sys.stderr.isatty()
+            if is_shown and sys.stderr.isatty()
             else None
         )
 

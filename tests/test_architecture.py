@@ -37,8 +37,8 @@ DOORS = {
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",
-    "commands": "config registry errors types files progress workers actions images backbones heads data sims policy "
-    "evaluation reports training inspection serving",
+    "commands": "config registry errors types files progress terminal workers actions images backbones heads data sims "
+    "policy evaluation reports training inspection serving",
     "cli": "config registry errors terminal commands inspection policy",
     "train scripts": "cli",
 }
@@ -46,7 +46,7 @@ DOORS = {
 # Who may import which library; the others are free.
 LIBRARIES = {
     "hydra": "cli",
-    "omegaconf": "cli policy.checkpoint",
+    "omegaconf": "cli policy.checkpoint sims.calvin",
     "accelerate": "training",
     "wandb": "training.tracking",
     "transformers": "backbones",

@@ -78,7 +78,7 @@ def _train(config: TrainConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from robovlms.commands.evaluate import evaluate as run
+    from robovlms.commands.evaluate import evaluate_in_launch as run
 
     run(config)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import signal
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
@@ -14,11 +17,15 @@ from robovlms.config.run import TrainConfig
 from robovlms.data.opening import join_sources, open_sources, open_validation
 from robovlms.data.statistics import compute_statistics, proprio_rows, sample_chunks
 from robovlms.data.windows import find_instructions
+from robovlms.errors import UserError
 from robovlms.policy.checkpoint import init_weights, load_stats, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
+from robovlms.terminal import set_up_logging
 from robovlms.training.figures import plot_run
+from robovlms.training.launch import end_with_parent
 from robovlms.training.trainer import Trainer
+from robovlms.workers import death
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +33,8 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> Path:
     """Run a config from demonstrations to report, as far as it asks; give the final checkpoint folder."""
     plan = DataPlan.of(config.data, config.view.views)
-    if config.sim is not None and (config.collect.enabled or config.evaluation.enabled):
+    beside = EvaluationBeside(config) if config.evaluation.during_training else None
+    if config.sim is not None and (config.collect.enabled or config.evaluation.enabled or beside):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
         source = plan.find(config.evaluation.source)
         check_simulator(SIMULATORS.get(config.sim.name)(config.sim), source)
@@ -51,10 +59,73 @@ def train(config: TrainConfig) -> Path:
                 policy.head.calibrate(sample_chunks(train_set, plan, config.window.chunk_size, stats))
             if policy.proprio is not None:
                 policy.proprio.calibrate(torch.from_numpy(proprio_rows(plan, windows)))
-        checkpoint = trainer.fit(policy, train_set, validation_set, stats)
+        checkpoint = trainer.fit(policy, train_set, validation_set, stats, beside=beside)
         is_main = trainer.is_main
     if is_main:
         plot_run(Path(config.output_dir), plan.action_names if plan.has_gripper else plan.action_names[:-1])
+        if beside is not None:
+            beside.wait()
         if config.evaluation.enabled and config.sim is not None:
-            evaluate(EvaluateConfig(checkpoint=str(checkpoint), sim=config.sim, evaluation=config.evaluation))
+            evaluate(EvaluateConfig(checkpoint=config.output_dir, sim=config.sim, evaluation=config.evaluation))
     return checkpoint
+
+
+class EvaluationBeside:
+    """Evaluates the checkpoints of a run as they appear, in a process of its own, while the block trains.
+
+    It ends by itself when the run has ended and its last checkpoint is evaluated (`wait`), and with this process,
+    however that ends; a block that fails or is stopped ends it at once.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._asked = EvaluateConfig(
+            checkpoint=config.output_dir, watch=True, sim=config.sim, evaluation=config.evaluation
+        )
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=_evaluate_beside, args=(self._asked,))
+
+    def __enter__(self) -> None:
+        if torch.cuda.is_available() and self._asked.evaluation.engine.device == "auto":
+            log.warning("the evaluation shares a GPU with training: give it evaluation.engine.device=cuda:1, or cpu")
+        self._process.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._process.terminate()
+            self._process.join()
+
+    def wait(self) -> None:
+        """Wait for the evaluation of what the run has left.
+
+        Raises:
+            UserError: it failed; says how to go on with it.
+        """
+        log.info("training has ended; its last checkpoints are being evaluated")
+        try:
+            self._process.join()
+        finally:
+            self._process.terminate()
+        if self._process.exitcode:
+            raise UserError(
+                f"the evaluation beside the training failed: {death(self._process)}, after what it says above. The "
+                f"checkpoints are whole; go on with python scripts/evaluate.py checkpoint={self._asked.checkpoint} "
+                "watch=true"
+            )
+
+
+def _evaluate_beside(config: EvaluateConfig) -> None:
+    """Be the process that evaluates."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training ends this process
+    end_with_parent()
+    training = multiprocessing.parent_process()
+    if training is None or not training.is_alive():  # it was killed while this process started
+        return
+    set_up_logging(logging.INFO)
+    torch.set_num_threads(1)
+    try:
+        evaluate(config)
+    except UserError as error:
+        log.error("%s", error)
+        raise SystemExit(2) from None

@@ -262,3 +262,28 @@ class Duration:
     def steps(self, steps_per_epoch: int) -> int:
         """Return the number of optimizer steps, rounded to the nearest."""
         return round(self.amount * steps_per_epoch) if self.unit is Unit.epoch else round(self.amount)
+
+
+@dataclass(frozen=True)
+class CheckpointChoice:
+    """Which checkpoints of a run are evaluated: those at multiples of `every` steps, or the last alone (None)."""
+
+    every: int | None
+
+    @classmethod
+    def parse(cls, text: str, option: str = "checkpoints") -> CheckpointChoice:
+        """Read `last`, `all` or `every:<steps>`.
+
+        Raises:
+            UserError: anything else; names `option` and the forms.
+        """
+        if text in ("last", "all"):
+            return cls(1 if text == "all" else None)
+        match = re.fullmatch(r"every:\s*([0-9][0-9_]*)", text)
+        if match is None or int(match[1]) < 1:
+            raise UserError(f"{option}={text} does not exist: write last, all, or e.g. every:10000 (steps).")
+        return cls(int(match[1]))
+
+    def __contains__(self, step: int) -> bool:
+        """Tell whether the checkpoint of a step is one of several that are wanted."""
+        return self.every is not None and step % self.every == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from robovlms.config.choices import MISSING, EngineDtype, Execution, Language
+from robovlms.config.choices import MISSING, CheckpointChoice, EngineDtype, Execution, Language
 from robovlms.config.fields import DEMO, MAX_PORT, MAX_PROCESSES, marked, number
 from robovlms.config.schemas import schema
 from robovlms.errors import UserError
@@ -74,9 +74,13 @@ class EngineConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """Closed-loop evaluation of the final checkpoint; what is played says `sim`."""
+    """Closed-loop evaluation; what is played says `sim`."""
 
-    enabled: bool = False
+    enabled: bool = False  # after training
+    # while training goes on, every checkpoint as it appears, in a process of its own that training does not wait for
+    during_training: bool = False
+    # of a run: last | all | every:<steps>; unset: what the run was trained with, else last
+    checkpoints: str | None = None
     language: list[Language] = field(default_factory=list)  # also played with instructions changed in these ways
     language_episodes: int = number(10, at_least=1)  # of every task and way, the first of those it has
     execution: Execution = Execution.chunk
@@ -85,3 +89,8 @@ class EvaluationConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     videos_per_task: int = number(1, at_least=0)
     source: str | None = None  # of a mixture: whose actions the policy gives; a policy of one data set needs none
+
+    def check(self, option: str) -> None:
+        """Refuse a choice of checkpoints that cannot be read."""
+        if self.checkpoints is not None:
+            CheckpointChoice.parse(self.checkpoints, f"{option}.checkpoints")

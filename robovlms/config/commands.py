@@ -11,6 +11,7 @@ from robovlms.config.checks import (
 )
 from robovlms.config.choices import (
     MISSING,
+    CheckpointChoice,
     Execution,
     ImageFormat,
     Split,
@@ -43,13 +44,21 @@ class PackConfig:
 @schema("evaluate")
 @dataclass(kw_only=True)
 class EvaluateConfig(Checked):
-    """Closed-loop evaluation of a checkpoint folder (`scripts/evaluate.py`)."""
+    """Closed-loop evaluation of a checkpoint, or of several of a run (`scripts/evaluate.py`)."""
 
-    checkpoint: str = ask("runs/quickstart_nano/checkpoints/step_1000")
-    output_dir: str | None = None  # unset: `evaluation/<sim>_<checkpoint>` in the run folder
+    checkpoint: str = ask("runs/quickstart_nano/checkpoints/step_1000")  # or a run: `runs/quickstart_nano`
+    checkpoints: str | None = None  # of a run: last | all | every:<steps>; unset: `evaluation.checkpoints`
+    watch: bool = False  # follow a run that still trains: evaluate its checkpoints as they appear, until it has ended
+    # unset: `evaluation/<sim>_<checkpoint>` in the run folder; of several checkpoints, each has a folder in it
+    output_dir: str | None = None
     overwrite: bool = False
     sim: SimConfig | None = None  # unset: that of the training run
     evaluation: EvaluationConfig = MISSING
+
+    def check(self, _: str) -> None:
+        """Refuse a choice of checkpoints that cannot be read."""
+        if self.checkpoints is not None:
+            CheckpointChoice.parse(self.checkpoints)
 
 
 @schema("serve")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from robovlms.config.checks import check_policy
-from robovlms.config.choices import MISSING, HeadKind
+from robovlms.config.choices import MISSING, CheckpointChoice, Duration, HeadKind, Unit
 from robovlms.config.closed_loop import CollectConfig, EvaluationConfig, SimConfig
 from robovlms.config.data import (
     DataConfig,
@@ -73,10 +73,26 @@ class TrainConfig(Checked):
                 f"batch_size={self.batch_size} is not a multiple of device_batch_size={self.device_batch_size}: "
                 f"change one of them."
             )
-        if (self.collect.enabled or self.evaluation.enabled) and self.sim is None:
-            raise UserError("collect.enabled and evaluation.enabled need a simulator: choose one, e.g. sim=metaworld.")
-        if self.evaluation.enabled and self.evaluation.execute_steps > self.window.chunk_size:
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        evaluates = self.evaluation.enabled or self.evaluation.during_training
+        if (self.collect.enabled or evaluates) and self.sim is None:
+            raise UserError(
+                "collect.enabled, evaluation.enabled and evaluation.during_training need a simulator: choose one, e.g. "
+                "sim=metaworld."
+            )
+        if evaluates and self.evaluation.execute_steps > self.window.chunk_size:
             raise UserError(
                 f"evaluation.execute_steps={self.evaluation.execute_steps} must be at most window.chunk_size="
                 f"{self.window.chunk_size}: a chunk has no more actions."
+            )
+        save, choice = (
+            Duration.parse(self.trainer.save_every),
+            CheckpointChoice.parse(self.evaluation.checkpoints or "last"),
+        )
+        if choice.every and choice.every > 1 and save.unit is Unit.step and choice.every % save.amount:
+            raise UserError(
+                f"evaluation.checkpoints={self.evaluation.checkpoints} asks for checkpoints that trainer.save_every="
+                f"{self.trainer.save_every} does not write: make one a multiple of the other."
             )

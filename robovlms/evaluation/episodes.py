@@ -36,6 +36,11 @@ class EpisodeResult:
         return self.reached == len(self.episode.goals)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether it is no result: an error ended it that the evaluation must not go on with."""
+        return self.error is not None and not self.lost
+
+    @property
     def as_wanted(self) -> bool:
         """Whether that is what the instructions asked for: with an opposite one, reaching the goal is a mistake."""
         return self.success != (self.episode.language is Language.opposite)

@@ -10,8 +10,18 @@ from pathlib import Path
 from robovlms.errors import UserError
 from robovlms.files import FolderLock, Replacement, is_marked, mark
 
-EPISODES, RESULTS, SUCCESS, REPORT, VIDEOS = "episodes.jsonl", "results.json", "success.png", "report.html", "videos"
+RESULTS, SUCCESS, REPORT, VIDEOS = "results.json", "success.png", "report.html", "videos"
 EVALUATION = "evaluation"
+
+
+def journal_name(process: str = "") -> str:
+    """Return the name of a process's journal; "": it is the only one of its launch."""
+    return ".".join(filter(None, ["episodes", process, "jsonl"]))
+
+
+def journals(folder: Path) -> list[Path]:
+    """List the journals in a folder: of one process, and of those of a launch."""
+    return sorted([*folder.glob("episodes.jsonl"), *folder.glob("episodes.rank*.jsonl")])
 
 
 @contextmanager
@@ -35,7 +45,7 @@ def evaluation_folder(folder: Path, *, overwrite: bool) -> Iterator[None]:
         ) from error
     try:
         found = _ours(folder)
-        if found and not is_marked(folder, EVALUATION) and not _is_journal(folder / EPISODES):
+        if found and not is_marked(folder, EVALUATION) and not any(map(_is_journal, journals(folder))):
             raise UserError(
                 f"output_dir={folder} is not the folder of an evaluation, but holds "
                 f"{', '.join(path.name for path in found)}: choose another output_dir=..."
@@ -46,7 +56,7 @@ def evaluation_folder(folder: Path, *, overwrite: bool) -> Iterator[None]:
         yield
         replacement.delete()
     except BaseException:
-        if not _has_finished_episodes(folder / EPISODES):
+        if not any(map(_has_finished_episodes, journals(folder))):
             replacement.recover()
         raise
     finally:
@@ -54,16 +64,17 @@ def evaluation_folder(folder: Path, *, overwrite: bool) -> Iterator[None]:
 
 
 def _ours(folder: Path) -> list[Path]:
-    return [path for name in (EPISODES, RESULTS, SUCCESS, REPORT, VIDEOS) if (path := folder / name).exists()]
+    others = [path for name in (RESULTS, SUCCESS, REPORT, VIDEOS) if (path := folder / name).exists()]
+    return [*journals(folder), *others]
 
 
 def _is_journal(path: Path) -> bool:
     """Tell whether a file is a journal; evaluations from before there were markers have one."""
-    return path.is_file() and "conditions" in _first_line(path)
+    return "conditions" in _first_line(path)
 
 
 def _has_finished_episodes(path: Path) -> bool:
-    return path.is_file() and len(path.read_text(encoding="utf-8", errors="replace").splitlines()) > 1
+    return len(path.read_text(encoding="utf-8", errors="replace").splitlines()) > 1
 
 
 def _first_line(path: Path) -> dict[str, object]:

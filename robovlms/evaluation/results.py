@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from robovlms import __version__
 from robovlms.config.choices import Language
@@ -64,6 +64,7 @@ class Results(TypedDict):
     config: dict[str, Any]
     versions: dict[str, str]
     episodes: list[dict[str, Any]]  # `EpisodeResult.to_json`
+    chosen_from: NotRequired[int]  # checkpoints of a run, of which this one had the best result
 
 
 def summarize(results: Sequence[EpisodeResult], *, config: Mapping[str, Any], versions: Mapping[str, str]) -> Results:
@@ -163,6 +164,18 @@ def environment_versions(packages: Iterable[str]) -> dict[str, str]:
 def write_results(path: Path, results: Results) -> None:
     """Write `results` as JSON; the file appears whole or not at all."""
     write_text(path, json.dumps(results, indent=1))
+
+
+def scores(results: Results) -> dict[str, float]:
+    """Return the rates as metrics of a tracker: `eval/success`, `eval/<task>`; otherwise told, `eval/empty/success`."""
+    found: dict[str, float] = {}
+    for language, rates in results["language"].items():
+        place = "eval" if language == Language.own else f"eval/{language}"
+        found[f"{place}/success"] = rates["overall"]["mean"]
+        if chains := rates["chains"]:
+            found[f"{place}/average_length"] = chains["average_length"]
+        found |= {f"{place}/{name}": row["mean"] for name, row in {**rates["groups"], **rates["tasks"]}.items()}
+    return found
 
 
 def format_table(results: Results) -> str:

@@ -46,14 +46,16 @@ def rollout(policy: Policy, simulator: Simulator, episode: Episode) -> tuple[Epi
     goal_steps: list[int] = []
     steps = 0
     while True:
+        told = observation.instruction
         observation, goals_done, done, _ = simulator.step(policy.step(observation))
         steps += 1
         if frames is not None:
             frames.append(side_by_side(observation.frames))
+        is_new = goals_done > len(goal_steps) or observation.instruction != told
         for _ in range(goals_done - len(goal_steps)):
             goal_steps.append(steps - sum(goal_steps))
-            if simulator.resets_memory:
-                policy.reset()
+        if is_new and simulator.resets_memory:
+            policy.reset()
         late = steps - sum(goal_steps) >= episode.max_steps
         if done or late or goals_done == len(episode.goals):
             return result_of(episode, started, goal_steps=tuple(goal_steps), steps=steps), frames

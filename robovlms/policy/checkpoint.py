@@ -21,7 +21,7 @@ from torch import Tensor
 from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, load_statistics, save_statistics
 from robovlms.backbones.lora import merge_adapters
-from robovlms.config.choices import ModelSize
+from robovlms.config.choices import CheckpointChoice, ModelSize
 from robovlms.config.policy import LoRAConfig
 from robovlms.config.renamed import rename
 from robovlms.config.run import TrainConfig
@@ -279,3 +279,23 @@ def resolve_checkpoint(path: Path) -> Path:
             "runs/<name>/checkpoints/step_<number>."
         )
     return found[-1]
+
+
+def choose_checkpoints(path: Path, choice: CheckpointChoice) -> list[Path]:
+    """Return the checkpoints of a run that a choice means, oldest first; a checkpoint is the only one of itself.
+
+    Raises:
+        FileNotFoundError: `path` is neither.
+        UserError: the run has none of them; names those that it has.
+    """
+    if choice.every is None or is_checkpoint(path):
+        return [resolve_checkpoint(path)]
+    newest, found = resolve_checkpoint(path), checkpoints(path)
+    chosen = [checkpoint for checkpoint in found if step_of(checkpoint) in choice]
+    if not chosen:
+        steps = ", ".join(str(step_of(checkpoint)) for checkpoint in found)
+        raise UserError(
+            f"{newest.parent} has no checkpoint at a multiple of {choice.every} steps, but those of {steps}: give "
+            "checkpoints=all, or another checkpoints=every:<steps>."
+        )
+    return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
@@ -147,7 +148,7 @@ class PolicyEngine:
         are not finite, TimeoutError where, with a clock, the policy took longer than its chunks last.
 
         Raises:
-            UserError: a session is asked twice.
+            UserError: a session is asked twice, or is another engine's.
         """
         steps = self._observe(requests)
         asking = {
@@ -184,6 +185,8 @@ class PolicyEngine:
     def _observe(self, requests: Sequence[Request]) -> list[int | Exception]:
         """Show every session its observation; return the control steps."""
         names = [session.name for session, _ in requests]
+        if foreign := [session.name for session, _ in requests if session.policy is not self.policy]:
+            raise UserError(f"{', '.join(foreign)}: opened by another engine; ask that one.")
         if len({id(session) for session, _ in requests}) < len(requests):
             twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
             raise UserError(f"{', '.join(twice)}: asked twice in one batch; send a session's observations in turn.")
@@ -216,13 +219,15 @@ def unwrap(answer: T | Exception) -> T:
 
 
 def device_of(config: EngineConfig) -> torch.device:
-    """Return where the policy runs.
+    """Return where the policy runs; auto: the processes of a launch share the GPUs of a machine evenly.
 
     Raises:
         UserError: there is no such device.
     """
     if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         return torch.zeros(0, device=config.device).device
     except (RuntimeError, AssertionError) as error:  # also what torch built without CUDA raises

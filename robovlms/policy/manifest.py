@@ -78,6 +78,15 @@ def check_checkpoint(folder: Path, *, hashes: bool = True) -> None:
                 raise DamagedCheckpointError(folder, f"{name} has another content than was written (SHA-256)")
 
 
+def checkpoint_digest(folder: Path) -> str | None:
+    """Return what tells a checkpoint's content from any other's; None: it is from before there were manifests.
+
+    Raises:
+        DamagedCheckpointError: the manifest is not what was written.
+    """
+    return _digest(_read_entries(folder)) if (folder / MANIFEST).is_file() else None
+
+
 def _read_entries(folder: Path) -> Entries:
     with reading(folder, MANIFEST):
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -47,7 +47,7 @@ class Session:
         """
         check_statistics(normalizer, source)
         self.name, self.source = name, source
-        self._policy, self._normalizer, self._clock = policy, normalizer, clock
+        self.policy, self._normalizer, self._clock = policy, normalizer, clock
         self._may_be_silent = may_be_silent
         self._start_memory, self._start_executor = start_memory, start_executor
         self.reset()
@@ -132,7 +132,7 @@ class Session:
         Raises:
             UserError: as in `observe`.
         """
-        processor, needed = self._policy.processor, self.source.views
+        processor, needed = self.policy.processor, self.source.views
         if missing := [view for view in processor.views if view in needed and view not in observation.frames]:
             raise UserError(f"the policy needs the views {missing}; the observation has {list(observation.frames)}.")
         size = processor.image_spec.size
@@ -153,9 +153,9 @@ class Session:
         )
 
     def _proprio(self, observation: Observation) -> Float32[Tensor, "1 1 p"] | None:
-        if self._policy.proprio is None:
+        if self.policy.proprio is None:
             return None
-        whole = torch.full((len(self._policy.proprio.mean),), torch.nan)
+        whole = torch.full((len(self.policy.proprio.mean),), torch.nan)
         whole[self.source.proprio_dims] = torch.from_numpy(read_proprio(observation.proprio, self.source.proprio_names))
         return whole[None, None]
 

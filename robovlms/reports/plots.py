@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
 from robovlms.errors import UserError
+from robovlms.evaluation.checkpoints import best_checkpoint
 from robovlms.evaluation.results import table_rows
+from robovlms.files import atomic_file, read_json_lines
 from robovlms.reports.palette import BLUE, GREEN, INK, LINE, ORANGE, RED, SOFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from robovlms.evaluation.checkpoints import CheckpointRow
     from robovlms.evaluation.results import Results, Row
 
 Curve = tuple[list[int], list[float]]  # steps and values
@@ -146,12 +148,30 @@ def plot_comparison(
     return _save(figure, path)
 
 
+def plot_checkpoints(rows: Sequence[CheckpointRow], path: Path) -> Path:
+    """Draw success, or the average length of chains, against the step of the checkpoint, with 95 % intervals."""
+    figure, ((axes,),) = _figure(1, 1, height=3.4)
+    steps, scores = [row.step for row in rows], [row.score for row in rows]
+    bounds = [row.chains or row.overall for row in rows]
+    low = [score - bound["low"] for score, bound in zip(scores, bounds, strict=True)]
+    high = [bound["high"] - score for score, bound in zip(scores, bounds, strict=True)]
+    axes.errorbar(steps, scores, yerr=[low, high], color=BLUE, ecolor=INK, marker="o", capsize=3)
+    if len(rows) > 1:
+        best = best_checkpoint(rows)
+        axes.plot([best.step], [best.score], "o", color=ORANGE, markersize=9, label=f"best of {len(rows)}")
+        axes.legend(frameon=False)
+    is_rate = rows[0].chains is None
+    axes.set(
+        xlabel="training step", ylabel="success" if is_rate else "average length", ylim=(0, 1 if is_rate else None)
+    )
+    return _save(figure, path)
+
+
 def _read_curves(metrics: Path) -> dict[str, Curve]:
     if not metrics.is_file():
         raise FileNotFoundError(f"{metrics} does not exist: give the metrics.jsonl in the output_dir of a run.")
     curves: dict[str, Curve] = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        entry: dict[str, Any] = json.loads(line)
+    for entry in read_json_lines(metrics):  # a run that goes on may be about to write the last
         for key, value in entry.items():
             if key != "step" and isinstance(value, int | float):
                 steps, values = curves.setdefault(key, ([], []))
@@ -232,6 +252,6 @@ def _figure(
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with atomic_file(path) as file:  # a run and the evaluation beside it draw the same curves
+        figure.savefig(file, format="png")
     return path

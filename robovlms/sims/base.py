@@ -78,7 +78,7 @@ class Simulator(ABC):
     """
 
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions a result depends on
-    resets_memory: ClassVar[bool] = False  # the benchmark resets the policy's memory at every new goal
+    resets_memory: ClassVar[bool] = False  # the benchmark resets the policy's memory at every new goal or instruction
 
     contract: ActionContract
     views: tuple[str, ...]  # that observations have, by our names

@@ -19,6 +19,7 @@ from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator, Step, Task, check_action, choose_tasks
+from robovlms.sims.metaworld_tasks import TASKS
 from robovlms.sims.schemas.metaworld import MAX_STEPS, MetaWorldSimConfig
 from robovlms.types import Observation
 
@@ -36,74 +37,6 @@ except (AttributeError, ImportError) as error:  # what PyOpenGL says of a librar
         "apt-get install libegl1 libegl-mesa0 libgl1, as the README does before anything else."
     ) from error
 
-INSTRUCTIONS = {
-    "assembly": "put the ring on the peg",
-    "basketball": "put the ball in the basket",
-    "bin-picking": "move the cube from the red bin to the blue bin",
-    "box-close": "put the lid on the box",
-    "button-press": "press the button",
-    "button-press-topdown": "press the button from above",
-    "button-press-topdown-wall": "press the button from above, behind the wall",
-    "button-press-wall": "press the button behind the wall",
-    "coffee-button": "press the button of the coffee machine",
-    "coffee-pull": "pull the mug away from the coffee machine",
-    "coffee-push": "push the mug under the coffee machine",
-    "dial-turn": "turn the dial",
-    "disassemble": "take the ring off the peg",
-    "door-close": "close the door",
-    "door-lock": "lock the door",
-    "door-open": "open the door",
-    "door-unlock": "unlock the door",
-    "drawer-close": "close the drawer",
-    "drawer-open": "open the drawer",
-    "faucet-close": "close the faucet",
-    "faucet-open": "open the faucet",
-    "hammer": "hammer the nail into the box",
-    "hand-insert": "put the hand into the hole",
-    "handle-press": "press the handle down",
-    "handle-press-side": "press the sideways handle down",
-    "handle-pull": "pull the handle up",
-    "handle-pull-side": "pull the sideways handle up",
-    "lever-pull": "pull the lever up",
-    "peg-insert-side": "insert the peg into the hole",
-    "peg-unplug-side": "unplug the peg",
-    "pick-out-of-hole": "take the puck out of the hole to the goal",
-    "pick-place": "pick up the puck and bring it to the goal",
-    "pick-place-wall": "bring the puck over the wall to the goal",
-    "plate-slide": "slide the plate into the net",
-    "plate-slide-back": "slide the plate back out of the net",
-    "plate-slide-back-side": "slide the plate sideways out of the net",
-    "plate-slide-side": "slide the plate sideways into the net",
-    "push": "push the puck to the goal",
-    "push-back": "pull the puck back to the goal",
-    "push-wall": "push the puck around the wall to the goal",
-    "reach": "move the hand to the goal",
-    "reach-wall": "move the hand over the wall to the goal",
-    "shelf-place": "put the cube on the shelf",
-    "soccer": "kick the ball into the goal",
-    "stick-pull": "pull the thermos with the stick",
-    "stick-push": "push the thermos with the stick",
-    "sweep": "sweep the cube off the table",
-    "sweep-into": "sweep the cube into the hole",
-    "window-close": "close the window",
-    "window-open": "open the window",
-}
-
-_OPPOSITE_PAIRS = [
-    ("assembly", "disassemble"),
-    ("coffee-push", "coffee-pull"),
-    ("door-open", "door-close"),
-    ("door-lock", "door-unlock"),
-    ("drawer-open", "drawer-close"),
-    ("faucet-open", "faucet-close"),
-    ("handle-press", "handle-pull"),
-    ("handle-press-side", "handle-pull-side"),
-    ("plate-slide", "plate-slide-back"),
-    ("plate-slide-side", "plate-slide-back-side"),
-    ("window-open", "window-close"),
-]
-OPPOSITES = dict(_OPPOSITE_PAIRS) | {b: a for a, b in _OPPOSITE_PAIRS}
-
 MARKED_GOALS = {
     "coffee-pull", "pick-out-of-hole", "pick-place", "pick-place-wall", "plate-slide-back", "plate-slide-back-side",
     "push", "push-back", "push-wall", "reach", "reach-wall", "stick-pull", "stick-push",
@@ -113,10 +46,6 @@ MARKED_GOALS = {
 GRIP_EFFORT = 0.6  # what gripper -1 executes; at 1.0 the fingers squeeze objects out (basketball 0 % instead of 100 %)
 SOFT_GRIP_EFFORT = {"peg-unplug-side": 0.1, "pick-out-of-hole": 0.1}
 """Source: the efforts of metaworld.policies, mostly 0.6 and for these tasks 0.1."""
-
-TASKS = {
-    name: Task(name=name, instruction=INSTRUCTIONS[name], opposite=OPPOSITES.get(name)) for name in sorted(INSTRUCTIONS)
-}
 
 METRES_PER_STEP = 0.01  # that an action of 1 moves the hand's target by in each of them
 

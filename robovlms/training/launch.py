@@ -40,7 +40,7 @@ def launched(config: TrainConfig) -> Iterator[Accelerator]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision.tf32
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
-    _end_with_launcher()
+    end_with_launcher()
     parallel = config.parallel
     accelerator = Accelerator(
         mixed_precision={Precision.fp32: "no", Precision.bf16: "bf16"}[config.precision.name],
@@ -64,9 +64,15 @@ def launched(config: TrainConfig) -> Iterator[Accelerator]:
             state._reset_state()
 
 
-def _end_with_launcher() -> None:
-    """Have the system send SIGTERM when torchrun is gone, even by SIGKILL: nobody else would end this process."""
-    if under_torchrun() and sys.platform == "linux":
+def end_with_launcher() -> None:
+    """Have the system end this process when torchrun is gone, even by SIGKILL: nobody else would."""
+    if under_torchrun():
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM when the process that started this one is gone."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -118,8 +118,8 @@ class RunFolder:
     def start(self, step: int) -> None:
         """Make room for a run that goes on from `step`: its own, once all else about it has been checked.
 
-        Checkpoints of later steps are of a course that is given up; they are renamed `abandoned_step_<number>`, and
-        nothing but the user deletes them.
+        Checkpoints of later steps are of a course that is given up; they are renamed `abandoned_step_<number>`, their
+        evaluations likewise, and nothing but the user deletes them.
         """
         if self._config.trainer.overwrite:
             self._replacement.set_aside()
@@ -131,6 +131,9 @@ class RunFolder:
                 aside = _free(folder / f"{ABANDONED}{path.name}")
                 path.rename(aside)
                 log.warning("%s is of after step %d, which this run goes on from: renamed to %s", path, step, aside)
+                for evaluation in (self.path / "evaluation").glob(f"*_{path.name}"):
+                    if not evaluation.name.startswith(ABANDONED):
+                        evaluation.rename(_free(evaluation.with_name(f"{ABANDONED}{evaluation.name}")))
 
     def kept(self, step: int) -> None:
         """Delete what the checkpoint of `step`, just written, makes superfluous: all but the newest `keep_last`."""

@@ -90,10 +90,10 @@ class _JsonLines:
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path, start_step: int) -> None:
+    def __init__(self, folder: Path, start_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
+        self._writer = SummaryWriter(str(folder), purge_step=None if start_step is None else start_step + 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -104,7 +104,7 @@ class _TensorBoard:
 
 
 class _WandB:
-    def __init__(self, config: TrackingConfig, folder: Path, run_config: dict[str, Any]) -> None:
+    def __init__(self, config: TrackingConfig, folder: Path, run_config: dict[str, Any], name: str, group: str) -> None:
         import wandb
 
         mode: Any = wandb_mode(config)
@@ -112,7 +112,8 @@ class _WandB:
         try:
             self._run = wandb.init(
                 project=config.project,
-                name=folder.resolve().name,
+                name=name,
+                group=group,
                 dir=str(folder),
                 mode=mode,
                 config=run_config,
@@ -150,7 +151,8 @@ class Tracker:
         if TrackerName.tensorboard in config.trackers:
             self._sinks.append(_TensorBoard(folder / "tensorboard", start_step))
         if TrackerName.wandb in config.trackers:
-            self._sinks.append(_WandB(config, folder, run_config))
+            name = folder.resolve().name
+            self._sinks.append(_WandB(config, folder, run_config, name, group=name))
         self._bar = self._progress_bar(start_step, total_steps) if config.progress and sys.stderr.isatty() else None
         self._total_steps = total_steps
 
@@ -186,6 +188,47 @@ class Tracker:
         """Flush and close every sink."""
         if self._bar is not None:
             self._bar.close()
+        for sink in self._sinks:
+            sink.close()
+
+
+class _Scores:
+    """One JSON object a step, the newest that was logged of it; written by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        rows = [row for row in read_json_lines(self._path) if row.get("step") != step]
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in [*rows, {"step": step, **metrics}]))
+
+    def close(self) -> None:
+        pass
+
+
+class EvaluationTracker:
+    """Where a run's checkpoints are scored while it trains, by another process than the one that logs its training.
+
+    Nothing is shared with that one: `evaluation/metrics.jsonl`, the tensorboard run `tensorboard/evaluation`, and a
+    wandb run of its own in the group of the training's (wandb does not let two processes write one run).
+    """
+
+    def __init__(self, config: TrackingConfig, run_folder: Path, run_config: dict[str, Any]) -> None:
+        folder, name = run_folder / "evaluation", run_folder.resolve().name
+        folder.mkdir(exist_ok=True)
+        self._sinks: list[_Sink] = [_Scores(folder / METRICS)]
+        if TrackerName.tensorboard in config.trackers:
+            self._sinks.append(_TensorBoard(run_folder / "tensorboard" / "evaluation"))
+        if TrackerName.wandb in config.trackers:
+            self._sinks.append(_WandB(config, folder, run_config, f"{name}_evaluation", group=name))
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the scores of the checkpoint of `step`."""
+        for sink in self._sinks:
+            sink.log(step, metrics)
+
+    def close(self) -> None:
+        """Flush and close every sink."""
         for sink in self._sinks:
             sink.close()
 

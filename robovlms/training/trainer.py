@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, save_statistics
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
+from robovlms.files import atomic_file
 from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
 from robovlms.policy.manifest import new_checkpoint
 from robovlms.policy.policy import VLAPolicy
@@ -87,8 +88,17 @@ class Trainer:
         train_set: RobotDataset,
         validation_set: RobotDataset | None,
         stats: dict[str, Statistics],
+        *,
+        beside: AbstractContextManager[object] | None = None,
     ) -> Path:
         """Train to the configured length, validating where there is data for it; return the final checkpoint folder.
+
+        Args:
+            policy: what is trained.
+            train_set: its windows.
+            validation_set: those that it is measured on.
+            stats: of every source's actions.
+            beside: what goes on while the main process trains: entered once the run folder is its own.
 
         Raises:
             UserError: the loss became non-finite (names step, terms and samples); the data are not those that the
@@ -113,7 +123,7 @@ class Trainer:
         if state and self.accelerator.process_index < len(state.rng):
             set_rng_state(state.rng[self.accelerator.process_index])
         on_main(self.accelerator, self._start_folder)
-        with self._tracker():
+        with self._tracker(), beside if beside and self.is_main else nullcontext():
             self._loop()
         return self._checkpoint(self.step)
 
@@ -270,7 +280,8 @@ class Trainer:
             raise
         if self.tracker:
             self.tracker.log_validation(self.step, metrics)
-            np.savez(self.folder / VALIDATION_ACTIONS, **examples)  # type: ignore[arg-type]
+            with atomic_file(self.folder / VALIDATION_ACTIONS) as file:  # an evaluation beside the run may draw them
+                np.savez(file, **examples)  # type: ignore[arg-type]
         return metrics
 
     def save(self) -> None:

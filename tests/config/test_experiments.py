@@ -18,7 +18,7 @@ from robovlms.config.presets import config_folder, options
 from robovlms.config.run import TrainConfig
 from robovlms.registry import SIMULATORS
 
-PAPER = [preset for preset in PRESETS if preset not in ("quickstart", "structure_grid")]
+PAPER = [preset for preset in PRESETS if preset not in ("quickstart", "metaworld_mt10", "structure_grid")]
 
 
 def never(config: TrainConfig) -> None:
@@ -63,7 +63,7 @@ def test_a_preset_of_the_paper_says_how_to_run_it_what_it_costs_and_what_the_pap
 
 
 GROUPS = sorted(path.name for path in config_folder().iterdir() if path.is_dir() and not path.match("experiment*"))
-NAMED_BY_CONTENT = ("backbone", "head", "structure", "optimizer", "precision", "parallel", "cluster", "sim")
+NAMED_BY_CONTENT = ("backbone", "head", "structure", "optimizer", "precision", "parallel", "cluster")
 
 
 @pytest.mark.parametrize("turn", range(max(len(options(group)) for group in GROUPS)))
@@ -76,6 +76,7 @@ def test_every_option_composes_and_is_called_what_it_holds(turn: int) -> None:
     assert chosen["window"] == f"w{config.window.window_size}_c{config.window.chunk_size}"
     assert chosen["view"] == "_".join(config.view.views)
     assert chosen["schedule"].startswith(config.schedule.name)
+    assert chosen["sim"].startswith(config.sim.name)
 
 
 def test_the_command_line_beats_a_preset_and_a_preset_beats_a_group() -> None:
@@ -98,6 +99,24 @@ def test_the_quickstart_collects_trains_and_evaluates_the_same_tasks_without_bei
     assert config.collect.enabled
     assert config.evaluation.enabled
     assert len(config.sim.tasks) == 6
+
+
+def test_meta_worlds_suites_are_those_of_the_package() -> None:
+    pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
+    from metaworld.env_dict import MT10_V3, MT50_V3
+
+    for suite, tasks in (("metaworld_mt10", MT10_V3), ("metaworld_mt50", MT50_V3)):
+        sim = completed(composed(f"sim={suite}", "data=metaworld")).sim
+        names = [task.name for task in SIMULATORS.get("metaworld")(sim).tasks()]
+        assert sorted(f"{name}-v3" for name in names) == sorted(tasks)
+
+
+def test_mt10_collects_fifty_demonstrations_of_each_of_its_ten_tasks_trains_and_evaluates() -> None:
+    config = composed("experiment=metaworld_mt10")
+    assert OmegaConf.missing_keys(config) == set()
+    assert (len(config.sim.tasks), config.collect.demos_per_task) == (10, 50)
+    assert config.collect.enabled
+    assert config.evaluation.enabled
 
 
 def test_a_simulator_whose_actions_mean_something_else_stops_before_anything_is_collected(tmp_path: Path) -> None:

@@ -235,6 +235,13 @@ def test_two_observations_of_one_session_in_a_batch_are_refused_by_name():
     assert not first.memory.frames
 
 
+def test_a_session_of_another_engine_is_refused_by_name():
+    one, other = (make_engine(make_policy("nano", Structure.one_step, "mlp"), 1) for _ in range(2))
+    (session,) = one_of_each(one, 1)
+    with pytest.raises(UserError, match="robot 0: opened by another engine"):
+        other.predict([(session, observe(0))])
+
+
 def test_nobody_is_asked_for_nothing():
     engine = make_engine(make_policy("nano", Structure.policy_head, "lstm"), 3)
     assert engine.step([]) == engine.predict([]) == []

@@ -10,7 +10,8 @@ pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
 
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from robovlms.sims.metaworld import INSTRUCTIONS, MARKED_GOALS, OPPOSITES, SOFT_GRIP_EFFORT, MetaWorld
+from robovlms.sims.metaworld import MARKED_GOALS, SOFT_GRIP_EFFORT, MetaWorld
+from robovlms.sims.metaworld_tasks import OPPOSITES, WORDS
 from robovlms.sims.schemas.metaworld import MetaWorldSimConfig
 
 TASKS = ["drawer-close", "faucet-open"]
@@ -52,9 +53,14 @@ def same(one, other):
 
 
 def test_every_task_of_mt50_has_its_own_instruction():
-    assert {f"{name}-v3" for name in INSTRUCTIONS} == set(ALL_V3_ENVIRONMENTS)
-    assert len(set(INSTRUCTIONS.values())) == 50
-    assert MARKED_GOALS | set(SOFT_GRIP_EFFORT) <= set(INSTRUCTIONS)
+    assert {f"{name}-v3" for name in WORDS} == set(ALL_V3_ENVIRONMENTS)
+    assert MARKED_GOALS | set(SOFT_GRIP_EFFORT) <= set(WORDS)
+
+
+def test_every_task_has_an_instruction_and_two_paraphrases_that_no_other_task_shares():
+    told = [words for task in WORDS.values() for words in task]
+    assert {len(task) for task in WORDS.values()} == {3}
+    assert len(set(told)) == len(told) == 150
 
 
 @pytest.mark.parametrize("name", OPPOSITES)

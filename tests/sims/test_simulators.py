@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -18,14 +20,17 @@ from robovlms.types import Observation
 def made(request):
     """A simulator with the YAML's own settings and the first task of its suite, and what builds others of its kind."""
     config = completed(composed(f"sim={request.param}", "data.root=/nowhere")).sim
-    try:
-        kind = SIMULATORS.get(request.param)
-    except ImportError as error:
-        pytest.skip(str(error))
-    tasks = kind(config).tasks()
-    simulator = kind(replace(config, tasks=[tasks[0].name]))
-    yield kind, config, simulator
-    simulator.close()
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec(f"recorded_{request.param}"):  # what cannot run here is replayed
+            import_module(f"recorded_{request.param}").install(patch)
+        try:
+            kind = SIMULATORS.get(request.param)
+            tasks = kind(config).tasks()
+        except ImportError as error:
+            pytest.skip(str(error))
+        simulator = kind(replace(config, tasks=[tasks[0].name]))
+        yield kind, config, simulator
+        simulator.close()
 
 
 def still(simulator) -> np.ndarray:

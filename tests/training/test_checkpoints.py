@@ -179,6 +179,8 @@ def test_the_checkpoint_just_written_is_kept_whatever_is_asked_for(tmp_path, cou
 
 def test_after_a_rollback_the_abandoned_checkpoints_are_set_aside_and_never_resumed(data, again):
     old = again / "checkpoints" / "step_000002"
+    for step in (2, 4):
+        (again / "evaluation" / f"metaworld_step_{step:06d}").mkdir(parents=True)
     run(
         data,
         again,
@@ -188,6 +190,8 @@ def test_after_a_rollback_the_abandoned_checkpoints_are_set_aside_and_never_resu
         "trainer.keep_last=1",
     )
     assert names(again) == ["abandoned_step_000004", "step_000003"]
+    evaluations = sorted(path.name for path in (again / "evaluation").iterdir())
+    assert evaluations == ["abandoned_metaworld_step_000004", "metaworld_step_000002"]
     assert find_resume(config_of(data, again, "trainer.resume=auto")).name == "step_000003"
 
 

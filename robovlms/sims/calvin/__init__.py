@@ -1,0 +1,1 @@
+"""CALVIN's long-horizon benchmark: the official chains, tasks and initial states, and the official environment."""

@@ -1,0 +1,1 @@
+"""SimplerEnv: robots that really recorded Bridge and Fractal, rebuilt in simulation."""
