@@ -178,7 +178,7 @@ def read_contract(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such field, or it may not be that; says which, and what may be.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if key not in _CONTRACT:
             raise UserError(f"{name}: {key} is no field of an action contract: {', '.join(_CONTRACT)}.")

@@ -46,8 +46,11 @@ class Service:
         """
         self.engine, self.spec, self.config = engine, spec, config
         self.source, self.metrics = spec.find(config.source), Metrics()
-        gripper = {"gripper_closed": config.protocol.gripper_closed, "gripper_open": config.protocol.gripper_open}
-        self.contract = replace(self.source.contract, **gripper)  # of the actions that clients get
+        self.contract = replace(  # of the actions that clients get
+            self.source.contract,
+            gripper_closed=config.protocol.gripper_closed,
+            gripper_open=config.protocol.gripper_open,
+        )
         self.execution = config.execution or (None if config.protocol.takes_chunks else Execution.chunk)
         self.is_ready = False
         self._clients: set[Client] = set()
@@ -66,7 +69,10 @@ class Service:
         self.open_session = partial(self.engine.open, config.source)
         if self.execution is not None:
             self.open_session = partial(self.open_session, execution=self.execution, execute_steps=config.execute_steps)
-        self.open_session()
+        try:
+            self.open_session()
+        except UserError as error:  # the engine names options as an evaluation has them
+            raise UserError(str(error).replace("evaluation.", "")) from error
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -247,15 +253,20 @@ class Client:
             self._service.check_room()
             self.sessions.append(self._service.open_session(name=f"{self.name} [{len(self.sessions)}]"))
         asking = zip(self.sessions, map(self._ours, observations), strict=False)
-        answers = await asyncio.gather(
-            *(self._service.dispatcher.ask(session, each) for session, each in asking), return_exceptions=True
-        )
+        answers = await asyncio.gather(*(self._ask(session, each) for session, each in asking))
         for answer in answers:
             metrics.count(next((name for kind, name in RESULTS.items() if isinstance(answer, kind)), "failed"))
         try:
             return [self._theirs(unwrap(answer)) for answer in answers]
         except FloatingPointError as error:
             raise UserError(str(error)) from error
+
+    async def _ask(self, session: Session, observation: Observation) -> Actions | Exception:
+        """Return actions, or what is wrong."""
+        try:
+            return await self._service.dispatcher.ask(session, observation)
+        except Exception as error:
+            return error
 
     def close(self) -> None:
         """Leave."""
