@@ -292,7 +292,7 @@ def test_a_message_that_comes_while_the_server_ends_is_answered():
 
 def test_openpis_own_client_and_broker_get_the_actions(server):
     host, port = server[0].removeprefix("ws://").rsplit(":", 1)
-    printed = json.loads(run_client("openpi.py", host, port))
+    printed = json.loads(run_client("ask_openpi.py", host, port))
     assert printed["spec"] == server[1].spec.to_json()
     alone = chunks(CONFIG, range(2))
     for found, expected in zip(printed["chunks"], alone, strict=True):

@@ -290,7 +290,7 @@ def test_another_protocol_version_and_no_hello_are_refused(vla_eval):
 
 
 def test_vla_evals_own_runner_plays_three_episodes(vla_eval):
-    found = json.loads(run_client("vla_eval.py", vla_eval))
+    found = json.loads(run_client("play_vla_eval.py", vla_eval))
     assert found["episodes"] == 3
     assert found["mismatches"] == []
     expected = chunks(config_of(SINGLE), range(4))
