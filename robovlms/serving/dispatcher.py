@@ -62,6 +62,7 @@ class Dispatcher:
         self._answer, self._metrics = answer, metrics
         self._max_batch_size, self._max_wait_s, self._max_waiting = max_batch_size, max_wait_ms / 1000, max_waiting
         self._waiting: list[Waiting] = []
+        self._batch: list[Waiting] = []
         self._last_asked: dict[Session, float] = {}
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "policy")
@@ -69,15 +70,23 @@ class Dispatcher:
 
     async def __aenter__(self) -> Dispatcher:
         self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._ended)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
             self._task.cancel()
-        for each in self._waiting:
-            if not each.answer.done():
-                each.answer.set_exception(BusyError("the server has ended."))
+            await asyncio.wait([self._task])
         self._thread.shutdown(wait=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Leave nobody waiting, whatever has ended the work."""
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            log.critical("no more batches are answered: this is our fault", exc_info=fault)
+        for each in [*self._waiting, *self._batch]:
+            if not each.answer.done():
+                each.answer.set_exception(fault or BusyError("the server has ended."))
 
     @property
     def num_waiting(self) -> int:
@@ -91,6 +100,8 @@ class Dispatcher:
             BusyError: too many requests wait.
             Exception: what the policy has against this request.
         """
+        if self._task is None or self._task.done():
+            raise BusyError("the server has ended.")
         if len(self._waiting) >= self._max_waiting:
             raise BusyError(f"the server is busy: {self._max_waiting} requests wait (max_waiting). Ask again later.")
         now = time.perf_counter()
@@ -111,7 +122,7 @@ class Dispatcher:
     async def _run(self) -> None:
         while True:
             await self._gather()
-            batch = self._take()
+            self._batch = batch = self._take()
             if not batch:
                 continue
             started = time.perf_counter()

@@ -30,7 +30,7 @@ class Metrics:
         """Count a request by its result: `ok`, `refused`, `busy` or `failed`."""
         self._counts[result] += 1
 
-    def measure(self, name: str, value: float, stage: str = "") -> None:
+    def measure(self, name: str, value: float | int, stage: str = "") -> None:
         """Take a measurement of `BATCH_SIZE`, or of a stage of `STAGE` in seconds."""
         key = name, stage
         self._values[key].append(value)

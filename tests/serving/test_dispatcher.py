@@ -154,3 +154,15 @@ def test_whoever_gives_up_is_not_asked_for_and_keeps_nobody(sessions):
     answer, _ = run(policy, play, max_wait_ms=0)
     assert answer[0, 0] == 2
     assert [name for batch in policy.batches for name, _ in batch] == ["robot 0", "robot 2"]
+
+
+def test_whatever_ends_the_work_leaves_nobody_waiting(sessions):
+    async def play(dispatcher):
+        asked = [dispatcher.ask(session, shown(i)) for i, session in enumerate(sessions[:3])]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        with pytest.raises(BusyError, match="has ended"):
+            await dispatcher.ask(sessions[0], shown(0))
+        return answers
+
+    answers, _ = run(lambda requests: [], play, max_batch_size=2)
+    assert all(isinstance(answer, ValueError) for answer in answers)
