@@ -178,18 +178,24 @@ def read_contract(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such field, or it may not be that; says which, and what may be.
     """
-    found: dict[str, Any] = {}
-    for key, value in values.items():
+    for key in values:
         if key not in _CONTRACT:
             raise UserError(f"{name}: {key} is no field of an action contract: {', '.join(_CONTRACT)}.")
-        kind = _CONTRACT[key]
-        if issubclass(kind, StrEnum) and value in list(kind):
-            found[key] = kind(value)
-        elif (
-            kind is float and (value is None or (isinstance(value, float | int) and not isinstance(value, bool)))
-        ) or (kind is list and isinstance(value, list) and all(isinstance(each, str) for each in value)):
-            found[key] = value
-        else:
-            words = f"one of {', '.join(kind)}" if issubclass(kind, StrEnum) else "a number"
-            raise UserError(f"{name}: {key}={value!r:.80} must be {'a list of names' if kind is list else words}.")
-    return found
+    return {key: _read_field(key, value, name) for key, value in values.items()}
+
+
+def _read_field(key: str, value: Any, name: str) -> Any:
+    kind = _CONTRACT[key]
+    if issubclass(kind, StrEnum):
+        if value in list(kind):
+            return kind(value)
+        raise UserError(f"{name}: {key}={value!r:.80} must be one of {', '.join(kind)}.")
+    if kind is list:
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            return value
+        raise UserError(f"{name}: {key}={value!r:.80} must be a list of names.")
+    if value is None and key in ("position_unit", "rotation_unit"):  # not known
+        return None
+    if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return float(value)
+    raise UserError(f"{name}: {key}={value!r:.80} must be a number.")
