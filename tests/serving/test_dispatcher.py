@@ -45,7 +45,7 @@ def shown(number, instruction="x"):
 def run(policy, play, **limits):
     async def main():
         metrics = Metrics()
-        limits_of = {"max_batch_size": 8, "max_wait_ms": 50, "max_waiting": 100} | limits
+        limits_of = {"max_batch_size": 8, "max_wait_ms": 50.0, "max_waiting": 100} | limits
         async with Dispatcher(policy, metrics, **limits_of) as dispatcher:
             return await play(dispatcher), metrics
 
@@ -60,7 +60,7 @@ def test_what_comes_while_the_policy_works_is_its_next_batch(sessions):
         await asyncio.sleep(0.02)
         return [await first, *await asyncio.gather(*(dispatcher.ask(sessions[i], shown(i)) for i in range(1, 5)))]
 
-    answers, metrics = run(policy, play, max_wait_ms=0)
+    answers, metrics = run(policy, play, max_wait_ms=0.0)
     assert [int(answer[0, 0]) for answer in answers] == list(range(5))
     assert [len(batch) for batch in policy.batches] == [1, 4]
     assert len(policy.threads) == 1
@@ -84,7 +84,7 @@ def test_a_single_session_never_waits_for_others(sessions):
         for i in range(10):
             await dispatcher.ask(sessions[0], shown(i))
 
-    _, metrics = run(Policy(), play, max_wait_ms=5000)
+    _, metrics = run(Policy(), play, max_wait_ms=5000.0)
     assert max(metrics._values[STAGE, "waiting"]) < 1
 
 
@@ -97,7 +97,7 @@ def test_an_idle_policy_waits_for_sessions_that_asked_before_but_not_for_ever(se
         await asyncio.sleep(0.01)
         await asyncio.gather(late, dispatcher.ask(sessions[1], shown(1)))  # the third is busy elsewhere
 
-    run(policy, play, max_wait_ms=100)
+    run(policy, play, max_wait_ms=100.0)
     assert [len(batch) for batch in policy.batches] == [3, 2]
 
 
@@ -151,7 +151,7 @@ def test_whoever_gives_up_is_not_asked_for_and_keeps_nobody(sessions):
         await first
         return await dispatcher.ask(sessions[2], shown(2))
 
-    answer, _ = run(policy, play, max_wait_ms=0)
+    answer, _ = run(policy, play, max_wait_ms=0.0)
     assert answer[0, 0] == 2
     assert [name for batch in policy.batches for name, _ in batch] == ["robot 0", "robot 2"]
 
