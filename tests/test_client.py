@@ -52,7 +52,7 @@ def test_an_observation_that_is_refused_leaves_the_session_as_it_was(address):
 
 def test_nobody_there_a_wrong_token_and_a_server_that_ends_are_connection_errors():
     with pytest.raises(ConnectionError, match=r"ws://127\.0\.0\.1:1"):
-        PolicyClient("ws://127.0.0.1:1", timeout_s=5)
+        PolicyClient("ws://127.0.0.1:1", timeout_s=5.0)
     with served(config_of(SINGLE, "token=correct-horse")) as (address, _):
         with pytest.raises(ConnectionError, match="401"):
             PolicyClient(address, token="wrong")

@@ -103,7 +103,7 @@ class Service:
         """Actions in an answer."""
         return self.spec.chunk_size if self.execution is None else 1
 
-    def open(self, name: str) -> Client:
+    def connect(self, name: str) -> Client:
         """Return a new client; `name` is for the log.
 
         Raises:

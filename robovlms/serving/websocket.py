@@ -118,7 +118,7 @@ class WebSocketProtocol(Protocol):
         """Serve one client from its first message to its last."""
         name = name_of(connection)
         try:
-            client = self.service.open(name)
+            client = self.service.connect(name)
         except BusyError as error:
             log.warning("%s is turned away: %s", name, error)
             await connection.send(self.error(error))

@@ -32,9 +32,9 @@ def config_of(checkpoint: Path = SINGLE, *overrides: str) -> ServeConfig:
 
 
 @contextmanager
-def served(config: ServeConfig) -> Iterator[tuple[str, Service]]:
-    """Serve in a thread; return the address, and the service to look into."""
-    service, loop, stop = load_service(config), asyncio.new_event_loop(), asyncio.Event()
+def served(config: ServeConfig, service: Service | None = None) -> Iterator[tuple[str, Service]]:
+    """Serve in a thread what the config names, or a service; return the address, and the service to look into."""
+    service, loop, stop = service or load_service(config), asyncio.new_event_loop(), asyncio.Event()
     ready, found = threading.Event(), []
 
     async def main() -> None:

@@ -12,6 +12,8 @@ import zmq
 from lerobot_messages import RemotePolicyConfig, TimedObservation, of_lerobot, unpickled
 from served import SINGLE, chunks, close, config_of, observation, run_client, served
 from test_openpi import Plain, message, page
+from test_parity import observe
+from test_service import ENGINE, SPEC, alone
 from websockets.sync.client import connect
 
 from robovlms.errors import UserError
@@ -19,6 +21,7 @@ from robovlms.registry import PROTOCOLS
 from robovlms.serving.codecs import GROOT, GROOT_ND, VLA_EVAL
 from robovlms.serving.pickles import load
 from robovlms.serving.protocols.lerobot import MESSAGES
+from robovlms.serving.service import Service
 
 STEPS = 5
 
@@ -259,17 +262,26 @@ def test_hello_tells_vla_eval_what_the_policy_sees_and_says(vla_eval):
     assert json.loads(page(vla_eval, "/config"))["config"]["max_batch_size"] == 32
 
 
-def test_an_episode_that_begins_forgets_the_last_one(vla_eval):
-    first, second = chunks(config_of(SINGLE), [3])[0][0], chunks(config_of(SINGLE), [0, 3])[1][0]
+def test_an_episode_that_begins_forgets_the_last_one():
+    def payload(step):
+        seen = observe(step)
+        images = {"agentview": seen.frames["side"], "wrist": seen.frames["wrist"]}
+        return {"images": images, "task_description": seen.instruction, "states": seen.proprio}
+
+    def act(client, **more):
+        return client.ask("observation", payload(3) | more)["payload"]["actions"]
+
+    config = config_of(SINGLE, "protocol=vla_eval")
+    first, second = alone(3)[0][0], alone(0, 3)[1][0]
     assert abs(first - second).max() > 1e-4
-    client = VLAEvalClient(vla_eval)
-    client.act(0)
-    close(client.act(3)[0], second)
-    client.send("episode_end", {})
-    client.send("episode_start", {"task": {}})
-    close(client.act(3)[0], first)
-    again = client.ask("observation", client.payload(3) | {"episode_restart": True})
-    close(again["payload"]["actions"], first)
+    with served(config, Service(ENGINE, SPEC, config)) as (address, _):
+        client = VLAEvalClient(address)
+        client.ask("observation", payload(0))
+        close(act(client), second)
+        client.send("episode_end", {})
+        client.send("episode_start", {"task": {}})
+        close(act(client), first)
+        close(act(client, episode_restart=True), first)
 
 
 def test_a_second_hello_and_what_is_no_message_are_answered_with_an_error(vla_eval):

@@ -28,7 +28,7 @@ SPEC = PolicySpec(
 
 def make_engine():
     source = replace(SOURCE, name="play", views=["side", "wrist"])
-    policy = make_policy("nano", Structure.policy_head, "mlp", proprio=True)
+    policy = make_policy("nano", Structure.policy_head, "lstm", proprio=True)
     return PolicyEngine(policy, [(source, NORMALIZER)], window_size=3)
 
 
@@ -55,7 +55,7 @@ def test_entries_of_proprioception_are_picked_by_name():
     async def act(service):
         seen = observe(0)
         first, second = seen.proprio
-        return await service.open("robot").act([replace(seen, proprio=[9.0, second, first])])
+        return await service.connect("robot").act([replace(seen, proprio=[9.0, second, first])])
 
     (found,) = play(act, "protocol.proprio_names=[x,p1,p0]")
     close(found, alone(0)[0])
@@ -65,7 +65,7 @@ def test_entries_of_proprioception_are_picked_by_name():
 def test_proprioception_that_is_something_else_is_refused(proprio):
     async def act(service):
         with pytest.raises(UserError, match="propriocept"):
-            await service.open("robot").act([replace(observe(0), proprio=proprio)])
+            await service.connect("robot").act([replace(observe(0), proprio=proprio)])
 
     play(act, "protocol.proprio_names=[x,p1,p0]")
     play(act)
@@ -79,19 +79,20 @@ def test_names_that_lack_what_the_policy_was_trained_with_are_refused():
 def test_a_robot_without_proprioception_is_refused_when_it_says_so():
     async def declare(service):
         with pytest.raises(UserError, match="p1"):
-            service.open("robot").declare({"proprio_names": ["p0"]})
-        service.open("robot").declare({"proprio_names": ["p1", "p0", "q"], "control_hz": 10})
+            service.connect("robot").declare({"proprio_names": ["p0"]})
+        service.connect("robot").declare({"proprio_names": ["p1", "p0", "q"], "control_hz": 10})
 
     play(declare)
 
 
 def test_rows_of_a_client_are_robots_of_their_own_and_a_reset_begins_all_anew():
     async def act(service):
-        client = service.open("robots")
+        client = service.connect("robots")
         turns = [await client.act([observe(step), observe(step + 5)]) for step in range(2)]
         client.reset()
         return [*turns, await client.act([observe(0)])]
 
+    assert abs(alone(0)[0] - alone(1, 0)[1]).max() > 1e-4  # what came before matters
     first, second, again = play(act)
     for found, expected in zip((first, second), zip(alone(0, 1), alone(5, 6), strict=True), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -100,18 +101,18 @@ def test_rows_of_a_client_are_robots_of_their_own_and_a_reset_begins_all_anew():
 
 def test_sessions_are_as_many_as_they_may_be_however_they_are_asked_for():
     async def act(service):
-        client = service.open("robots")
+        client = service.connect("robots")
         with pytest.raises(BusyError, match="max_sessions"):
             await client.act([observe(0)] * 4)
         client.close()
-        assert len(await service.open("robots").act([observe(0)] * 3)) == 3
+        assert len(await service.connect("robots").act([observe(0)] * 3)) == 3
 
     play(act, "max_sessions=3")
 
 
 def test_a_policy_that_predicts_no_number_is_an_error_that_says_so():
     async def act(service):
-        client = service.open("robot")
+        client = service.connect("robot")
         head = service.engine.policy.head
         before = {name: value.clone() for name, value in head.state_dict().items()}
         for value in head.parameters():

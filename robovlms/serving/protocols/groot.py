@@ -128,7 +128,7 @@ class GR00T(Protocol):
     def _peer(self, identity: bytes, name: str) -> Peer:
         """Return who asks, with a client of its own from its first request on."""
         if identity not in self._peers:
-            self._peers[identity] = Peer(self.service.open(name))
+            self._peers[identity] = Peer(self.service.connect(name))
         peer = self._peers[identity]
         peer.last_seen = asyncio.get_running_loop().time()
         return peer

@@ -157,7 +157,7 @@ class LeRobot(Protocol):
 
     def _robot(self, name: str) -> Robot:
         if name not in self._robots:
-            self._robots[name] = Robot(self.service.open(name))
+            self._robots[name] = Robot(self.service.connect(name))
         robot = self._robots[name]
         robot.last_seen = time.monotonic()
         return robot
