@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from robovlms.config.closed_loop import ProtocolConfig
+from robovlms.config.commands import ServeConfig
 from robovlms.serving.service import Service
 
 
@@ -17,15 +19,15 @@ class Protocol(ABC):
     the `PolicySpec`. Whatever a client gets wrong is answered in the protocol's own form, and logged.
     """
 
-    def __init__(self, config: Any, service: Service) -> None:
+    def __init__(self, config: ProtocolConfig, service: Service) -> None:
         """Take the options of the protocol's schema and what answers."""
         self.config, self.service = config, service
 
     @property
     def port(self) -> int:
         """Where to listen."""
-        chosen = self.service.config.port
-        return int(self.config.port if chosen is None else chosen)
+        server: ServeConfig = self.service.config
+        return self.config.port if server.port is None else server.port
 
     def frames(self, pictures: Mapping[Any, Any]) -> dict[str, Any]:
         """Return by our names the pictures that a client sends under its own or ours."""

@@ -15,6 +15,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from robovlms.config.commands import ServeConfig
 from robovlms.serving.base import Protocol
 from robovlms.serving.dispatcher import BusyError
 from robovlms.serving.service import Client, Service
@@ -31,7 +32,7 @@ quiet.setLevel(logging.CRITICAL)
 @asynccontextmanager
 async def pages_beside(service: Service) -> AsyncIterator[None]:
     """Serve the pages on a port of their own, `status_port`, until the block ends; nothing where it is unset."""
-    config = service.config
+    config: ServeConfig = service.config
     if config.status_port is None:
         yield
         return

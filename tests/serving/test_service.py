@@ -122,6 +122,7 @@ def test_a_policy_that_predicts_no_number_is_an_error_that_says_so():
                 await client.act([observe(0)])
         finally:
             head.load_state_dict(before)
+        client.reset()
         await client.act([observe(1)])
         return service.metrics.text()
 
