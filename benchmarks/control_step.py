@@ -19,7 +19,8 @@ import torch
 from transformers import CLIPImageProcessorPil, Kosmos2Config, Kosmos2Model
 
 from robovlms.backbones.base import Backbone
-from robovlms.backbones.families.kosmos import Kosmos, tiny_tokenizer
+from robovlms.backbones.families._kosmos_shared import tiny_tokenizer
+from robovlms.backbones.families.kosmos import Kosmos
 from robovlms.backbones.families.nano import Nano
 from robovlms.backbones.schemas.nano import NanoBackboneConfig
 from robovlms.config.choices import FrameCache, Structure

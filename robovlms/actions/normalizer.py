@@ -66,6 +66,7 @@ class ActionNormalizer:
         modes = [config.modes.get(name, config.mode) for name in names[:-1]]
         pairs = [self._bounds(mode, config, stats, i) for i, mode in enumerate(modes)]
         low, high = torch.tensor(pairs, dtype=torch.float32).reshape(-1, 2).unbind(1)
+        low, high = torch.lerp(low, high, (1 - config.share) / 2), torch.lerp(high, low, (1 - config.share) / 2)
         free = [mode in (NormalizationMode.identity, NormalizationMode.mean_std) for mode in modes]
         infinite = torch.tensor(free) if free else torch.zeros(0, dtype=torch.bool)
         self._clip_low = low.masked_fill(infinite, -math.inf)

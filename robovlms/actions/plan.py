@@ -74,15 +74,16 @@ class Source:
         return self.action_dims[: len(self.interface.names)]
 
 
-def find_source(sources: Sequence[Source], name: str | None) -> Source:
-    """Return a source by name; the only one needs none.
+def find_source(sources: Sequence[Source], name: str | None, taken: ActionContract | None = None) -> Source:
+    """Return a source by name; the only one needs none, nor does the only one whose actions are those `taken`.
 
     Raises:
         UserError: there are several and none is named, or there is none of that name.
     """
     by_name = {source.name: source for source in sources}
-    if name is None and len(sources) == 1:
-        return sources[0]
+    possible = [source for source in sources if len(sources) == 1 or source.interface == taken]
+    if name is None and len(possible) == 1:
+        return possible[0]
     if name in by_name:
         return by_name[name]
     if len(sources) == 1:
@@ -129,13 +130,13 @@ class DataPlan:
         """Tell whether samples of several sources may meet in a batch."""
         return isinstance(self.config, MixtureDataConfig)
 
-    def find(self, name: str | None) -> Source:
-        """Return a source by name; the only one needs none.
+    def find(self, name: str | None, taken: ActionContract | None = None) -> Source:
+        """Return a source by name; the only one needs none, nor does the only one whose actions are those `taken`.
 
         Raises:
             UserError: there are several and none is named, or there is none of that name.
         """
-        return find_source(self.sources, name)
+        return find_source(self.sources, name, taken)
 
     def normalizers(self, statistics: dict[str, Statistics]) -> list[ActionNormalizer]:
         """Return each source's normaliser of the policy's action entries, by the source's number.

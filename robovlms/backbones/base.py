@@ -25,6 +25,7 @@ class Backbone(nn.Module, ABC):
     hidden_dim: int
     image_spec: ImageSpec
     can_interleave: bool = True  # whether images of several frames can stand in one sequence
+    reads_queries: bool = True  # whether queries stand behind the text, so that tokens can be written there
     prompt: str  # template with {instruction}; none of the special tokens, which `tokenize` adds
     text_head: TextHead | None = None  # None: this backbone cannot write text
 

@@ -67,6 +67,7 @@ class HuggingFaceBackbone(PrefixBackbone):
     text_end: ClassVar[str] = ""  # what the family's own format puts after the prompt
     original: ClassVar[str | None] = None  # hub id of what scripts/convert_backbone.py makes a readable folder of
     can_cache: ClassVar[bool] = True  # whether what was read can be kept
+    reads_last_layer: bool = True  # False: features are what the last layer would read
     can_parallel = True
     image_marks: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())  # tokens before and behind every image
 
@@ -248,12 +249,13 @@ class HuggingFaceBackbone(PrefixBackbone):
             options["attention_mask"] = (
                 self.additive(causal_mask(layout), layout, embeds) if self.bidirectional_queries else whole
             )
+        if not self.reads_last_layer:
+            options["output_hidden_states"] = True
         past: Any = None if cache is None else DynamicCache(cache)
-        hidden: Tensor = self.decoder(
-            inputs_embeds=embeds, past_key_values=past, use_cache=past is not None, **options
-        ).last_hidden_state
+        output = self.decoder(inputs_embeds=embeds, past_key_values=past, use_cache=past is not None, **options)
         if past is not None:
             cache[:] = [[layer.keys, layer.values] for layer in past.layers]
+        hidden: Tensor = output.last_hidden_state if self.reads_last_layer else output.hidden_states[-2]
         return hidden
 
     def additive(

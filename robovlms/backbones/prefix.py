@@ -27,6 +27,7 @@ class PrefixBackbone(Backbone):
     """
 
     num_head_tokens: int = 0  # leading text ids that stand before the images
+    num_closing_tokens: int = 0  # of these, how many close the frame before, and are left out of the first
     num_marks: tuple[int, int] = (0, 0)  # text tokens that `embed_images` puts before and behind each image
     max_length: int | None = None  # tokens that the decoder has positions for; None: any number
     can_resample: bool = False  # whether the decoder takes any number of tokens for an image
@@ -111,6 +112,31 @@ class PrefixBackbone(Backbone):
         Raises:
             UserError: a sequence is longer than the decoder's positions.
         """
+        masks = (view_mask, frame_mask)
+        hidden, layout, order = self.read_all(image, text_ids, text_mask, queries, kv_cache, *masks, query_ids)
+        (t, v), m, q = image.shape[1:3], self.in_sequence(image).shape[3], queries.shape[2]
+        is_asked = layout.is_query
+        if query_ids is not None:
+            is_asked = is_asked | self._is_last_token(text_mask, t, v * m, q).gather(1, order)
+        count = t * (q + (query_ids is not None))
+        asked = take(hidden, true_first(is_asked)[:, :count])
+        return rearrange(asked, "n (t q) d -> n t q d", t=t)
+
+    def read_all(
+        self,
+        image: Float[Tensor, "n t v m e"],
+        text_ids: Int64[Tensor, "n l"],
+        text_mask: Bool[Tensor, "n l"],
+        queries: Float[Tensor, "n t q d"],
+        kv_cache: KVCache | None = None,
+        view_mask: Bool[Tensor, "n v"] | None = None,
+        frame_mask: Bool[Tensor, "n t"] | None = None,
+        query_ids: Int64[Tensor, "n q"] | None = None,
+    ) -> tuple[Float[Tensor, "n s d"], Layout, Int64[Tensor, "n s"]]:
+        """Return the hidden states of all packed tokens, what the tokens are, and where each stood before packing.
+
+        Arguments and errors are those of `read`.
+        """
         inside = self.in_sequence(image)
         n, t, v, m, _ = inside.shape
         if view_mask is None:
@@ -119,17 +145,21 @@ class PrefixBackbone(Backbone):
         if frame_mask is None:
             frame_mask = text_mask.new_ones(n, t)
         layout = self._layout(inside, text_ids, text_mask, view_mask, frame_mask, queries.shape[2], query_ids)
-        is_asked = layout.is_query
-        if query_ids is not None:
-            is_asked = is_asked | self._is_last_token(text_mask, t, v * m, queries.shape[2])
+        if self.num_closing_tokens:
+            layout = self._open_first(layout, kv_cache)
         order = true_first(layout.mask)[:, : self._check_length(layout, kv_cache, inside, text_mask, queries.shape[2])]
         layout = layout.reorder(order)
         self.condition(image, view_mask, layout)
         num_new = frame_mask.sum(1) * (text_ids.shape[1] + v * m > 0)  # without text and images: more queries
-        hidden = self._decode(take(rearrange(tokens, "n t s e -> n (t s) e"), order), layout, kv_cache, num_new)
-        count = t * (queries.shape[2] + (query_ids is not None))
-        asked = take(hidden, true_first(is_asked.gather(1, order))[:, :count])
-        return rearrange(asked, "n (t q) d -> n t q d", t=t)
+        packed = take(rearrange(tokens, "n t s e -> n (t s) e"), order)
+        return self._decode(packed, layout, kv_cache, num_new), layout, order
+
+    def _open_first(self, layout: Layout, kv_cache: KVCache | None) -> Layout:
+        """Leave out what would close a frame before the first one of a sequence."""
+        is_closing = torch.arange(layout.mask.shape[1], device=layout.mask.device) < self.num_closing_tokens
+        read = 0 if kv_cache is None else kv_cache.num_frames
+        is_first = torch.as_tensor(read, device=layout.mask.device).expand(len(layout.mask)) == 0
+        return layout._replace(mask=layout.mask & ~(is_first[:, None] & is_closing))
 
     def _join(
         self, image: Float[Tensor, "n t v m e"], text_ids: Int64[Tensor, "n l"], queries: Float[Tensor, "n t q d"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robovlms.config.presets import groups, options
-from robovlms.config.renamed import RENAMED
+from robovlms.config.renamed import RENAMED, rename
 from robovlms.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,9 @@ VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-na
           "--experimental-rerun", "--info", "-i"}  # fmt: skip
 PATHS = {"checkpoint", "output_dir", "root", "init_from", "resume", "folders", "cache_dir", "file", "image_folder",
          "source", "statistics_file", "few_shot_file", "tokenizer", "token", "tls_certificate", "tls_key"}  # fmt: skip
+# Options of `evaluation` that a run's own config decides, unless they are given.
+AS_TRAINED = ("execution", "execute_steps", "decision_steps", "latency", "executions", "language", "language_episodes",
+              "videos_per_task", "source")  # fmt: skip
 PLAIN = re.compile(r"[\w/.+$%*@?|:~ -]*")  # what Hydra's grammar takes without quotes
 
 
@@ -38,7 +41,7 @@ def rewrite(arguments: list[str], config_name: str) -> list[str]:
     overrides = [_quoted(override, bool(MULTIRUN & set(flags))) for override in overrides]
     overrides = [_merging(override) for override in overrides]
     if config_name == "evaluate":
-        overrides = [*_simulator_of_run(overrides), *overrides]
+        overrides = [*_as_trained(overrides), *overrides]
     return [*flags, *overrides]
 
 
@@ -141,24 +144,44 @@ def _merging(override: str) -> str:
     return f"++{override}" if value.startswith("{") and re.match(r"\w+\.", key) else override
 
 
-def _simulator_of_run(overrides: list[str]) -> list[str]:
-    """Return what chooses the simulator of the run that is evaluated, where only some of its options are given.
+def _as_trained(overrides: list[str]) -> list[str]:
+    """Return what makes the run that is evaluated decide what is not given: how its policy acts, what is reported, and
+    where some options of its simulator are given, the others.
 
     Raises:
-        UserError: the run says nothing about it.
+        UserError: options of a simulator are given, and the run says nothing about one.
     """
     given = dict(override.partition("=")[::2] for override in overrides)
-    changed = [key for key in given if key.lstrip("+~").startswith("sim.")]
-    if not changed or "sim" in given or "checkpoint" not in given:
+    if "checkpoint" not in given:
         return []
-    saved = _saved_config(Path(given["checkpoint"].strip("'").replace("\\'", "'")).expanduser()).get("sim")
+    folder = Path(given["checkpoint"].strip("'").replace("\\'", "'")).expanduser()
+    changed = [key for key in given if key.lstrip("+~").startswith("sim.") and "sim" not in given]
+    if not changed and not (folder / "config.yaml").is_file():
+        return []
+    saved = _saved_config(folder)
+    rename(saved)
+    sim, evaluation = saved.get("sim"), saved.get("evaluation") or {}
+    chosen = {name: evaluation[name] for name in AS_TRAINED if name in evaluation}
+    return [*(_of_simulator(sim, changed[0]) if changed else []), *_literals("evaluation", chosen)]
+
+
+def _of_simulator(saved: Any, option: str) -> list[str]:
     if not isinstance(saved, dict) or not saved.get("name"):
-        raise UserError(f"{changed[0]}: the run was trained without a simulator: choose one, e.g. sim=metaworld.")
-    return [f"sim={saved.pop('name')}", *(f"sim.{key}={_literal(value)}" for key, value in saved.items())]
+        raise UserError(f"{option}: the run was trained without a simulator: choose one, e.g. sim=metaworld.")
+    return [f"sim={saved.pop('name')}", *_literals("sim", saved)]
+
+
+def _literals(group: str, values: dict[str, Any]) -> list[str]:
+    return [f"{group}.{key}={_literal(value)}" for key, value in values.items()]
 
 
 def _saved_config(folder: Path) -> dict[str, Any]:
-    """Return the config of a run or checkpoint folder, as it was saved."""
+    """Return the groups of a run's or checkpoint's config, as they were saved; what else a file holds is left to those
+    who load it.
+
+    Raises:
+        UserError: there is none, or it is no YAML.
+    """
     import yaml  # type: ignore[import-untyped]
 
     file = folder / "config.yaml"
@@ -167,8 +190,13 @@ def _saved_config(folder: Path) -> dict[str, Any]:
             f"checkpoint={folder} is neither a checkpoint nor a run with one: give runs/<name> or "
             "runs/<name>/checkpoints/step_<number>."
         )
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file} is damaged ({' '.join(str(error).split())}): copy it again from where it came."
+        ) from error
+    return {key: group for key, group in found.items() if isinstance(group, dict)} if isinstance(found, dict) else {}
 
 
 def _literal(value: object) -> str:

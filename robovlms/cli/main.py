@@ -11,6 +11,7 @@ from robovlms.config.commands import (
     CollectDemosConfig,
     CompareConfig,
     ConvertBackboneConfig,
+    ConvertCheckpointConfig,
     ConvertDataConfig,
     EvaluateConfig,
     InspectConfig,
@@ -59,6 +60,11 @@ def convert_backbone() -> None:
     entry("convert_backbone", ConvertBackboneConfig, _convert_backbone)
 
 
+def convert_checkpoint() -> None:
+    """Run `python scripts/convert_checkpoint.py` or `robovlms-convert-checkpoint`."""
+    entry("convert_checkpoint", ConvertCheckpointConfig, _convert_checkpoint)
+
+
 def compare() -> None:
     """Run `python scripts/compare.py` or `robovlms-compare`."""
     entry("compare", CompareConfig, _compare)
@@ -78,6 +84,12 @@ def _train(config: TrainConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
+    if config.verify is not None:
+        from robovlms.commands.verify import verify
+
+        verdict = verify(Path(config.verify), config.share, config.checkpoint)
+        show(str(verdict))
+        sys.exit(0 if verdict.holds else 1)
     from robovlms.commands.evaluate import evaluate_in_launch as run
 
     run(config)
@@ -121,11 +133,17 @@ def _convert_backbone(config: ConvertBackboneConfig) -> None:
     run(config.family, config.source, config.output_dir)
 
 
+def _convert_checkpoint(config: ConvertCheckpointConfig) -> None:
+    from robovlms.commands.convert_checkpoint import convert_checkpoint as run
+
+    run(config)
+
+
 def _compare(config: CompareConfig) -> None:
     from robovlms.commands.compare import compare as run
 
-    table, picture = run(config.folders, config.latency_steps)
-    show(f"{table}\n\n{picture}")
+    text, page = run(config.folders, config.latency_steps, sequential=config.sequential, output_dir=config.output_dir)
+    show(f"{text}\n\n{page}")
 
 
 def _merge_lora(config: MergeLoRAConfig) -> None:

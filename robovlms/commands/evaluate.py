@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from robovlms.actions.contract import check_contract
 from robovlms.actions.plan import DataPlan, Source
+from robovlms.commands.acting import Stage, device_name, ways_of_execution
 from robovlms.config.choices import CheckpointChoice
-from robovlms.config.closed_loop import EvaluationConfig, SimConfig
 from robovlms.config.commands import EvaluateConfig
-from robovlms.config.fields import DEMO, fields_that_keep
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
-from robovlms.evaluation.asking import AskingPolicy, SharedEngine
-from robovlms.evaluation.checkpoints import CheckpointRow, flag_best, format_checkpoints, write_checkpoints
+from robovlms.evaluation.analysis.certificate import certify
+from robovlms.evaluation.analysis.checkpoints import CheckpointRow, flag_best, format_checkpoints, write_checkpoints
 from robovlms.evaluation.episodes import plan_episodes
-from robovlms.evaluation.folder import REPORT, RESULTS, SUCCESS, evaluation_folder
+from robovlms.evaluation.folder import LATENCY, REPORT, RESULTS, SUCCESS, evaluation_folder
 from robovlms.evaluation.results import (
     Results,
     environment_versions,
@@ -30,8 +29,6 @@ from robovlms.evaluation.results import (
     summarize,
     write_results,
 )
-from robovlms.evaluation.rollout import Policy
-from robovlms.evaluation.rollouts import run_episodes
 from robovlms.evaluation.share import Share, share_of_launch
 from robovlms.policy.checkpoint import (
     CONFIG,
@@ -42,13 +39,12 @@ from robovlms.policy.checkpoint import (
     run_folder_of,
     step_of,
 )
-from robovlms.policy.engine import PolicyEngine, dtype_of
 from robovlms.policy.manifest import checkpoint_digest
 from robovlms.policy.spec import check_observations
 from robovlms.registry import SIMULATORS
 from robovlms.reports.checkpoints_page import write_checkpoints_page
 from robovlms.reports.evaluation_page import write_report
-from robovlms.reports.plots import plot_success
+from robovlms.reports.plots import plot_latency, plot_success
 from robovlms.sims.base import Simulator
 from robovlms.training.figures import plot_run
 from robovlms.training.follow import follow
@@ -189,31 +185,31 @@ def evaluate_checkpoint(
         folder = Path(config.output_dir) / (checkpoint.name if is_one_of_several else "")
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
     plan = DataPlan.of(trained.data, trained.view.views)
-    source = plan.find(config.evaluation.source)
+    source = plan.find(config.evaluation.source, simulator.contract)
     check_simulator(simulator, source)
+    ways = ways_of_execution(config.evaluation, trained)
     episodes = plan_episodes(simulator, config.evaluation)
     simulator.close()
-    start = partial(start_rollout, sim, source.views, source.proprio_names)
-    answerer = partial(start_engine, weights, config.evaluation)
-    conditions = {
-        "checkpoint": str(checkpoint.resolve()),
-        "digest": checkpoint_digest(weights),
-        "sim": {key: value for key, value in asdict(sim).items() if key not in fields_that_keep(sim, DEMO)},
-        "renderer": simulator.renderer,
-        "execution": config.evaluation.execution.value,
-        "execute_steps": config.evaluation.execute_steps,
-        "dtype": str(dtype_of(config.evaluation.engine)).removeprefix("torch."),
-        "max_batch_size": config.evaluation.engine.max_batch_size,
-    }
-    workers, asked = config.evaluation.num_workers, {"train": asdict(trained), **asdict(config), "sim": asdict(sim)}
+    asked = {"train": asdict(trained), **asdict(config), "sim": asdict(sim)}
+    stage = Stage(checkpoint, weights, simulator, source, share)
     evaluated = Evaluated(folder / REPORT, None, trained, sim.name)
     with ExitStack() as stack:
         share.on_main(lambda: stack.enter_context(evaluation_folder(folder, overwrite=config.overwrite)))
-        play = partial(run_episodes, folder=folder, conditions=conditions, num_workers=workers, share=share)
-        played = play(start, episodes, start_answerer=answerer)
+        played = stage.play(config.evaluation, episodes, folder)
+        points = stage.measure_latency(config.evaluation, ways, played, folder)
         if not share.is_main:
             return evaluated
         results = summarize(played, config=asked, versions=environment_versions(simulator.packages))
+        if points:
+            results["latency"] = points
+        results = certify(
+            results,
+            checkpoint=checkpoint,
+            checkpoint_digest=checkpoint_digest(weights),
+            renderer=simulator.renderer,
+            device=device_name(config.evaluation.engine),
+            argv=sys.argv,
+        )
         write_results(folder / RESULTS, results)
     log.info("%s: %d episodes\n%s", checkpoint.name, len(played), format_table(results))
     figures = draw_figures(results, folder, run_folder, plan.action_names)
@@ -238,26 +234,8 @@ def draw_figures(results: Results, folder: Path, run_folder: Path, action_names:
     heading.
     """
     figures = {"Success rates": [plot_success(results, folder / SUCCESS)]}
+    if "latency" in results:
+        figures["Success against latency"] = [plot_latency(results["latency"], folder / LATENCY / "latency.png")]
     if (run_folder / "metrics.jsonl").is_file():
         figures |= plot_run(run_folder, action_names)
     return figures
-
-
-def start_rollout(sim: SimConfig, views: list[str], proprio_names: list[str]) -> tuple[Policy, Simulator]:
-    """Build a simulator, and what asks the engine: what every evaluation process does first."""
-    simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    return AskingPolicy(views, [simulator.proprio_names.index(name) for name in proprio_names]), simulator
-
-
-def start_engine(checkpoint: Path, config: EvaluationConfig) -> SharedEngine:
-    """Load the policy that all evaluation processes ask."""
-    engine = PolicyEngine.from_checkpoint(checkpoint, config.engine)
-    open_session = partial(
-        engine.open,
-        config.source,
-        execution=config.execution,
-        execute_steps=config.execute_steps,
-        may_be_silent=True,  # `evaluation.language` may ask for it
-    )
-    open_session()  # refuses what does not fit before anything is played
-    return SharedEngine(engine, open_session, config.engine)

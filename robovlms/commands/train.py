@@ -21,6 +21,7 @@ from robovlms.errors import UserError
 from robovlms.policy.checkpoint import init_weights, load_stats, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
+from robovlms.sims.base import Simulator
 from robovlms.terminal import set_up_logging
 from robovlms.training.figures import plot_run
 from robovlms.training.launch import end_with_parent
@@ -36,8 +37,8 @@ def train(config: TrainConfig) -> Path:
     beside = EvaluationBeside(config) if config.evaluation.during_training else None
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled or beside):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
-        source = plan.find(config.evaluation.source)
-        check_simulator(SIMULATORS.get(config.sim.name)(config.sim), source)
+        simulator: Simulator = SIMULATORS.get(config.sim.name)(config.sim)
+        check_simulator(simulator, plan.find(config.evaluation.source, simulator.contract))
     with Trainer(config, plan) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.commands.collect_demos import collect_demos
@@ -100,7 +101,7 @@ class EvaluationBeside:
         """Wait for the evaluation of what the run has left.
 
         Raises:
-            UserError: it failed; says how to go on with it.
+            UserError: it failed; says how it is resumed.
         """
         log.info("training has ended; its last checkpoints are being evaluated")
         try:
@@ -110,8 +111,7 @@ class EvaluationBeside:
         if self._process.exitcode:
             raise UserError(
                 f"the evaluation beside the training failed: {death(self._process)}, after what it says above. The "
-                f"checkpoints are whole; go on with python scripts/evaluate.py checkpoint={self._asked.checkpoint} "
-                "watch=true"
+                "training is complete; its command with trainer.resume=auto resumes the evaluation alone."
             )
 
 

@@ -85,6 +85,10 @@ class EvaluationConfig:
     language_episodes: int = number(10, at_least=1)  # of every task and way, the first of those it has
     execution: Execution = Execution.chunk
     execute_steps: int = number(1, at_least=1)  # actions of a chunk executed before the policy is asked again
+    decision_steps: int = number(0, at_least=0)  # control steps that a decision takes, while the last chunk goes on
+    latency: list[int] = number(list, at_least=0)  # decision_steps that success is also measured with, for a figure
+    executions: list[Execution] = field(default_factory=list)  # those measured so; empty: all that the head can do
+    shuffle: bool = False  # play in a random order, so that what has been played at any time speaks of all tasks
     num_workers: int = number(1, at_least=1, at_most=MAX_PROCESSES)
     engine: EngineConfig = field(default_factory=EngineConfig)
     videos_per_task: int = number(1, at_least=0)

@@ -46,7 +46,10 @@ class PackConfig:
 class EvaluateConfig(Checked):
     """Closed-loop evaluation of a checkpoint, or of several of a run (`scripts/evaluate.py`)."""
 
-    checkpoint: str = ask("runs/quickstart_nano/checkpoints/step_1000")  # or a run: `runs/quickstart_nano`
+    # or a run: `runs/quickstart_nano`; with `verify` only where it is no longer where it was
+    checkpoint: str = ""
+    verify: str | None = None  # a results.json, or its folder: find out whether it holds, and evaluate nothing
+    share: float = number(0.02, above=0, at_most=1)  # of its episodes that are played again, at least one
     checkpoints: str | None = None  # of a run: last | all | every:<steps>; unset: `evaluation.checkpoints`
     watch: bool = False  # follow a run that still trains: evaluate its checkpoints as they appear, until it has ended
     # unset: `evaluation/<sim>_<checkpoint>` in the run folder; of several checkpoints, each has a folder in it
@@ -56,9 +59,19 @@ class EvaluateConfig(Checked):
     evaluation: EvaluationConfig = MISSING
 
     def check(self, _: str) -> None:
-        """Refuse a choice of checkpoints that cannot be read."""
+        """Ask for a checkpoint where one is evaluated, and refuse a choice of them that cannot be read or made."""
+        if not self.checkpoint and self.verify is None:
+            raise UserError(
+                "checkpoint: not set. Say on the command line, e.g. checkpoint=runs/quickstart_nano, or "
+                "checkpoint=runs/quickstart_nano/checkpoints/step_1000"
+            )
         if self.checkpoints is not None:
-            CheckpointChoice.parse(self.checkpoints)
+            choice = CheckpointChoice.parse(self.checkpoints)
+            if self.watch and choice.every is None:
+                raise UserError(
+                    "watch=true evaluates checkpoints as they appear, and checkpoints=last is known at the end alone: "
+                    "give checkpoints=all or e.g. every:10000, or leave watch out."
+                )
 
 
 @schema("serve")
@@ -123,6 +136,25 @@ class ConvertBackboneConfig(Checked):
     output_dir: str = ask("checkpoints/moondream")
 
 
+@dataclass(kw_only=True)
+class ReleasedBackboneConfig:
+    """The VLM of a released checkpoint, which holds neither its configuration nor its tokenizer."""
+
+    checkpoint: str | None = None  # folder or hub id of them; unset: the published model's
+
+
+@schema("convert_checkpoint")
+@dataclass(kw_only=True)
+class ConvertCheckpointConfig(Checked):
+    """A checkpoint of RoboVLMs to be made one of ours (`scripts/convert_checkpoint.py`)."""
+
+    source: str = ask("/path/to/kosmos_ph_calvin_abcd.pt")  # or the folder that it lies in
+    config: str = ask("/path/to/kosmos_ph_calvin_abcd.json")
+    output_dir: str = ask("checkpoints/kosmos_ph_calvin_abcd")
+    backbone: ReleasedBackboneConfig = field(default_factory=ReleasedBackboneConfig)
+    data: DataConfig = MISSING  # what its actions mean
+
+
 @schema("convert_data")
 @dataclass(kw_only=True)
 class ConvertDataConfig(Checked):
@@ -175,7 +207,9 @@ class InspectConfig(Checked):
 @schema("compare")
 @dataclass(kw_only=True)
 class CompareConfig(Checked):
-    """Finished runs side by side (`scripts/compare.py`)."""
+    """Runs and evaluations side by side (`scripts/compare.py`)."""
 
-    folders: list[str] = ask("[runs/structure_grid]")  # searched for runs
-    latency_steps: int = number(20, at_least=1)  # control steps that are timed
+    folders: list[str] = ask("[runs/structure_grid]")  # runs, evaluations, or what holds some; or files results.json
+    latency_steps: int = number(20, at_least=0)  # control steps that are timed; 0: policies are not loaded
+    sequential: bool = False  # evaluations may still run, and the comparison may be made again whenever there is more
+    output_dir: str | None = None  # of the tables and the page; unset: the first of `folders`

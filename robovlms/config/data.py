@@ -64,6 +64,8 @@ class NormalizationConfig:
     modes: dict[str, NormalizationMode] = field(default_factory=dict)  # by entry name, where it differs from `mode`
     # above 0: mu-law companding of the normalised entries, e.g. 255; small motions get more room
     mu: float = number(0.0, at_least=0)
+    # of the bounds that becomes [-1, 1], about their middle; 0.65 in RoboVLMs' runs on RLDS data
+    share: float = number(1.0, above=0, at_most=1)
     statistics_file: str | None = None  # of RoboVLMs, OpenVLA or openpi, instead of those of the data
     statistics_key: str | None = None  # data set within such a file
 

@@ -21,7 +21,7 @@ def rename(node: Any) -> None:
     """Change the keys and values of a saved config, nested mappings, to what they are called today, in place."""
     evaluation = node.get("evaluation") or {}
     if opposite := evaluation.pop("opposite_episodes_per_task", 0):
-        evaluation |= {"language": ["opposite"], "language_episodes": opposite}
+        evaluation["language"], evaluation["language_episodes"] = ["opposite"], opposite
     for old, new in RENAMED.items():
         (group, _, key), (new_group, _, new_key) = old.partition("."), new.partition(".")
         if group in node and key in node[group]:

@@ -37,7 +37,7 @@ class EpisodeResult:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it is no result: an error ended it that the evaluation must not go on with."""
+        """Whether it is no result: an error ended it, and the evaluation must stop."""
         return self.error is not None and not self.lost
 
     @property
@@ -50,7 +50,8 @@ class EpisodeResult:
         """File name of the episode's video, if it was recorded."""
         episode = self.episode
         language = "" if episode.language is Language.own else episode.language
-        parts = filter(None, [episode.group, episode.scene, episode.variant, str(episode.seed), language])
+        group = "" if episode.scene.startswith(episode.group) else episode.group
+        parts = filter(None, [group, episode.scene, episode.variant, str(episode.seed), language])
         return re.sub(r"[^\w.-]+", "-", "_".join(parts) + ".mp4")
 
     def to_json(self) -> dict[str, Any]:

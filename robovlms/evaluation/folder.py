@@ -11,6 +11,7 @@ from robovlms.errors import UserError
 from robovlms.files import FolderLock, Replacement, is_marked, mark
 
 RESULTS, SUCCESS, REPORT, VIDEOS = "results.json", "success.png", "report.html", "videos"
+LATENCY = "latency"  # folder of the evaluations that success against latency is measured by
 EVALUATION = "evaluation"
 
 
@@ -64,7 +65,7 @@ def evaluation_folder(folder: Path, *, overwrite: bool) -> Iterator[None]:
 
 
 def _ours(folder: Path) -> list[Path]:
-    others = [path for name in (RESULTS, SUCCESS, REPORT, VIDEOS) if (path := folder / name).exists()]
+    others = [path for name in (RESULTS, SUCCESS, REPORT, VIDEOS, LATENCY) if (path := folder / name).exists()]
     return [*journals(folder), *others]
 
 

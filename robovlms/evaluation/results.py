@@ -11,6 +11,9 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from robovlms import __version__
 from robovlms.config.choices import Language
+from robovlms.evaluation.analysis.certificate import Certificate
+from robovlms.evaluation.analysis.language import Instructions, judge_instructions, sentences
+from robovlms.evaluation.analysis.latency import Point
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.statistics import Rate, bootstrap_mean
 from robovlms.files import write_text
@@ -61,9 +64,12 @@ class Results(TypedDict):
     """What `results.json` holds."""
 
     language: dict[str, Rates]  # by the kind of instruction, "own" first; for "opposite" success is a mistake
+    instructions: Instructions | None  # what other instructions change; None: there are none
     config: dict[str, Any]
     versions: dict[str, str]
     episodes: list[dict[str, Any]]  # `EpisodeResult.to_json`
+    latency: NotRequired[list[Point]]  # success against latency, where that was measured
+    certificate: NotRequired[Certificate]
     chosen_from: NotRequired[int]  # checkpoints of a run, of which this one had the best result
 
 
@@ -80,6 +86,7 @@ def summarize(results: Sequence[EpisodeResult], *, config: Mapping[str, Any], ve
         kinds.setdefault(result.episode.language.value, []).append(result)
     return {
         "language": {language: _rates(some) for language, some in kinds.items()},
+        "instructions": judge_instructions(results),
         "config": dict(config),
         "versions": dict(versions),
         "episodes": [result.to_json() for result in results],
@@ -183,6 +190,8 @@ def format_table(results: Results) -> str:
     lines = [list(HEADER)]
     for language, rates in results["language"].items():
         lines += _section(SECTIONS[Language(language)], rates)
+    if said := sentences(results["instructions"]):
+        lines += [[""], *([sentence] for sentence in said)]
     widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(HEADER))]
     text = []
     for name, *cells in lines:

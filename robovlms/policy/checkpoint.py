@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
@@ -31,11 +31,14 @@ from robovlms.policy.manifest import HEADER, MANIFEST, check_checkpoint, reading
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.spec import SPEC, PolicySpec
 
+T = TypeVar("T")
+
 CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
 VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
 BACKBONE, STATE = "backbone", "training_state"
 MAX_CONFIG_BYTES, MAX_DEPTH = 1_000_000, 20  # of a config that is read: ours have some kB, and 5 levels
 MAX_NAMED = 6  # tensors that a message names
+ADVICE = f"Choose the backbone, head, structure and views that its {CONFIG} names."
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
@@ -69,6 +72,25 @@ def load_config(path: Path) -> TrainConfig:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     assert isinstance(config, TrainConfig)
+    return config
+
+
+def read_typed(schema: type[T], values: Mapping[str, Any]) -> T:
+    """Return a config of one group from the values that `asdict` gave; they may come from anywhere.
+
+    Raises:
+        UserError: they are not of this schema, or have an interpolation, as no config of ours does.
+    """
+    failed = f"what was written of {schema.__name__} cannot be read"
+    if "${" in str(values):
+        raise UserError(f"{failed}: it has an interpolation, ${{...}}, which is not resolved.")
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"what was written of {schema.__name__} cannot be read: {' '.join(str(error).split())}"
+        ) from error
+    assert isinstance(config, schema)
     return config
 
 
@@ -179,7 +201,7 @@ def load_weights(policy: VLAPolicy, folder: Path, optional: str | None = None) -
         DamagedCheckpointError: the file cannot be read.
         UserError: names missing and unexpected tensors, or those of another shape.
     """
-    _load(policy, _read_weights(folder), folder, {optional} - {None})
+    fill(policy, _read_weights(folder), str(folder), ADVICE, {optional} - {None})
 
 
 def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> None:
@@ -201,7 +223,7 @@ def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> None:
         moved = {key.replace(".base_layer.", "."): key for key in known if ".base_layer." in key}
         weights = {moved.get(key, key): value for key, value in weights.items()}
         optional |= {key for key in known if ".lora_" in key}
-    _load(policy, weights, folder, optional)
+    fill(policy, weights, str(folder), ADVICE, optional)
 
 
 def _same_adapters(old: LoRAConfig, new: LoRAConfig) -> bool:
@@ -216,14 +238,23 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(folder / WEIGHTS)
 
 
-def _load(policy: VLAPolicy, weights: Mapping[str, Tensor], folder: Path, optional: Collection[str | None]) -> None:
+def fill(
+    policy: VLAPolicy, weights: Mapping[str, Tensor], source: str, advice: str, optional: Collection[str | None] = ()
+) -> None:
+    """Load weights into a policy, every tensor accounted for; `optional` ones may be on one side alone.
+
+    Raises:
+        UserError: names missing and unexpected tensors, or those of another shape, and ends with `advice`.
+    """
     known = policy.state_dict()
     sized = {key: value.shape for key, value in known.items() if not key.endswith("_extra_state")}  # a head's tokenizer
     if wrong := [key for key, value in weights.items() if sized.get(key, value.shape) != value.shape]:
         told = ", ".join(
             f"{key} {list(weights[key].shape)} instead of {list(known[key].shape)}" for key in wrong[:MAX_NAMED]
         )
-        raise UserError(f"the weights in {folder} do not fit this policy: {len(wrong)} of another shape: {told}")
+        raise UserError(
+            f"the weights in {source} do not fit this policy: {len(wrong)} of another shape: {told}. {advice}"
+        )
     missing, unexpected = policy.load_state_dict(weights, strict=False)
     loaded = {known[key].data_ptr() for key in weights.keys() & known.keys()}  # tied weights lie there under one name
     wrong_sides = {
@@ -232,10 +263,7 @@ def _load(policy: VLAPolicy, weights: Mapping[str, Tensor], folder: Path, option
     }
     if any(wrong_sides.values()):
         told = "; ".join(f"{len(keys)} {side}: {_some(keys)}" for side, keys in wrong_sides.items() if keys)
-        raise UserError(
-            f"the weights in {folder} do not fit this policy: {told}. Choose the backbone, head, structure and views "
-            f"that its {CONFIG} names."
-        )
+        raise UserError(f"the weights in {source} do not fit this policy: {told}. {advice}")
 
 
 def _some(keys: list[str]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robovlms.actions.contract import check_contract
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.plan import Source, find_source
-from robovlms.config.choices import EngineDtype, Execution, FrameCache
+from robovlms.config.choices import EngineDtype, Execution, FrameCache, Representation
 from robovlms.config.closed_loop import EngineConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
@@ -99,6 +99,7 @@ class PolicyEngine:
         execute_steps: int = 1,
         contract: ActionContract | None = None,
         clock: Callable[[], float] | None = None,
+        latency: int = 0,
         may_be_silent: bool = False,
         name: str | None = None,
     ) -> Session:
@@ -112,6 +113,7 @@ class PolicyEngine:
             contract: what the robot or simulator expects of actions; a policy that means something else is refused.
             clock: seconds, e.g. time.monotonic, for a robot that does not wait for the policy: the action that is
                 returned is the one due when it is returned. Without one every call of `step` is one control step.
+            latency: control steps that a decision is made to take, as in `ChunkExecutor`; without a clock.
             may_be_silent: whether an empty instruction is read as it is; it is refused otherwise.
             name: for messages.
 
@@ -134,7 +136,14 @@ class PolicyEngine:
             chosen,
             self._normalizers[chosen.name],
             start_memory=self._start_memory,
-            start_executor=partial(ChunkExecutor, execution, execute_steps, has_gripper=chosen.has_gripper),
+            start_executor=partial(
+                ChunkExecutor,
+                execution,
+                execute_steps,
+                has_gripper=chosen.has_gripper,
+                latency=latency,
+                is_delta=chosen.interface.representation is Representation.delta,
+            ),
             clock=clock,
             may_be_silent=may_be_silent,
         )

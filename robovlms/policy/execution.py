@@ -19,21 +19,34 @@ class Chunk(NamedTuple):
 
     made: int
     actions: Float32[np.ndarray, "k a"]
+    ready: int = 0  # control step from which it is there
 
 
 class ChunkExecutor:
     """Chunks in, one action a step out.
 
-    Steps are counted, not chunks: a chunk that arrives late is entered at the action that is due now.
+    Steps are counted, not chunks: a chunk that arrives late is entered at the action that is due now. With a simulated
+    `latency` the first chunk is waited for before anything moves; later ones arrive so many steps after the observation
+    that they were made from, while the actions of the last one go on. Where these end before, the robot is held.
     """
 
-    def __init__(self, mode: Execution, execute_steps: int = 1, *, has_gripper: bool = True) -> None:
+    def __init__(
+        self,
+        mode: Execution,
+        execute_steps: int = 1,
+        *,
+        has_gripper: bool = True,
+        latency: int = 0,
+        is_delta: bool = True,
+    ) -> None:
         """Say how chunks become actions.
 
         Args:
             mode: what is executed of a chunk.
             execute_steps: actions of a chunk before the next one is asked for.
             has_gripper: whether the last entry is a gripper, of which a mean is made -1 or +1.
+            latency: control steps that every decision but the first takes, for robots that do not wait.
+            is_delta: whether an arm is held by an action of zeros; else by its last action once more.
 
         Raises:
             UserError: the mode asks at every step, and `execute_steps` is more than 1.
@@ -44,15 +57,21 @@ class ChunkExecutor:
                 "must be 1. Use evaluation.execution=chunk to execute more of a chunk."
             )
         self.mode, self.execute_steps, self.has_gripper = mode, execute_steps, has_gripper
+        self.latency, self._is_delta = latency, is_delta
         self.chunks: list[Chunk] = []  # oldest first
+        self._last: Float32[np.ndarray, "a"] | None = None  # action
 
     def wants(self, step: int) -> bool:
-        """Tell whether a new chunk is due."""
-        return not self.chunks or step - self.chunks[-1].made >= self.execute_steps
+        """Tell whether a new chunk is due; one is decided at a time."""
+        if not self.chunks:
+            return True
+        newest = self.chunks[-1]
+        return step - newest.made >= self.execute_steps and step >= newest.ready
 
     def add(self, chunk: Chunk) -> None:
         """Take a prediction; those that no coming step is part of are dropped."""
-        self.chunks.append(chunk)
+        ready = chunk.made + self.latency if self.chunks else chunk.made
+        self.chunks.append(chunk._replace(ready=ready))
         self.chunks = [each for each in self.chunks if each.made + len(each.actions) > chunk.made]
 
     def action(self, step: int) -> Float32[np.ndarray, "a"]:
@@ -61,7 +80,14 @@ class ChunkExecutor:
         Raises:
             TimeoutError: no chunk reaches as far.
         """
-        due = [chunk.actions[step - chunk.made] for chunk in self.chunks if 0 <= step - chunk.made < len(chunk.actions)]
+        self._last = self._due(step)
+        return self._last
+
+    def _due(self, step: int) -> Float32[np.ndarray, "a"]:
+        there = [chunk for chunk in self.chunks if chunk.ready <= step]
+        due = [chunk.actions[step - chunk.made] for chunk in there if 0 <= step - chunk.made < len(chunk.actions)]
+        if not due and self.latency and self._last is not None:
+            return self._held(self._last)
         if not due:
             made, count = self.chunks[-1].made, len(self.chunks[-1].actions)
             raise TimeoutError(
@@ -76,6 +102,13 @@ class ChunkExecutor:
             mean[-1] = 1.0 if mean[-1] > 0 else -1.0
         return mean
 
+    def _held(self, last: Float32[np.ndarray, "a"]) -> Float32[np.ndarray, "a"]:
+        """Return the action that leaves the robot where it is, with its gripper as it was."""
+        action = last.copy()
+        if self._is_delta:
+            action[: len(action) - self.has_gripper] = 0.0
+        return action
+
 
 def continuity(chunk_size: int, passed: int, delay: int) -> list[float]:
     """Return how much a new chunk must keep of the last one, action by action: 1 for those that will be executed before
@@ -84,14 +117,15 @@ def continuity(chunk_size: int, passed: int, delay: int) -> list[float]:
     Args:
         chunk_size: actions of a chunk, k.
         passed: steps between the observations of the two chunks.
-        delay: steps that the new one will take to arrive.
+        delay: steps that the new one will take to arrive, of which no more count than the last one has actions.
 
     Source: Real-Time Chunking, arXiv:2506.07339, equation 5.
     """
     overlap = chunk_size - passed
+    delay = min(delay, overlap)
     weights = []
     for i in range(chunk_size):
         share = (overlap - i) / (overlap - delay + 1)
         soft = share * math.expm1(share) / math.expm1(1) if share > 0 else 0.0
-        weights.append(1.0 if i < min(delay, overlap) else soft if i < overlap else 0.0)
+        weights.append(1.0 if i < delay else soft if i < overlap else 0.0)
     return weights

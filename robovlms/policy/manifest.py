@@ -39,13 +39,7 @@ def new_checkpoint(target: Path) -> Iterator[Path]:
     """
     with atomic_folder(target) as folder:
         yield folder
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
-            hashes = pool.map(hash_file, files)
-            entries: Entries = {
-                path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256}
-                for path, sha256 in zip(files, hashes, strict=True)
-            }
+        entries = _entries_of(folder)
         write_text(folder / MANIFEST, json.dumps({"files": entries, "digest": _digest(entries)}, indent=1) + "\n")
 
 
@@ -78,13 +72,23 @@ def check_checkpoint(folder: Path, *, hashes: bool = True) -> None:
                 raise DamagedCheckpointError(folder, f"{name} has another content than was written (SHA-256)")
 
 
-def checkpoint_digest(folder: Path) -> str | None:
-    """Return what tells a checkpoint's content from any other's; None: it is from before there were manifests.
+def checkpoint_digest(folder: Path) -> str:
+    """Return the SHA-256 that stands for a checkpoint: of its manifest, or of what its manifest would hold.
 
     Raises:
-        DamagedCheckpointError: the manifest is not what was written.
+        DamagedCheckpointError: the manifest cannot be read.
     """
-    return _digest(_read_entries(folder)) if (folder / MANIFEST).is_file() else None
+    return _digest(_read_entries(folder) if (folder / MANIFEST).is_file() else _entries_of(folder))
+
+
+def _entries_of(folder: Path) -> Entries:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
+        hashes = pool.map(hash_file, files)
+        return {
+            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256}
+            for path, sha256 in zip(files, hashes, strict=True)
+        }
 
 
 def _read_entries(folder: Path) -> Entries:

@@ -87,6 +87,11 @@ class VLAPolicy(nn.Module):
                     "cotrain=null, or choose another backbone."
                 )
             backbone.text_head.enable(config.backbone)
+        if config.head.kind is HeadKind.tokens and not backbone.reads_queries:
+            raise NotAllowedError(
+                f"head={config.head.name} with backbone={config.backbone.name} is not allowed: it pools over the "
+                "instruction and reads no token behind it. Choose head=lstm, gpt or mlp, or backbone=flamingo."
+            )
         if config.head.kind is HeadKind.slots:
             backbone.enable_bidirectional_queries()
         head = HEADS.get(config.head.name)(

@@ -108,7 +108,7 @@ class Session:
         """
         self.executor.add(Chunk(step, self.denormalize(chunk, step)))
         self._last = step, chunk
-        self.delay = self.now() - step
+        self.delay = max(self.now() - step, self.executor.latency)
 
     def action(self) -> Float32[np.ndarray, "_a"]:
         """Return the action that is due now, and go on to the next control step.

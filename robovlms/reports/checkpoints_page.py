@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from robovlms.evaluation.checkpoints import FIGURE, HEADER, PAGE, CheckpointRow, selection_note, table_cells
+from robovlms.evaluation.analysis.checkpoints import FIGURE, HEADER, PAGE, CheckpointRow, selection_note, table_cells
 from robovlms.reports.pages import data_uri, write_page
 from robovlms.reports.plots import plot_checkpoints
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from robovlms.evaluation.analysis.language import sentences
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.results import HEADER, Rates, Results, row_cells, table_rows
 from robovlms.reports.pages import data_uri, write_page
@@ -58,6 +59,8 @@ def write_report(
         summary={key: config[key] for key in SUMMARY if key in config},
         header=HEADER,
         sections={HEADINGS[language]: _rows(rates) for language, rates in results["language"].items()},
+        instructions=sentences(results.get("instructions")),
+        certificate=results.get("certificate", {}),
         figures={
             title: [(path.stem, data_uri(path, "image/png")) for path in paths] for title, paths in figures.items()
         },

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from robovlms.errors import UserError
-from robovlms.evaluation.checkpoints import best_checkpoint
+from robovlms.evaluation.analysis.checkpoints import best_checkpoint
 from robovlms.evaluation.results import table_rows
 from robovlms.files import atomic_file, read_json_lines
 from robovlms.reports.palette import BLUE, GREEN, INK, LINE, ORANGE, RED, SOFT
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from robovlms.evaluation.checkpoints import CheckpointRow
+    from robovlms.evaluation.analysis.checkpoints import CheckpointRow
+    from robovlms.evaluation.analysis.comparison import Comparison
+    from robovlms.evaluation.analysis.latency import Point
     from robovlms.evaluation.results import Results, Row
 
 Curve = tuple[list[int], list[float]]  # steps and values
 LOSS_TERMS = ("loss", "arm", "gripper")  # drawn first, and also without validation
 LANGUAGES = {"own": BLUE, "opposite": RED, "empty": SOFT, "paraphrase": GREEN, "spelling": ORANGE}
+EXECUTIONS = {"first": SOFT, "chunk": BLUE, "ensemble": ORANGE, "real_time": GREEN}
 WIDTH = 9.2  # inches, of every figure
 MAX_ROWS, MAX_POINTS = 300, 5000  # windows of a time series, dots of a scatter plot
 
@@ -128,23 +131,71 @@ def plot_comparison(
 
     Args:
         success: of every run that was evaluated, best first: successes, trials, interval.
-        act_ms: of every run.
+        act_ms: of every run that was timed; {}: none was.
         path: of the picture.
     """
     names = [*success, *(name for name in act_ms if name not in success)]
-    figure, ((left, right),) = _figure(1, 2, height=1.2 + 0.32 * len(names), width_ratios=[3.0, 2.0])
+    columns = 2 if act_ms else 1
+    figure, (panels,) = _figure(1, columns, height=1.2 + 0.32 * len(names), width_ratios=[3.0, 2.0][:columns])
     rows = {
         name: {"successes": done, "trials": n, "mean": done / n, "low": low, "high": high}
         for name, (done, n, low, high) in success.items()
     }
-    _draw_bars(left, names, rows, 0.0, 0.6, BLUE, "success")  # type: ignore[arg-type]
-    left.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1), title="success, with 95 % interval")
-    left.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    right.barh(range(len(names)), [act_ms[name] for name in names], 0.6, color=ORANGE, alpha=0.85)
-    right.set(yticks=[], title="milliseconds of a control step", xscale="log")
-    for axes in (left, right):
+    _draw_bars(panels[0], names, rows, 0.0, 0.6, BLUE, "success")  # type: ignore[arg-type]
+    panels[0].set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1), title="success, with 95 % interval")
+    panels[0].xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    if act_ms:
+        known = [i for i, name in enumerate(names) if name in act_ms]
+        panels[1].barh(known, [act_ms[names[i]] for i in known], 0.6, color=ORANGE, alpha=0.85)
+        panels[1].set(yticks=[], title="milliseconds of a control step", xscale="log", ylim=panels[0].get_ylim())
+    for axes in panels:
         axes.grid(axis="y", visible=False)
         axes.invert_yaxis()
+    return _save(figure, path)
+
+
+def plot_differences(comparison: Comparison, path: Path) -> Path:
+    """Draw the difference of every pair of runs with its 95 % interval; those that are decided are coloured."""
+    pairs = comparison.pairs
+    figure, panels = _figure(1, 1, height=1.1 + 0.3 * len(pairs))
+    axes = panels[0][0]
+    for place, pair in enumerate(pairs):
+        mean, low, high = pair.contrast.mean, pair.contrast.low, pair.contrast.high
+        color = SOFT if pair.better is None else BLUE
+        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=color, capsize=3, markersize=5)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    what = "success" if comparison.num_goals == 1 else "average length"
+    axes.set(
+        yticks=range(len(pairs)),
+        yticklabels=[f"{pair.first} - {pair.second}" for pair in pairs],
+        xlabel=f"difference of {what}, with 95 % interval; blue: decided",
+        ylim=(len(pairs) - 0.5, -0.5),
+    )
+    if comparison.num_goals == 1:
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")
+    axes.grid(axis="y", visible=False)
+    return _save(figure, path)
+
+
+def plot_latency(points: Sequence[Point], path: Path) -> Path:
+    """Draw success, or the average length of chains, against the control steps that a decision takes."""
+    figure, panels = _figure(1, 1, height=3.4)
+    axes = panels[0][0]
+    executions = list(dict.fromkeys(point["execution"] for point in points))
+    for number, execution in enumerate(executions):
+        curve = [point for point in points if point["execution"] == execution]
+        places = [point["latency"] + 0.06 * (number - (len(executions) - 1) / 2) for point in curve]  # side by side
+        means = [point["mean"] for point in curve]
+        errors = [[p["mean"] - p["low"] for p in curve], [p["high"] - p["mean"] for p in curve]]
+        axes.errorbar(places, means, yerr=errors, color=EXECUTIONS[execution], marker="o", capsize=3, label=execution)
+    latencies = sorted({point["latency"] for point in points})
+    axes.set(xlabel="control steps that a decision takes", ylabel="success, with 95 % interval", xticks=latencies)
+    if max(point["high"] for point in points) <= 1:
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    else:
+        axes.set(ylabel="average length, with 95 % interval", ylim=(0, None))
+    axes.legend(frameon=False, loc="lower left")
     return _save(figure, path)
 
 

@@ -6,8 +6,6 @@ instructions are ours. Task names are Meta-World's without the version suffix: `
 
 from __future__ import annotations
 
-import logging
-import os
 import warnings
 from typing import Any
 
@@ -16,26 +14,17 @@ from jaxtyping import Float32, Float64, UInt8
 
 from robovlms.config.choices import ReferenceFrame, Representation
 from robovlms.config.data import ActionContract
-from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator, Step, Task, check_action, choose_tasks
 from robovlms.sims.metaworld_tasks import TASKS
+from robovlms.sims.rendering import check_pictures, make_renderer, renderer_name, simulator_imports
 from robovlms.sims.schemas.metaworld import MAX_STEPS, MetaWorldSimConfig
 from robovlms.types import Observation
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco when it is imported; needs no display and no GPU
-logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it reports what it did not find
-try:
+with simulator_imports("metaworld", "metaworld"):
     import mujoco
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     from metaworld.policies import ENV_POLICY_MAP
-except ModuleNotFoundError as error:
-    raise ImportError(f'sim=metaworld: {error}. Install it with pip install -e ".[metaworld]".') from error
-except (AttributeError, ImportError) as error:  # what PyOpenGL says of a library that it did not find
-    raise UserError(
-        f"sim=metaworld renders with MUJOCO_GL={os.environ['MUJOCO_GL']}, whose libraries are not there ({error}). Run "
-        "apt-get install libegl1 libegl-mesa0 libgl1, as the README does before anything else."
-    ) from error
 
 MARKED_GOALS = {
     "coffee-pull", "pick-out-of-hole", "pick-place", "pick-place-wall", "plate-slide-back", "plate-slide-back-side",
@@ -80,7 +69,7 @@ class MetaWorld(Simulator):
     @property
     def renderer(self) -> str:
         """MuJoCo's, through the library that `MUJOCO_GL` names."""
-        return f"mujoco, {os.environ['MUJOCO_GL']}"
+        return renderer_name()
 
     def tasks(self) -> list[Task]:
         """List the tasks of `config.tasks` in that order, or all 50 by name."""
@@ -98,7 +87,9 @@ class MetaWorld(Simulator):
             self._scene = _Scene(goal.task, self._image_size)
         self._scene.reset(episode.seed)
         self._instruction, self._solved = goal.instruction, False
-        return self._observe()
+        observation = self._observe()
+        check_pictures(observation.frames, "metaworld")
+        return observation
 
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:
         """Hold one 7-D action, clipped to [-1, 1], for 1 / control_hz seconds and render. Success at any simulation
@@ -152,7 +143,7 @@ class _Scene:
         self._options = mujoco.MjvOption()
         if task not in MARKED_GOALS:
             self._options.sitegroup[:] = 0
-        self._renderer = _make_renderer(self._env.model, image_size)
+        self._renderer = make_renderer(self._env.model, image_size, "metaworld", shadows=False)
 
     def reset(self, seed: int) -> None:
         """Place objects and goal by `seed`, as Meta-World's benchmarks do: draw a layout, then start frozen to it."""
@@ -205,20 +196,3 @@ def _make_env(task: str) -> Any:
     env._set_task_called = True
     env.seeded_rand_vec = True
     return env
-
-
-def _make_renderer(model: Any, image_size: int) -> Any:
-    """Build a fast square renderer; quality must be set before it exists, flags after."""
-    model.vis.global_.offwidth = model.vis.global_.offheight = image_size
-    model.vis.quality.offsamples = 0
-    model.vis.quality.shadowsize = 0
-    try:
-        renderer = mujoco.Renderer(model, image_size, image_size)
-    except (mujoco.FatalError, RuntimeError, AttributeError) as error:
-        raise UserError(
-            f"sim=metaworld cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}): install libegl1 "
-            "libegl-mesa0 libgl1 (README), or set MUJOCO_GL=osmesa and install libosmesa6."
-        ) from error
-    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-        renderer.scene.flags[flag] = 0
-    return renderer

@@ -107,3 +107,13 @@ def test_a_source_has_the_views_of_the_policy_that_it_maps():
     assert DataPlan.of(POSES, ["wrist", "side"]).sources[0].views == ["side"]
     with pytest.raises(UserError, match=r"made_up has none of view\.views=\['wrist'\]"):
         DataPlan.of(POSES, ["wrist"])
+
+
+def test_the_only_source_whose_actions_an_environment_takes_needs_no_name():
+    sources = plan(mixture({"poses": POSES, "turns": TURNS, "planar": PLANAR}))
+    for name in ("poses", "turns", "planar"):
+        assert sources.find(None, sources.find(name).interface).name == name
+    twice = plan(mixture({"turns": TURNS, "again": TURNS}))
+    for several, taken in [(twice, twice.find("turns").interface), (sources, contract(SEVEN)), (sources, None)]:
+        with pytest.raises(UserError, match="Choose one of"):
+            several.find(None, taken)

@@ -9,7 +9,13 @@ from transformers import AutoModel, AutoModelForImageTextToText
 from robovlms.config.policy import BackboneConfig
 from robovlms.registry import BACKBONES
 
-OURS = ["flamingo", "moondream", "qwen_vl", "uform"]  # families that transformers lacks, made of its blocks
+OURS = [
+    "flamingo",
+    "flamingo_upstream",
+    "moondream",
+    "qwen_vl",
+    "uform",
+]  # families that transformers lacks, made of its blocks
 
 
 def publish(name, folder, noise=0.0, **changes):
@@ -59,14 +65,16 @@ class Batch(NamedTuple):
 
 def pack(name, backbone, images, texts, replies):
     """Put every row's images (a tensor each) behind the head of its text, and its reply behind the text."""
-    config, head = backbone.model.config, backbone.num_head_tokens
-    slot, pad = (4, config.text_config.pad_token_id) if name == "kosmos" else (config.image_token_id, 0)
+    config, closing = backbone.model.config, backbone.num_closing_tokens
+    head = backbone.num_head_tokens - closing
+    slot, pad = (4, config.text_config.pad_token_id) if "kosmos" in name else (config.image_token_id, 0)
     size, before = backbone.embed_images(torch.cat(images)[:1]).shape[1], backbone.num_marks[0]
     marks = backbone.mark_ids.tolist()
     image = marks[:before] + [slot] * (size - len(marks)) + marks[before:]
     shown = [int(token == slot) for token in image]
     rows, kinds = [], []
-    for row_images, text, row_reply in zip(images, texts, replies, strict=True):
+    for row_images, whole, row_reply in zip(images, texts, replies, strict=True):
+        text = whole[closing:]  # no frame is before
         rows.append(text[:head] + len(row_images) * image + text[head:] + row_reply)
         kinds.append([0] * head + len(row_images) * shown + [0] * (len(text) - head) + [2] * len(row_reply))
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
@@ -86,6 +94,10 @@ def _kosmos(backbone, batch):
 
 def _paligemma(backbone, batch):
     return {"token_type_ids": batch.is_reply.long()}
+
+
+def _causal(backbone, batch):
+    return {"token_type_ids": batch.mask.long()}
 
 
 def _gemma3(backbone, batch):
@@ -123,7 +135,8 @@ def _qwen(backbone, batch):
 
 
 OPTIONS = {
-    "kosmos": _kosmos, "paligemma": _paligemma, "paligemma2": _paligemma, "gemma3": _gemma3, "gemma4": _gemma4,
+    "kosmos": _kosmos, "kosmos_upstream": _kosmos, "paligemma_upstream": _causal,
+    "paligemma": _paligemma, "paligemma2": _paligemma, "gemma3": _gemma3, "gemma4": _gemma4,
     "idefics3": _idefics3, "smolvlm": _idefics3, "llava_onevision": _llava_onevision, "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen, "qwen3_5": _qwen, "lfm2_vl": _patches,
 }  # fmt: skip

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from robovlms.cli.arguments import rewrite
 from robovlms.cli.jobs import MAX_NAME, Outcome, job_name, summary
+from robovlms.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = {
@@ -125,3 +127,42 @@ def test_the_simulator_of_a_run_is_what_options_of_it_change(tmp_path: Path) -> 
         "sim=metaworld", "sim.tasks=['drawer-open','a, b']", "sim.control_hz=20.0", "sim.max_steps=50", *given,
     ]  # fmt: skip
     assert rewrite([*given, "sim=metaworld"], "evaluate") == [*given, "sim=metaworld"]
+
+
+def test_a_run_decides_how_its_policy_acts_and_the_command_line_has_the_last_word(tmp_path):
+    saved = {"execute_steps": 4, "execution": "chunk", "language": ["opposite"], "num_workers": 8, "enabled": False}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"evaluation": saved}))
+    given = [f"checkpoint={tmp_path}", "evaluation.execute_steps=1"]
+    assert rewrite(given, "evaluate") == [
+        "evaluation.execution='chunk'",
+        "evaluation.execute_steps=4",
+        "evaluation.language=['opposite']",
+        *given,
+    ]
+
+
+def test_an_old_run_is_evaluated_as_its_config_would_be_written_today(tmp_path):
+    old = {"evaluation": {"opposite_episodes_per_task": 5, "episodes_per_task": 3}, "sim": {"name": "metaworld"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    given = [f"checkpoint={tmp_path}", "sim.seed=7"]
+    assert rewrite(given, "evaluate") == [
+        "sim=metaworld",
+        "sim.episodes=3",
+        "evaluation.language=['opposite']",
+        "evaluation.language_episodes=5",
+        *given,
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["evaluation: text", "[]", "evaluation: null\nsim: 3\ndata: null", "trainer: x\ndata: [1]"]
+)
+def test_a_config_with_other_groups_than_ours_is_left_to_those_who_load_it(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    assert rewrite([f"checkpoint={tmp_path}"], "evaluate") == [f"checkpoint={tmp_path}"]
+
+
+def test_a_config_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("sim: [1")
+    with pytest.raises(UserError, match=r"config\.yaml is damaged .*copy it again"):
+        rewrite([f"checkpoint={tmp_path}"], "evaluate")

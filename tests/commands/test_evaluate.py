@@ -152,6 +152,7 @@ def test_several_checkpoints_lie_side_by_side_in_a_folder_of_the_users_choice(ru
         ("", ["checkpoints=every:5"], r"no checkpoint at a multiple of 5 steps, but those of 2, 4, 6"),
         ("checkpoints/step_000002", ["checkpoints=all"], r"is one of them: give the run"),
         ("checkpoints/step_000002", ["watch=true"], r"watch=true follows a run"),
+        ("", ["watch=true", "checkpoints=last"], r"give checkpoints=all or e\.g\. every:10000, or leave watch out"),
         ("nowhere", ["watch=true"], r"does not exist: watch=true follows a run that has begun|neither a checkpoint"),
     ],
 )
@@ -241,6 +242,15 @@ def test_an_evaluation_beside_the_training_ends_with_it_and_has_scored_its_last_
     assert len(journal.read_text().splitlines()) == 1 + 2  # evaluation.enabled plays nothing again
 
 
+def test_a_finished_run_that_is_resumed_goes_on_with_its_evaluation_alone(demos, run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("evaluation"))
+    weights = {path: path.read_bytes() for path in copy.glob("checkpoints/*/model.safetensors")}
+    finish(start("train.py", *tiny_run(demos, copy, "trainer.resume=auto", "evaluation.during_training=true")))
+    assert evaluated(copy) == ["metaworld_step_000002", "metaworld_step_000004", "metaworld_step_000006"]
+    assert weights == {path: path.read_bytes() for path in copy.glob("checkpoints/*/model.safetensors")}
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_leaves_no_evaluation_behind(demos, tmp_path, number):
     folder = tmp_path / "run"
@@ -261,10 +271,11 @@ def test_a_run_that_is_stopped_leaves_no_evaluation_behind(demos, tmp_path, numb
 
 def test_two_processes_of_a_launch_evaluate_every_checkpoint_of_a_run_together(run, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options = [f"checkpoint={run}", "checkpoints=every:2", "sim.episodes=2", "evaluation.videos_per_task=0"]
-    output = finish(start("scripts/evaluate.py", *options, f"output_dir={tmp_path / 'two'}", launcher=torchrun))
+    options = ["checkpoints=every:2", "sim=metaworld", *SIM, "sim.episodes=2", "evaluation.videos_per_task=0"]
+    where = [f"checkpoint={run}", f"output_dir={tmp_path / 'two'}"]
+    output = finish(start("scripts/evaluate.py", *where, *options, launcher=torchrun))
     assert output.count("3 checkpoints: ") == 1
-    evaluate(asked(run, "checkpoints=every:2", "sim.episodes=2", f"output_dir={tmp_path / 'one'}"))
+    evaluate(asked(run, *options, f"output_dir={tmp_path / 'one'}"))
     for name in ("step_000002", "step_000004", "step_000006"):
         one, two = (json.loads((tmp_path / way / name / "results.json").read_text()) for way in ("one", "two"))
         assert one["language"] == two["language"]

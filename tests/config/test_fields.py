@@ -107,7 +107,7 @@ def test_a_source_of_a_mixture_is_named() -> None:
         (CollectDemosConfig, "collect_demos", "sim.seed=-1"),
         (CollectDemosConfig, "collect_demos", "sim.episodes=0"),
         (InspectConfig, "inspect_data", "outlier_iqr=0"),
-        (CompareConfig, "compare", "latency_steps=0"),
+        (CompareConfig, "compare", "latency_steps=-1"),
     ],
 )
 def test_the_other_commands_check_their_numbers_too(schema: type, name: str, value: str) -> None:

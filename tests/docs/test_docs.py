@@ -33,6 +33,7 @@ COMMANDS = (
     "compare",
     "merge_lora",
     "convert_backbone",
+    "convert_checkpoint",
 )
 LAUNCHERS = re.compile(r"^(srun )?(torchrun|accelerate launch|python|RUN) ")
 RUNS = re.compile(r"<!-- runs with: (.*?) -->\n```bash\n(.*?)```", re.DOTALL)
@@ -84,6 +85,8 @@ def test_every_command_composes(page: str, words: list[str]) -> None:
         if word not in ("...", "--help", "--cfg", "job"):
             word = word.replace("experiment=...", "experiment=calvin_perform").replace("$DATA", "/data")
             overrides.append(word.replace("=...", "=somewhere"))
+    if name == "evaluate" and not any(word.startswith("sim=") for word in overrides):
+        overrides.insert(0, "sim=metaworld")  # that of the run, which is not there
     config = composed(*overrides, config_name=str(name))
     if name == "train" and not {"~data.sources.franka.views.wrist", "sweep=appendix_c"} & set(overrides):
         completed(config)
@@ -116,7 +119,8 @@ OTHER_WORDS = {
     "file_format=tfrecord": "an argument of TensorFlow Datasets",
     "strict=False": "an argument of torch's load_state_dict",
 }
-UPSTREAM = ("configs/data/calvin", "robovlms/model/")  # folders of RoboVLMs' repository
+# Folders of RoboVLMs' repository.
+UPSTREAM = ("configs/data/calvin", "configs/data/oxe_dataset_stats", "robovlms/model/")
 
 
 def named_options(page: Path) -> set[str]:

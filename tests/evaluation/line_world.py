@@ -94,6 +94,13 @@ class Counting(Obedient):
         self.resets += 1
 
 
+class Contrary(Obedient):
+    """Goes where it is not told."""
+
+    def step(self, observation: Observation) -> np.ndarray:
+        return super().step(observation) * np.array([-1, 1], np.float32)
+
+
 class Breaking(Obedient):
     """Cannot go right."""
 
@@ -139,6 +146,10 @@ def start_warning():
 
 def start_dying():
     return Dying(), world()
+
+
+def start_contrary():
+    return Contrary(), world()
 
 
 def start_nothing():

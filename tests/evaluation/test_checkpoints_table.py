@@ -1,6 +1,6 @@
 """The table over the checkpoints of a run: what is best, and what that is worth."""
 
-from robovlms.evaluation.checkpoints import CheckpointRow, best_checkpoint, format_checkpoints, table_cells
+from robovlms.evaluation.analysis.checkpoints import CheckpointRow, best_checkpoint, format_checkpoints, table_cells
 
 
 def row(step, successes, trials=10, lengths=None):
@@ -18,7 +18,7 @@ def test_the_best_has_the_highest_rate_and_the_earliest_of_equals_is_taken():
 def test_the_best_of_several_is_flagged_and_an_only_one_is_not():
     assert [cells[-1] for cells in table_cells([row(10, 3), row(20, 7), row(30, 1)])] == ["", "best of 3", ""]
     assert [cells[-1] for cells in table_cells([row(10, 3)])] == [""]
-    assert table_cells([row(10, 3, lengths=2.5), row(20, 1, lengths=1)])[0][-1] == (
+    assert table_cells([row(10, 3, lengths=2.5), row(20, 1, lengths=1.0)])[0][-1] == (
         "average length 2.50 of 5 (1.00 .. 4.00), best of 2"
     )
 

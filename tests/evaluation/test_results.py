@@ -92,6 +92,12 @@ def test_the_table_is_aligned():
         "opposite instruction (success counts against the policy)",
         "  open                 1/4  25.0%   4.6% .. 69.9%                20",
         "  overall              1/4  25.0%   4.6% .. 69.9%                20",
+        "",
+        "Whether the policy follows its instructions is not decided: on 4 starts it reached the scene's goal 4 times "
+        "with its own instruction and 1 times with the opposite instruction (difference -11% to +95%, p = 0.25). "
+        "Raise evaluation.language_episodes.",
+        "With the opposite instruction instead of its own, on 4 starts: 0.25 instead of 1.00 goals reached (difference "
+        "+0.75, 95 % interval -0.11 to +0.95, p = 0.25).",
     ]
 
 

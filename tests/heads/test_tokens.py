@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Qwen2Tokenizer, XLMRobertaTokenizer
 
-from robovlms.backbones.families.kosmos import TAGS
+from robovlms.backbones.families._kosmos_shared import TAGS
 from robovlms.backbones.families.qwen_vl import SPECIAL_TOKENS
 from robovlms.config.fields import check_fields
 from robovlms.heads.base import HeadSizes

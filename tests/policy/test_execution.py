@@ -142,3 +142,74 @@ def test_first_gives_what_the_batch_forward_gives():
     for step in range(W + 1):
         expected = whole_window(runner.policy, range(max(0, step - W + 1), step + 1))
         np.testing.assert_allclose(runner.step(observe(step)), expected, atol=1e-5)
+
+
+def late(mode, latency, execute_steps=1, **options):
+    """Return the actions of 12 steps when chunk n, made at step s, is [100 n + s, 100 n + s + 1, ...], 5 of them."""
+    executor, actions, count = ChunkExecutor(mode, execute_steps, latency=latency, **options), [], 0
+    for step in range(12):
+        if executor.wants(step):
+            rows = [[100 * count + step + i, 1 - 2 * (count % 2)] for i in range(5)]
+            executor.add(Chunk(step, np.array(rows, np.float32)))
+            count += 1
+        actions.append(executor.action(step))
+    return [action.tolist() for action in actions]
+
+
+def test_the_old_chunk_goes_on_while_the_new_one_is_decided():
+    arm = [row[0] for row in late(Execution.chunk, latency=2, execute_steps=3)]
+    # asked at 0 (waited for), 3 (there at 5), 6 (there at 8), 9 (there at 11)
+    assert arm == [0, 1, 2, 3, 4, 105, 106, 107, 208, 209, 210, 311]
+
+
+def test_without_latency_every_chunk_is_there_at_once():
+    assert [row[0] for row in late(Execution.chunk, latency=0, execute_steps=3)] == [
+        0, 1, 2, 103, 104, 105, 206, 207, 208, 309, 310, 311,
+    ]  # fmt: skip
+
+
+def test_one_decision_is_made_at_a_time_and_an_ensemble_has_fewer_to_average():
+    arm = [row[0] for row in late(Execution.ensemble, latency=3)]
+    assert arm[:4] == [0, 1, 2, 3]
+    assert arm[4] == pytest.approx((4 + 104 * np.exp(-0.01)) / (1 + np.exp(-0.01)), rel=1e-5)  # asked at 1, there at 4
+    assert arm[5] == 105  # of that of step 1 alone; the next was asked for at 4 and is there at 7
+
+
+@pytest.mark.parametrize(("is_delta", "held"), [(True, [0, 1]), (False, [4, 1])])
+def test_where_the_old_chunk_ends_first_the_robot_is_held_with_its_gripper_as_it_was(is_delta, held):
+    actions = late(Execution.chunk, latency=4, execute_steps=4, is_delta=is_delta)
+    assert actions[4:8] == [[4, 1], held, held, held]  # the next was asked at 4, there at 8
+    assert actions[8] == [108, -1]
+
+
+def test_a_chunk_that_takes_as_long_as_it_lasts_is_never_executed():
+    actions = late(Execution.chunk, latency=5, execute_steps=1)
+    assert actions[:5] == [[i, 1] for i in range(5)]
+    assert actions[5:] == [[0, 1]] * 7
+
+
+def test_a_real_robot_that_runs_out_of_actions_is_still_told():
+    executor = ChunkExecutor(Execution.chunk)
+    executor.add(Chunk(0, np.zeros((2, 2), np.float32)))
+    with pytest.raises(TimeoutError, match="but step 2 is due"):
+        executor.action(2)
+
+
+@pytest.mark.parametrize(("passed", "delay"), [(1, 10), (1, 5), (4, 1), (4, 9)])
+def test_no_more_is_kept_of_the_last_chunk_than_it_has(passed, delay):
+    weights = continuity(5, passed, delay)
+    assert weights[: min(delay, 5 - passed)] == [1.0] * min(delay, 5 - passed)
+    assert weights[5 - passed :] == [0.0] * passed
+
+
+@pytest.mark.parametrize("execution", [Execution.chunk, Execution.ensemble, Execution.real_time])
+def test_a_session_with_latency_goes_on_with_its_last_chunk(execution):
+    policy = make_policy("nano", Structure.policy_head, "flow")
+    runner = PolicyRunner(policy, NORMALIZER, SOURCE, window_size=W)
+    runner.session = runner.engine.open(execution=execution, latency=1)
+    actions = [runner.step(observe(step)) for step in range(6)]
+    assert np.isfinite(actions).all()
+    assert runner.delay == 1
+    made = [chunk.made for chunk in runner.executor.chunks]
+    assert made[-1] == 5
+    assert all(chunk.ready == chunk.made + 1 for chunk in runner.executor.chunks if chunk.made)

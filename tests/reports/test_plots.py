@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robovlms.reports.plots import plot_actions, plot_success, plot_training
+from robovlms.reports.plots import plot_actions, plot_latency, plot_success, plot_training
 
 
 def drawn(path):
@@ -68,3 +68,14 @@ def test_success_bars_grow_with_the_tasks_and_the_opposites_may_be_missing(tmp_p
     assert drawn(tmp_path / "a.png") > 0.05
     with Image.open(plot_success({**results, "language": {"own": own}}, tmp_path / "b.png")) as alone:
         assert alone.height < height
+
+
+def test_success_against_latency_has_a_curve_for_every_way_of_execution(tmp_path):
+    points = [
+        {"execution": execution, "latency": k, "mean": mean, "low": mean / 2, "high": (1 + mean) / 2, "episodes": 10}
+        for execution, means in [("chunk", (0.9, 0.4)), ("real_time", (0.9, 0.8))]
+        for k, mean in zip((0, 4), means, strict=True)
+    ]
+    plot_latency(points, tmp_path / "a.png")
+    plot_latency(points[:2], tmp_path / "b.png")
+    assert drawn(tmp_path / "a.png") > drawn(tmp_path / "b.png") > 0.02

@@ -7,6 +7,7 @@ from PIL import Image
 from robovlms.commands.evaluate import draw_figures
 from robovlms.config.choices import Language
 from robovlms.config.closed_loop import EvaluationConfig
+from robovlms.evaluation.analysis.certificate import certify
 from robovlms.evaluation.episodes import EpisodeResult, plan_episodes
 from robovlms.evaluation.results import summarize
 from robovlms.evaluation.rollouts import run_episodes
@@ -33,6 +34,15 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert 'opposite instruction “go left”: <b class="wrong">did it anyway</b>' in page
     assert "<td>2/4</td><td>50.0%</td>" in page
+
+
+def test_the_report_shows_the_verdict_on_language_and_the_certificate(tmp_path):
+    results = certify(
+        evaluate(tmp_path), checkpoint=tmp_path, checkpoint_digest="abc", renderer="numpy", device="cpu", argv=["run"]
+    )
+    page = write_report(tmp_path, results, name="run", figures={}).read_text()
+    assert '<p class="verdict">Whether the policy follows its instructions is not decided' in page
+    assert "<dt>checkpoint_digest</dt><dd>abc</dd>" in page
 
 
 def test_no_two_headings_of_the_report_are_the_same(tmp_path):

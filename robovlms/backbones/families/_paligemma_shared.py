@@ -81,6 +81,28 @@ class PrefixGemma(HuggingFaceBackbone):
         return self.run(embeds, layout, cache, positions, attention_mask=self.masks(layout, embeds))
 
 
+class FirstGemma(PrefixGemma):
+    """PaliGemma over Gemma 2B."""
+
+    text_type = "gemma"
+
+    @classmethod
+    def published_config(cls) -> PaliGemmaConfig:
+        """Return the config of google/paligemma-3b-pt-224."""
+        text = {
+            "model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18,
+            "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 257216,
+        }  # fmt: skip
+        return PaliGemmaConfig(
+            vision_config=VISION, text_config=text, projection_dim=2048, hidden_size=2048, image_token_index=257152
+        )
+
+    @classmethod
+    def tiny(cls) -> FirstGemma:
+        """Build 2 + 2 layers with 16 tokens per 56 px image."""
+        return cls(*cls._tiny_model())
+
+
 @lru_cache(maxsize=1)
 def tiny_tokenizer() -> GemmaTokenizer:
     """Return Gemma's tokenizer class with one token per character, and bytes for everything else."""

@@ -130,7 +130,7 @@ class Simpler(Simulator):
         Raises:
             UserError: a task is not part of any of the protocols.
         """
-        chosen = {}
+        chosen: dict[tuple[str, str, str], Setting] = {}
         for task in self._tasks:
             found = [
                 setting

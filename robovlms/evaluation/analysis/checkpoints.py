@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from robovlms.evaluation.analysis.certificate import seal
+from robovlms.evaluation.analysis.paired import corrected_confidence
 from robovlms.evaluation.folder import RESULTS
 from robovlms.evaluation.results import Chains, Results, Row, length_text, row_cells, write_results
+from robovlms.evaluation.statistics import bootstrap_mean, wilson_interval
 from robovlms.files import write_text
 
 TABLE, MARKDOWN, FIGURE, PAGE = "checkpoints.json", "checkpoints.md", "checkpoints.png", "checkpoints.html"
@@ -29,6 +33,17 @@ class CheckpointRow(NamedTuple):
         own = results["language"]["own"]
         return cls(step, str(folder), own["overall"], own["chains"])
 
+    def corrected(self, count: int) -> tuple[float, float]:
+        """Return an interval of the score that holds for whichever of `count` checkpoints is chosen by its score: as
+        wide as lets all of their intervals hold together (Bonferroni).
+        """
+        confidence = corrected_confidence(count)
+        if self.chains is None:
+            return wilson_interval(self.overall["successes"], self.overall["trials"], confidence)
+        reached = [row["successes"] for row in self.chains["rates"]]  # of at least one goal, two, ...
+        numbers = [more - fewer for more, fewer in pairwise([self.overall["trials"], *reached, 0])]
+        return bootstrap_mean([length for length, number in enumerate(numbers) for _ in range(number)], confidence)
+
     @property
     def score(self) -> float:
         """What checkpoints are ranked by: the average length of chains, or the rate of success."""
@@ -43,9 +58,11 @@ def best_checkpoint(rows: Sequence[CheckpointRow]) -> CheckpointRow:
 def selection_note(rows: Sequence[CheckpointRow]) -> str:
     """Say what a best score is worth that was found among so many."""
     best = best_checkpoint(rows)
+    low, high = (f"{bound:.2f}" if best.chains else f"{bound:.1%}" for bound in best.corrected(len(rows)))
     return (
         f"The best of {len(rows)} checkpoints is that of step {best.step}. It was chosen by these very episodes, so "
-        "its score is too good by chance: evaluate it again from another sim.seed before it is quoted alone."
+        f"its score is too good by chance, and its 95 % interval is {low} .. {high} when corrected for the choice "
+        "(Bonferroni): evaluate it again from another sim.seed before it is quoted alone."
     )
 
 
@@ -93,4 +110,4 @@ def flag_best(rows: Sequence[CheckpointRow]) -> None:
         if chosen_from > 1:
             results["chosen_from"] = chosen_from
         if chosen_from != was:
-            write_results(path, results)
+            write_results(path, seal(results))

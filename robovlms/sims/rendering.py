@@ -1,0 +1,85 @@
+"""MuJoCo's renderer: loaded, built, and refused where it draws nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from robovlms.errors import UserError
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco when it is imported; needs no display and no GPU
+logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it reports what it did not find
+
+LIBRARIES = "libegl1 libegl-mesa0 libgl1"
+LEAST_CONTRAST = 1.0  # standard deviation of a picture that shows something
+
+
+@contextmanager
+def simulator_imports(name: str, extra: str) -> Iterator[None]:
+    """Turn what fails while a MuJoCo simulator is imported into what to install.
+
+    Raises:
+        ImportError: the simulator is not installed; names the extra.
+        UserError: the libraries that MUJOCO_GL names are not there, or a file is not ours.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(f'sim={name}: {error}. Install it with pip install -e ".[{extra}]".') from error
+    except PermissionError as error:  # robosuite keeps a log in /tmp, whoever made it
+        raise UserError(f"sim={name} cannot be imported: {error}. Delete that file, or make it writable.") from error
+    except (AttributeError, ImportError) as error:  # what PyOpenGL says of a library that it did not find
+        raise UserError(
+            f"sim={name} renders with MUJOCO_GL={os.environ['MUJOCO_GL']}, whose libraries are not there ({error}). "
+            f"Run apt-get install {LIBRARIES}, as the README does before anything else."
+        ) from error
+
+
+def renderer_name() -> str:
+    """Return what draws the pictures."""
+    return f"mujoco, {os.environ['MUJOCO_GL']}"
+
+
+def make_renderer(model: Any, image_size: int, name: str, *, shadows: bool) -> Any:
+    """Build a square `mujoco.Renderer`. Without `shadows`, reflections and multisampling software rendering is several
+    times faster; quality must be set before the renderer exists, flags after.
+
+    Raises:
+        UserError: the graphics libraries do not work; says what to install.
+    """
+    import mujoco
+
+    model.vis.global_.offwidth = model.vis.global_.offheight = image_size
+    if not shadows:
+        model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
+    try:
+        renderer = mujoco.Renderer(model, image_size, image_size)
+    except (mujoco.FatalError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"sim={name} cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}): install {LIBRARIES} "
+            "(README), or set MUJOCO_GL=osmesa and install libosmesa6."
+        ) from error
+    if not shadows:
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            renderer.scene.flags[flag] = 0
+    return renderer
+
+
+def check_pictures(frames: Mapping[str, UInt8[np.ndarray, "_h _x c"]], name: str) -> None:
+    """Refuse pictures of one colour, which a broken renderer gives without a word.
+
+    Raises:
+        UserError: names the views, the renderer and what to try.
+    """
+    empty = [view for view, frame in frames.items() if frame.std() < LEAST_CONTRAST]
+    if empty:
+        raise UserError(
+            f"sim={name} draws empty pictures with MUJOCO_GL={os.environ['MUJOCO_GL']}: {', '.join(empty)} has one "
+            f"colour. Install {LIBRARIES}, update the graphics driver, or set MUJOCO_GL=osmesa and install libosmesa6."
+        )
