@@ -146,3 +146,4 @@ BACKBONES = Registry("BACKBONES", "backbone", "robovlms.backbones.families", lib
 HEADS = Registry("HEADS", "head", "robovlms.heads")
 DATASETS = Registry("DATASETS", "data", "robovlms.data")
 SIMULATORS = Registry("SIMULATORS", "sim", "robovlms.sims")
+PROTOCOLS = Registry("PROTOCOLS", "protocol", "robovlms.serving.protocols")

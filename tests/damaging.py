@@ -21,14 +21,18 @@ def damage(draw: st.DrawFn) -> list[tuple[float, int]]:
 
 
 def break_file(path: Path, changes: list[tuple[float, int]]) -> None:
-    data = bytearray(path.read_bytes())
+    path.write_bytes(break_bytes(path.read_bytes(), changes))
+
+
+def break_bytes(valid: bytes, changes: list[tuple[float, int]]) -> bytes:
+    data = bytearray(valid)
     for place, byte in changes:
         at = int(place * (len(data) - 1)) if data else 0
         if byte < 0:
             del data[at:]
         elif data:
             data[at] = byte
-    path.write_bytes(data)
+    return bytes(data)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robovlms.registry import BACKBONES, DATASETS, HEADS, SIMULATORS
+from robovlms.registry import BACKBONES, DATASETS, HEADS, PROTOCOLS, SIMULATORS
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([ROOT / "train.py", *(ROOT / "robovlms").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
@@ -32,11 +32,13 @@ DOORS = {
     "data": "config registry errors types files progress workers actions images",
     "policy": "config registry errors types files actions images backbones heads",
     "evaluation": "config errors types files progress terminal workers sims policy",
+    "serving": "config registry errors types actions images policy",
+    "client": "errors serving",
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",
     "commands": "config registry errors types files progress terminal workers actions images backbones heads data sims "
-    "policy evaluation reports training inspection",
+    "policy evaluation reports training inspection serving",
     "cli": "config registry errors terminal commands inspection policy",
     "train scripts": "cli",
 }
@@ -82,7 +84,7 @@ def within(name: str, rooms: str) -> bool:
 
 def is_option(name: str) -> bool:
     """Tell whether a module of ours is registered under its own name, like backbones.kosmos."""
-    registries = (BACKBONES, HEADS, DATASETS, SIMULATORS)
+    registries = (BACKBONES, HEADS, DATASETS, SIMULATORS, PROTOCOLS)
     return f"robovlms.{name}" in {place for registry in registries for place in registry.modules.values()}
 
 

@@ -16,6 +16,7 @@ from robovlms.config.commands import (
     EvaluateConfig,
     InspectConfig,
     MergeLoRAConfig,
+    ServeConfig,
 )
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
@@ -32,6 +33,11 @@ def train() -> None:
 def evaluate() -> None:
     """Run `python scripts/evaluate.py` or `robovlms-evaluate`."""
     entry("evaluate", EvaluateConfig, _evaluate)
+
+
+def serve() -> None:
+    """Run `python scripts/serve.py` or `robovlms-serve`."""
+    entry("serve", ServeConfig, _serve)
 
 
 def collect_demos() -> None:
@@ -85,6 +91,12 @@ def _evaluate(config: EvaluateConfig) -> None:
         show(str(verdict))
         sys.exit(0 if verdict.holds else 1)
     from robovlms.commands.evaluate import evaluate_in_launch as run
+
+    run(config)
+
+
+def _serve(config: ServeConfig) -> None:
+    from robovlms.commands.serve import serve as run
 
     run(config)
 

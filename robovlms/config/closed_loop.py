@@ -1,12 +1,14 @@
-"""How it acts: simulators, demonstrations and evaluation."""
+"""How it acts: simulators, demonstrations, evaluation and the wire to a robot."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from robovlms.config.choices import MISSING, CheckpointChoice, EngineDtype, Execution, Language
-from robovlms.config.fields import DEMO, MAX_PROCESSES, marked, number
+from robovlms.config.fields import DEMO, MAX_PORT, MAX_PROCESSES, marked, number
 from robovlms.config.schemas import schema
+from robovlms.errors import UserError
 
 
 @schema("sim/base")
@@ -19,6 +21,28 @@ class SimConfig:
     episodes: int = number(at_least=1, keeps=DEMO)  # of every task; where an episode is a chain of tasks, in all
     seed: int = number(0, at_least=0, keeps=DEMO)  # of the first episode, or its number among the benchmark's own
     max_steps: int | None = number(None, at_least=1)  # actions that a goal may take; unset: the benchmark's own limit
+
+
+@schema("protocol/base")
+@dataclass(kw_only=True)
+class ProtocolConfig:
+    """A wire protocol, and what its clients call what the policy sees and says."""
+
+    takes_chunks: ClassVar[bool] = True  # whether clients execute chunks; else they take one action an answer
+
+    name: str = MISSING
+    port: int = number(at_least=0, at_most=MAX_PORT)  # where its clients look for a server
+    # clients' names of cameras, by ours; several with | between them: the first that is there
+    views: dict[str, str] = field(default_factory=dict)
+    # entries of the clients' proprioception, in their order; empty: those that the policy was trained with
+    proprio_names: list[str] = field(default_factory=list)
+    gripper_closed: float = number(-1.0)  # what clients mean by these; policies speak -1 and +1
+    gripper_open: float = number(1.0)
+
+    def check(self, option: str) -> None:
+        """Refuse a gripper of which nobody could tell what it does."""
+        if self.gripper_closed == self.gripper_open:
+            raise UserError(f"{option}.gripper_closed and {option}.gripper_open are equal: say which value means what.")
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 
 from robovlms.config.checks import (
@@ -11,14 +12,15 @@ from robovlms.config.checks import (
 from robovlms.config.choices import (
     MISSING,
     CheckpointChoice,
+    Execution,
     ImageFormat,
     Split,
 )
-from robovlms.config.closed_loop import CollectConfig, EvaluationConfig, SimConfig
+from robovlms.config.closed_loop import CollectConfig, EngineConfig, EvaluationConfig, ProtocolConfig, SimConfig
 from robovlms.config.data import (
     DataConfig,
 )
-from robovlms.config.fields import MAX_PROCESSES, Checked, ask, number
+from robovlms.config.fields import MAX_PORT, MAX_PROCESSES, Checked, ask, number
 from robovlms.config.policy import ViewConfig, WindowConfig
 from robovlms.config.schemas import schema
 from robovlms.errors import UserError
@@ -70,6 +72,48 @@ class EvaluateConfig(Checked):
                     "watch=true evaluates checkpoints as they appear, and checkpoints=last is known at the end alone: "
                     "give checkpoints=all or e.g. every:10000, or leave watch out."
                 )
+
+
+@schema("serve")
+@dataclass(kw_only=True)
+class ServeConfig(Checked):
+    """A checkpoint that acts for whoever asks over the wire (`scripts/serve.py`)."""
+
+    checkpoint: str = ask("runs/quickstart_nano")
+    protocol: ProtocolConfig = MISSING
+    host: str = "127.0.0.1"  # an address of this machine; 0.0.0.0: all of them
+    port: int | None = number(None, at_least=0, at_most=MAX_PORT)  # 0: any that is free; unset: the protocol's own
+    # of the pages about the server where the protocol is no websocket, whose own port has them; unset: no pages
+    status_port: int | None = number(None, at_least=0, at_most=MAX_PORT)
+    token: str | None = None  # what clients must present; needed unless only this machine can connect
+    tls_certificate: str | None = None  # PEM file, with `tls_key`
+    tls_key: str | None = None
+    source: str | None = None  # of a mixture: whose actions are given; a policy of one data set needs none
+    execution: Execution | None = None  # of chunks, here; unset: clients get whole chunks and execute them
+    execute_steps: int = number(1, at_least=1)  # as in `evaluation`, for execution=chunk
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    max_waiting: int = number(256, at_least=1, at_most=100_000)  # requests; more are told that the server is busy
+    max_sessions: int = number(256, at_least=1, at_most=100_000)
+    max_message_mb: float = number(16, above=0, at_most=1024)
+    idle_timeout_s: float = number(600, above=0)  # after which a silent client is let go
+
+    def check(self, _: str) -> None:
+        """Refuse to be open to a network without a token, and half a key pair."""
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise UserError("tls_certificate and tls_key go together: set both, or none.")
+        if not self.token and not is_loopback(self.host):
+            raise UserError(
+                f"host={self.host} lets other machines connect: set token=... too (or the environment variable "
+                "ROBOVLMS_TOKEN), which clients must present; host=127.0.0.1 needs none."
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @schema("collect_demos")

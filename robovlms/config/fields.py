@@ -15,6 +15,7 @@ from robovlms.config.choices import MISSING, Duration, Unit
 from robovlms.errors import UserError
 
 MAX_PROCESSES = 1024  # of one kind on one machine
+MAX_PORT = 65535
 LARGEST = 2**31 - 1  # of whole numbers: random generators and 32-bit indices end here
 
 # What a change of a field leaves as it is; a field without such a mark changes all of it.

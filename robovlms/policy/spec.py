@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ from robovlms.errors import UserError
 
 SPEC = "spec.json"
 VERSION = 1  # of the file's layout
+_CONTRACT: dict[str, type] = {
+    "names": list,
+    "representation": Representation,
+    "frame": ReferenceFrame,
+    "rotation": Rotation,
+    "position_unit": float,
+    "rotation_unit": float,
+    "gripper_closed": float,
+    "gripper_open": float,
+    "control_hz": float,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +169,33 @@ def _source_spec(source: Source, statistics: Statistics) -> SourceSpec:
 
 
 def _read_source(values: dict[str, Any]) -> SourceSpec:
-    words: dict[str, Any] = {"representation": Representation, "frame": ReferenceFrame, "rotation": Rotation}
-    contract: dict[str, Any] = {
-        key: words[key](value) if key in words else value for key, value in values["contract"].items()
-    }
-    return SourceSpec(**{**values, "contract": ActionContract(**contract)})
+    return SourceSpec(**{**values, "contract": ActionContract(**read_contract(values["contract"], "contract"))})
+
+
+def read_contract(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return fields of an action contract, all or some, from JSON values.
+
+    Raises:
+        UserError: there is no such field, or it may not be that; says which, and what may be.
+    """
+    for key in values:
+        if key not in _CONTRACT:
+            raise UserError(f"{name}: {key} is no field of an action contract: {', '.join(_CONTRACT)}.")
+    return {key: _read_field(key, value, name) for key, value in values.items()}
+
+
+def _read_field(key: str, value: Any, name: str) -> Any:
+    kind = _CONTRACT[key]
+    if issubclass(kind, StrEnum):
+        if value in list(kind):
+            return kind(value)
+        raise UserError(f"{name}: {key}={value!r:.80} must be one of {', '.join(kind)}.")
+    if kind is list:
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            return value
+        raise UserError(f"{name}: {key}={value!r:.80} must be a list of names.")
+    if value is None and key in ("position_unit", "rotation_unit"):  # not known
+        return None
+    if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return float(value)
+    raise UserError(f"{name}: {key}={value!r:.80} must be a number.")

@@ -26,6 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
     "train",
     "evaluate",
+    "serve",
     "collect_demos",
     "inspect_data",
     "convert_data",

@@ -1,0 +1,137 @@
+"""A policy on a server, asked from a robot's process: needs numpy, websockets and msgpack, and no torch."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.sync.client import ClientConnection, connect
+
+from robovlms.errors import UserError
+from robovlms.serving.codecs import OPENPI
+
+MAX_ANSWER_BYTES = 2**26
+
+
+class RefusedError(UserError):
+    """What the server has against a client or an observation, in its words; the connection stays."""
+
+
+class PolicyClient:
+    """A session of a policy that `robovlms-serve` serves with `protocol=openpi`; a context manager.
+
+    Example:
+        with PolicyClient("ws://gpu:8000", environment={"control_hz": 20, "views": ["side", "wrist"]}) as policy:
+            chunk = policy.act({"side": frame, "wrist": other, "instruction": "open the drawer"})
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        environment: Mapping[str, Any] | None = None,
+        timeout_s: float = 30.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Connect.
+
+        Args:
+            address: ws://host:port, or wss:// with TLS.
+            token: that the server demands.
+            environment: what the robot is: fields of an action contract as far as they are known (`control_hz`,
+                `rotation`, ...), `views` and `proprio_names`. A policy that means something else is refused.
+            timeout_s: that connecting and every answer may take.
+            tls: of wss://; None: what the system trusts.
+
+        Raises:
+            ConnectionError: nobody listens there, or the token is not the right one.
+            RefusedError: the policy does not fit `environment`; lists both sides.
+        """
+        headers = {"Authorization": f"Bearer {token}"} if token else None
+        self.address, self._timeout_s = address, timeout_s
+        try:
+            self._socket: ClientConnection = connect(
+                address,
+                additional_headers=headers,
+                compression=None,
+                max_size=MAX_ANSWER_BYTES,
+                open_timeout=timeout_s,
+                ssl=tls,
+            )
+        except (OSError, InvalidHandshake) as error:
+            raise ConnectionError(f"{address}: {error}") from error
+        self.metadata = self._receive()
+        if environment is not None:
+            try:
+                self._ask({"environment": dict(environment)})
+            except RefusedError:
+                self.close()
+                raise
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the policy sees, says and how often: its `spec.json`."""
+        return dict(self.metadata["policy_spec"])
+
+    @property
+    def chunk_size(self) -> int:
+        """Actions in an answer."""
+        return int(self.metadata["chunk_size"])
+
+    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """Return a chunk of actions, "k a", in the units and at the rate of `metadata["action"]`.
+
+        Args:
+            observation: a picture, uint8 "h x 3", by our name of every view; `instruction`; `proprio`, where the policy
+                needs it.
+
+        Raises:
+            RefusedError: the observation is not what the policy needs, or the server is busy.
+            ConnectionError: the server is gone.
+            TimeoutError: no answer within `timeout_s`; the connection is closed, for the next answer would be to this
+                observation.
+        """
+        return np.asarray(self._ask(observation)["actions"])
+
+    def reset(self) -> None:
+        """Begin another episode."""
+        self._ask({"reset": True})
+
+    def close(self) -> None:
+        """Leave."""
+        self._socket.close()
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            self._socket.send(OPENPI.pack(dict(values)))
+        except ConnectionClosed as error:
+            raise ConnectionError(f"{self.address}: the connection is closed: {error}") from error
+        return self._receive()
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            answer = self._socket.recv(timeout=self._timeout_s)
+        except TimeoutError as error:
+            self.close()
+            raise TimeoutError(f"{self.address} gave no answer within {self._timeout_s:g} s.") from error
+        except ConnectionClosed as error:
+            raise ConnectionError(f"{self.address}: the connection is closed: {error}") from error
+        if isinstance(answer, str):
+            raise RefusedError(answer)
+        found = OPENPI.unpack(answer)
+        if not isinstance(found, dict):
+            raise ConnectionError(f"{self.address} does not speak openpi's protocol.")
+        return found

@@ -1,0 +1,94 @@
+"""openpi's websocket: a client sends an observation and gets a chunk of actions.
+
+Source: openpi, packages/openpi-client/src/openpi_client/websocket_client_policy.py and
+src/openpi/serving/websocket_policy_server.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from robovlms.errors import UserError
+from robovlms.registry import PROTOCOLS
+from robovlms.serving.codecs import OPENPI, WireError, numbers_of
+from robovlms.serving.schemas.openpi import OpenPIConfig
+from robovlms.serving.service import Client
+from robovlms.serving.websocket import WebSocketProtocol
+from robovlms.types import Observation
+
+RESET, ENVIRONMENT = "reset", "environment"  # ours: openpi's clients have no word for either
+PROPRIO, INSTRUCTION = "proprio", "instruction"  # our own names, beside those of views
+
+log = logging.getLogger(__name__)
+
+
+@PROTOCOLS.register("openpi")
+class OpenPI(WebSocketProtocol):
+    """Messages are maps from names to arrays; an error is a text, after which the connection stays.
+
+    A map may also say `reset: true`, before the first observation of an episode, and `environment: {...}`, which is
+    held against the policy; a map of these alone gets the metadata.
+    """
+
+    config: OpenPIConfig
+
+    def greeting(self) -> bytes:
+        """Return the metadata, with the `PolicySpec`."""
+        return OPENPI.pack(self.metadata())
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a client is told."""
+        return {
+            "policy_spec": self.service.spec.to_json(),
+            "action": asdict(self.service.contract),
+            "keys": {"views": self.config.views, PROPRIO: self.config.proprio, INSTRUCTION: self.config.instruction},
+            "chunk_size": self.service.chunk_size,
+        }
+
+    async def answer(self, message: bytes, client: Client) -> bytes | str:
+        """Return actions, or an error's text."""
+        started = time.perf_counter()
+        try:
+            values = await asyncio.to_thread(OPENPI.unpack, message)
+            if not isinstance(values, dict):
+                raise WireError(f"an observation must be a map, not {type(values).__name__}.")
+            if ENVIRONMENT in values:
+                client.declare(values[ENVIRONMENT])
+            if values.get(RESET) is True:
+                client.reset()
+            if values.keys() <= {ENVIRONMENT, RESET}:
+                return self.greeting()
+            (actions,) = await client.act([self.read(values)])
+        except UserError as error:
+            log.warning("%s: %s", client.name, error)
+            return self.error(error)
+        spent = {"infer_ms": 1000 * (time.perf_counter() - started)}
+        return OPENPI.pack({"actions": actions, "policy_timing": spent, "server_timing": spent})
+
+    def error(self, error: Exception) -> str:
+        """Return an error's text."""
+        return str(error) if isinstance(error, UserError) else "internal error: see the server's log"
+
+    def read(self, values: dict[Any, Any]) -> Observation:
+        """Return an observation from a message.
+
+        Raises:
+            WireError: proprioception is not what it should be; names the key.
+        """
+        return Observation(
+            frames=self.frames(values),
+            instruction=values.get(self.config.instruction, values.get(INSTRUCTION)),
+            proprio=self._proprio(values),
+        )
+
+    def _proprio(self, values: dict[Any, Any]) -> Any:
+        keys = self.config.proprio
+        if not keys or not self.service.source.proprio_names or not all(key in values for key in keys):
+            return values.get(PROPRIO)
+        return np.concatenate([numbers_of(values[key], key) for key in keys])

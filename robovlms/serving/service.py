@@ -1,0 +1,325 @@
+"""What every protocol has in common: the policy, its clients, and who may be one."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from robovlms.actions.contract import GRIPPER, check_contract
+from robovlms.config.choices import Execution
+from robovlms.config.commands import ServeConfig
+from robovlms.config.data import ActionContract
+from robovlms.errors import UserError
+from robovlms.policy.engine import PolicyEngine, unwrap
+from robovlms.policy.sessions import Session
+from robovlms.policy.spec import PolicySpec, check_observations, read_contract
+from robovlms.serving.codecs import numbers_of
+from robovlms.serving.dispatcher import Actions, BusyError, Dispatcher, Request
+from robovlms.serving.metrics import Metrics
+from robovlms.types import Observation
+
+DRAIN_S = 10.0  # that requests under way may take when the server ends
+WARM_UP = "warm up"  # an instruction
+MAX_INSTRUCTION = 4096  # characters
+RESULTS = {BusyError: "busy", UserError: "refused", np.ndarray: "ok"}
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """One policy, its clients and its state; protocols open a `Client` for everybody who connects."""
+
+    def __init__(self, engine: PolicyEngine, spec: PolicySpec, config: ServeConfig) -> None:
+        """Take a policy.
+
+        Raises:
+            UserError: `source` or `execution` does not fit it, or its clients show less than it needs.
+        """
+        self.engine, self.spec, self.config = engine, spec, config
+        self.source, self.metrics = spec.find(config.source), Metrics()
+        self.contract = replace(  # of the actions that clients get
+            self.source.contract,
+            gripper_closed=config.protocol.gripper_closed,
+            gripper_open=config.protocol.gripper_open,
+        )
+        self.execution = config.execution or (None if config.protocol.takes_chunks else Execution.chunk)
+        self.is_ready = False
+        self._clients: set[Client] = set()
+        self._num_working = 0
+        check_client(spec, config)
+        self.dispatcher = Dispatcher(
+            self._predict if self.execution is None else self._step,
+            self.metrics,
+            max_batch_size=config.engine.max_batch_size,
+            max_wait_ms=config.engine.max_wait_ms,
+            max_waiting=config.max_waiting,
+        )
+        self.metrics.watch("robovlms_clients", lambda: len(self._clients))
+        self.metrics.watch("robovlms_sessions", lambda: self.num_sessions)
+        self.metrics.watch("robovlms_requests_waiting", lambda: self.dispatcher.num_waiting)
+        self.open_session = partial(self.engine.open, config.source)
+        if self.execution is not None:
+            self.open_session = partial(self.open_session, execution=self.execution, execute_steps=config.execute_steps)
+        try:
+            self.open_session()
+        except UserError as error:  # the engine names options as an evaluation has them
+            raise UserError(str(error).replace("evaluation.", "")) from error
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Answer requests until the block ends; it begins when the policy is warm."""
+        async with self.dispatcher:
+            await self._warm_up()
+            self.is_ready = True
+            yield
+
+    async def _warm_up(self) -> None:
+        """Answer an example, and where forwards are compiled, as many at once as the sizes that are compiled."""
+        largest = self.config.engine.max_batch_size if self.config.engine.compile else 1
+        for size in (2**i for i in range(largest.bit_length())):
+            sessions = [self.open_session(name=WARM_UP) for _ in range(size)]
+            await asyncio.gather(*(self.dispatcher.ask(session, self.example()) for session in sessions))
+            for session in sessions:
+                self.dispatcher.forget(session)
+
+    def example(self) -> Observation:
+        """Return an observation of black pictures, as the policy needs them."""
+        frames = {view: np.zeros((size, size, 3), np.uint8) for view, size in self.spec.views.items()}
+        names = self.source.proprio_names
+        proprio = np.zeros(len(names), np.float32) if names else None
+        return Observation(frames=frames, instruction=WARM_UP, proprio=proprio)
+
+    @property
+    def chunk_size(self) -> int:
+        """Actions in an answer."""
+        return self.spec.chunk_size if self.execution is None else 1
+
+    def connect(self, name: str) -> Client:
+        """Return a new client; `name` is for the log.
+
+        Raises:
+            BusyError: there are as many as the server takes, or it is ending.
+        """
+        if not self.is_ready:
+            raise BusyError("the server is not ready, or about to end: connect again later.")
+        if len(self._clients) >= self.config.max_sessions:
+            raise BusyError(f"the server is busy: it has {len(self._clients)} clients (max_sessions). Try later.")
+        client = Client(self, name)
+        self._clients.add(client)
+        log.info("%s connected", name)
+        return client
+
+    def check_room(self) -> None:
+        """Raise BusyError where there are as many sessions as the server takes."""
+        if self.num_sessions >= self.config.max_sessions:
+            raise BusyError(
+                f"the server is busy: it has {self.config.max_sessions} sessions (max_sessions). Try later."
+            )
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions of all clients."""
+        return sum(len(client.sessions) for client in self._clients)
+
+    def close(self, client: Client) -> None:
+        """Forget a client."""
+        if client in self._clients:
+            self._clients.remove(client)
+            for session in client.sessions:
+                self.dispatcher.forget(session)
+            log.info("%s left", client.name)
+
+    def admits(self, token: str | bytes | None) -> bool:
+        """Tell whether a client presents the right token; takes as long whatever it presents."""
+        if not self.config.token:
+            return True
+        given = token if isinstance(token, bytes) else (token or "").encode(errors="replace")
+        return hmac.compare_digest(given, self.config.token.encode())
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Mark a request from its arrival to the end of its answer, so that the server does not end in between."""
+        self._num_working += 1
+        try:
+            yield
+        finally:
+            self._num_working -= 1
+
+    async def drain(self) -> None:
+        """Take nothing new, and wait until what is under way is answered."""
+        self.is_ready = False
+        loop = asyncio.get_running_loop()
+        end = loop.time() + DRAIN_S
+        while self._num_working and loop.time() < end:
+            await asyncio.sleep(0.01)
+
+    def _predict(self, requests: Sequence[Request]) -> list[Actions | Exception]:
+        return self.engine.predict(requests)
+
+    def _step(self, requests: Sequence[Request]) -> list[Actions | Exception]:
+        found = self.engine.step(requests)
+        return [each if isinstance(each, Exception) else each[None] for each in found]
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return what encrypts connections; None: nothing.
+
+        Raises:
+            UserError: the files are no certificate and its key.
+        """
+        certificate, key = self.config.tls_certificate, self.config.tls_key
+        if certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(certificate, key)
+        except (OSError, ssl.SSLError) as error:
+            raise UserError(f"tls_certificate={certificate} and tls_key={key}: {error}.") from error
+        return context
+
+
+class Client:
+    """Who asks, and the sessions of its robots: one, or as many as it sends rows at once."""
+
+    def __init__(self, service: Service, name: str) -> None:
+        self.name, self._service = name, service
+        self.has_greeted = False  # whether its handshake is over, where the protocol has one
+        self.sessions: list[Session] = []
+        theirs, ours = service.config.protocol.proprio_names, service.source.proprio_names
+        self._entries = [theirs.index(each) for each in ours] if theirs else None
+
+    def reset(self) -> None:
+        """Begin other episodes."""
+        for session in self.sessions:
+            session.reset()
+
+    def declare(self, environment: Any) -> None:
+        """Hold what a client says of its robot against the policy.
+
+        Args:
+            environment: fields of an action contract, as far as they are known; `views` and `proprio_names` that the
+                robot has.
+
+        Raises:
+            UserError: it means something else, or shows less than the policy needs; lists both sides.
+        """
+        if not isinstance(environment, Mapping):
+            raise UserError(f"environment must be a map, not {type(environment).__name__}.")
+        said = dict(environment)
+        views, proprio_names = said.pop("views", None), said.pop("proprio_names", None)
+        spec, source = self._service.spec, self._service.source
+        contract = replace(self._service.contract, **read_contract(said, "environment"))
+        for name, words in (("views", views), ("proprio_names", proprio_names)):
+            if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+                raise UserError(f"environment.{name} must be a list of names.")
+        self._check_gripper(contract)
+        check_contract(self._service.contract, contract, self.name)
+        check_observations(
+            list(spec.views),
+            source.proprio_names,
+            views if views is not None else list(spec.views),
+            proprio_names if proprio_names is not None else source.proprio_names,
+            self.name,
+        )
+
+    def _check_gripper(self, theirs: ActionContract) -> None:
+        """Refuse another gripper, which the server could convert."""
+        ours = self._service.contract
+        if (ours.gripper_closed, ours.gripper_open) != (theirs.gripper_closed, theirs.gripper_open):
+            raise UserError(
+                f"gripper_closed, gripper_open: the server gives {ours.gripper_closed:g}, {ours.gripper_open:g}, "
+                f"{self.name} expects {theirs.gripper_closed:g}, {theirs.gripper_open:g}. Serve with "
+                f"protocol.gripper_closed={theirs.gripper_closed:g} protocol.gripper_open={theirs.gripper_open:g}."
+            )
+
+    async def act(self, observations: Sequence[Observation]) -> list[Actions]:
+        """Return the actions for one observation of each robot: a chunk, or, executed here, one; in the client's terms.
+
+        Raises:
+            UserError: an observation is not what the policy needs, or the policy has no answer. BusyError: ask again
+                later.
+            Exception: a fault of ours, logged.
+        """
+        metrics = self._service.metrics
+        while len(self.sessions) < len(observations):
+            self._service.check_room()
+            self.sessions.append(self._service.open_session(name=f"{self.name} [{len(self.sessions)}]"))
+        asking = zip(self.sessions, map(self._ours, observations), strict=False)
+        answers = await asyncio.gather(*(self._ask(session, each) for session, each in asking))
+        for answer in answers:
+            metrics.count(next((name for kind, name in RESULTS.items() if isinstance(answer, kind)), "failed"))
+        try:
+            return [self._theirs(unwrap(answer)) for answer in answers]
+        except FloatingPointError as error:
+            raise UserError(str(error)) from error
+
+    async def _ask(self, session: Session, observation: Observation) -> Actions | Exception:
+        """Return actions, or what is wrong."""
+        try:
+            return await self._service.dispatcher.ask(session, observation)
+        except Exception as error:
+            return error
+
+    def close(self) -> None:
+        """Leave."""
+        self._service.close(self)
+
+    def _theirs(self, actions: Actions) -> Actions:
+        """Return actions with the client's gripper."""
+        contract = self._service.contract
+        if contract.names[-1] != GRIPPER:
+            return actions
+        is_open = (actions[:, -1:] + 1) / 2
+        gripper = contract.gripper_closed + is_open * (contract.gripper_open - contract.gripper_closed)
+        return np.concatenate([actions[:, :-1], gripper.astype(np.float32)], axis=1)
+
+    def _ours(self, observation: Observation) -> Observation:
+        """Return an observation with the entries of proprioception that the policy was trained with."""
+        check_instruction(observation.instruction)
+        if self._entries is None or observation.proprio is None:
+            return observation
+        given = numbers_of(observation.proprio, "proprioception")
+        names = self._service.config.protocol.proprio_names
+        if len(given) != len(names):
+            raise UserError(f"proprioception has {len(given)} entries, not those of {', '.join(names)}.")
+        return replace(observation, proprio=given[self._entries])
+
+
+def check_instruction(value: Any) -> None:
+    """Refuse an instruction whose tokenization would keep everybody waiting.
+
+    Raises:
+        UserError: says how long it may be.
+    """
+    while isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, str | bytes) and len(value) > MAX_INSTRUCTION:
+        raise UserError(f"the instruction has {len(value)} characters, more than {MAX_INSTRUCTION}.")
+
+
+def check_client(spec: PolicySpec, config: ServeConfig) -> None:
+    """Refuse names of `protocol` that do not cover what the policy needs.
+
+    Raises:
+        UserError: names what is missing, and the option.
+    """
+    source, protocol = spec.find(config.source), config.protocol
+    if missing := [view for view in spec.views if protocol.views and view not in protocol.views]:
+        raise UserError(
+            f"the policy sees {', '.join(spec.views)}: say what clients call {', '.join(missing)}, e.g. "
+            f"protocol.views.{missing[0]}=front."
+        )
+    names = protocol.proprio_names
+    if missing := [name for name in source.proprio_names if names and name not in names]:
+        raise UserError(
+            f"protocol.proprio_names={names} lacks {', '.join(missing)}, which the policy was trained with: "
+            f"{', '.join(source.proprio_names)}."
+        )
