@@ -2,7 +2,7 @@
 
     python benchmarks/control_step.py [--device cuda] [--steps 12]
 
-Window of 16, two views. `full` encodes and reads the whole window every step; the others use `robovlms/policy/acting.py`.
+Window of 16, two views. `full` encodes and reads the whole window every step, the others act from a memory.
 Models: nano as in configs/backbone/nano.yaml, and Kosmos-2's architecture at a fraction of its size (224 px, 64 tokens
 a view). Median of the steps after the window is full (of the last frames before it is, for the row that says so).
 Fails where actions differ, or where memory helps less than the project promises.
