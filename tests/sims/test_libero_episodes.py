@@ -231,7 +231,7 @@ def test_a_policy_trained_on_libero_files_fits_with_its_proprioception():
         )
     )  # fmt: skip
     source = DataPlan.of(trained.data, trained.view.views).find(None)
-    check_simulator(Libero(trained.sim), source, trained)
+    check_simulator(Libero(trained.sim), source)
 
 
 QUIET = f"""
