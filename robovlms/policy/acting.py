@@ -46,8 +46,8 @@ class BatchedPolicy:
     def act(
         self, memories: Sequence[Memory], prefixes: Sequence[Prefix | None] | None = None
     ) -> list[Float[Tensor, "k a"]]:
-        """Return the normalised chunk for the newest frame of every memory, which keeps what was computed of its
-        frames.
+        """Return, on the host, the normalised chunk for the newest frame of every memory, which keeps what was computed
+        of its frames. The host waits for the device once a forward, not once a row.
 
         Args:
             memories: of this policy, each with a frame at least; none twice.
@@ -59,8 +59,9 @@ class BatchedPolicy:
             for is_read in (True, False):
                 if some := [row for row in rows if (features_of(memories[row]) is not None) == is_read]:
                     decide = self._decode if is_read else self._read_and_decode
-                    prefix = stack_prefixes([prefixes[row] for row in some]) if prefixes else None
-                    chunks |= dict(zip(some, decide([memories[row] for row in some], prefix), strict=True))
+                    prefix = stack_prefixes([prefixes[row] for row in some], self.device) if prefixes else None
+                    made = decide([memories[row] for row in some], prefix).cpu()
+                    chunks |= dict(zip(some, made, strict=True))
         return [chunks[row] for row in range(len(memories))]
 
     def _pieces(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -194,11 +195,11 @@ def mask_of(lengths: Sequence[int]) -> Bool[Tensor, "b w"] | None:
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
-def stack_prefixes(prefixes: Sequence[Prefix | None]) -> Prefix | None:
-    """Return prefixes as one; a row without one is free throughout."""
+def stack_prefixes(prefixes: Sequence[Prefix | None], device: torch.device) -> Prefix | None:
+    """Return prefixes as one, on `device`; a row without one is free throughout."""
     given = [prefix for prefix in prefixes if prefix is not None]
     if not given:
         return None
     free = Prefix(*(torch.zeros_like(each) for each in given[0]))
     arms, weights = zip(*(prefix or free for prefix in prefixes), strict=True)
-    return Prefix(torch.cat(arms), torch.cat(weights))
+    return Prefix(torch.cat(arms).to(device), torch.cat(weights).to(device))

@@ -91,7 +91,7 @@ class Session:
         Raises:
             FloatingPointError: it is not finite; names the entries.
         """
-        actions = self._normalizer.denormalize(chunk.cpu())[:, self.source.interface_dims]
+        actions = self._normalizer.denormalize(chunk)[:, self.source.interface_dims]
         finite = actions.isfinite().all(0).tolist()
         if wrong := [name for name, is_good in zip(self.source.interface.names, finite, strict=True) if not is_good]:
             raise FloatingPointError(
