@@ -62,6 +62,9 @@ class Episode:
         return f"{', '.join(names)}: {told}{kind}"
 
 
+LEAST_CONTRAST = 1.0  # standard deviation of a picture that shows something
+
+
 class Step(NamedTuple):
     """What one control step gives back."""
 
@@ -154,6 +157,11 @@ def choose_tasks(tasks: Mapping[str, Task], config: SimConfig, benchmark: str) -
                 f"Tasks: {', '.join(tasks)}."
             )
     return [tasks[name] for name in config.tasks or tasks]
+
+
+def empty_views(observation: Observation) -> str:
+    """Name the views whose pictures have one colour, which a broken renderer gives without a word; "": none."""
+    return ", ".join(view for view, frame in observation.frames.items() if frame.std() < LEAST_CONTRAST)
 
 
 def check_action(action: Float32[np.ndarray, "a"], contract: ActionContract, name: str) -> None:

@@ -88,7 +88,7 @@ class MetaWorld(Simulator):
         self._scene.reset(episode.seed)
         self._instruction, self._solved = goal.instruction, False
         observation = self._observe()
-        check_pictures(observation.frames, "metaworld")
+        check_pictures(observation, "metaworld")
         return observation
 
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:

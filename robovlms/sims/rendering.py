@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 from robovlms.errors import UserError
+from robovlms.sims.base import empty_views
+from robovlms.types import Observation
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco when it is imported; needs no display and no GPU
 logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it reports what it did not find
 
 LIBRARIES = "libegl1 libegl-mesa0 libgl1"
-LEAST_CONTRAST = 1.0  # standard deviation of a picture that shows something
 
 
 @contextmanager
@@ -71,15 +69,14 @@ def make_renderer(model: Any, image_size: int, name: str, *, shadows: bool) -> A
     return renderer
 
 
-def check_pictures(frames: Mapping[str, UInt8[np.ndarray, "_h _x c"]], name: str) -> None:
+def check_pictures(observation: Observation, name: str) -> None:
     """Refuse pictures of one colour, which a broken renderer gives without a word.
 
     Raises:
         UserError: names the views, the renderer and what to try.
     """
-    empty = [view for view, frame in frames.items() if frame.std() < LEAST_CONTRAST]
-    if empty:
+    if empty := empty_views(observation):
         raise UserError(
-            f"sim={name} draws empty pictures with MUJOCO_GL={os.environ['MUJOCO_GL']}: {', '.join(empty)} has one "
-            f"colour. Install {LIBRARIES}, update the graphics driver, or set MUJOCO_GL=osmesa and install libosmesa6."
+            f"sim={name} draws empty pictures with MUJOCO_GL={os.environ['MUJOCO_GL']}: {empty} has one colour. "
+            f" Install {LIBRARIES}, update the graphics driver, or set MUJOCO_GL=osmesa and install libosmesa6."
         )

@@ -9,6 +9,7 @@ import pytest
 
 from robovlms.errors import UserError
 from robovlms.sims.rendering import check_pictures
+from robovlms.types import Observation
 
 SIMULATORS = [
     ("metaworld", "metaworld", "robovlms.sims.metaworld", "metaworld"),
@@ -49,11 +50,15 @@ def test_without_libegl_the_packages_to_install_are_named(package, name, module,
     assert "apt-get install libegl1" in ran.stderr
 
 
+def seen(**frames) -> Observation:
+    return Observation(frames=frames, instruction="open the drawer")
+
+
 @pytest.mark.parametrize("colour", [0, 254])
 def test_pictures_of_one_colour_are_refused(colour):
     scene = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     blank = np.full((4, 4, 3), colour, np.uint8)
     blank[0, 0] += 1  # as good as nothing
-    check_pictures({"side": scene}, "libero")
+    check_pictures(seen(side=scene), "libero")
     with pytest.raises(UserError, match=r"MUJOCO_GL=.*: wrist has one colour"):
-        check_pictures({"side": scene, "wrist": blank}, "libero")
+        check_pictures(seen(side=scene, wrist=blank), "libero")

@@ -11,7 +11,7 @@ from robovlms.config.choices import ReferenceFrame, Representation, Rotation
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS
-from robovlms.sims.base import Episode, Goal, Simulator, Step, Task, check_action, choose_tasks
+from robovlms.sims.base import Episode, Goal, Simulator, Step, Task, check_action, choose_tasks, empty_views
 from robovlms.sims.calvin.chains import Condition, load_chains, starts
 from robovlms.sims.calvin.environment import PlayTable, compose, make_oracle
 from robovlms.sims.calvin.experts import PLANS, TABLE, Expert
@@ -24,7 +24,6 @@ from robovlms.types import Observation
 CHAIN = "chain"  # the scene of official episodes
 CAMERA_KEYS = {"side": "rgb_static", "wrist": "rgb_gripper"}  # 200 px and 84 px
 RENDERERS = {Renderer.tiny: "pybullet, TinyRenderer", Renderer.egl: "pybullet, EGL"}
-LEAST_CONTRAST = 1.0  # standard deviation of a picture that shows something
 
 
 @SIMULATORS.register("calvin")
@@ -162,10 +161,9 @@ class Calvin(Simulator):
         )
 
     def _check_pictures(self, observation: Observation) -> None:
-        empty = [view for view, frame in observation.frames.items() if frame.std() < LEAST_CONTRAST]
-        if empty:
+        if empty := empty_views(observation):
             raise UserError(
-                f"sim.renderer={self._renderer} ({self.renderer}) gives empty pictures: {', '.join(empty)} has "
+                f"sim.renderer={self._renderer} ({self.renderer}) gives empty pictures: {empty} has "
                 "one colour. With egl, check the GPU's driver (libEGL), or set sim.renderer=tiny if the policy was "
                 "trained on its pictures; with tiny, install PyBullet again."
             )

@@ -109,7 +109,7 @@ class Libero(Simulator):
         self._instruction, self._solved = goal.instruction, False
         state = entry.initial_states[episode.seed]
         observation = self._observe(self._scene.reset(state, episode.seed, self.config.settle_steps))
-        check_pictures(observation.frames, "libero")
+        check_pictures(observation, "libero")
         return observation
 
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS
-from robovlms.sims.base import Episode, Goal, Simulator, Step, Task, check_action, choose_tasks
+from robovlms.sims.base import Episode, Goal, Simulator, Step, Task, check_action, choose_tasks, empty_views
 from robovlms.sims.simpler import google_robot, widowx
 from robovlms.sims.simpler.environment import build, check_installed
 from robovlms.sims.simpler.gripper import start_gripper
@@ -97,7 +97,7 @@ class Simpler(Simulator):
         self._gripper = start_gripper(self.config.robot, self.config.wrapper)
         self._reached = False
         observation = self._observe(seen)
-        if np.ptp(observation.frames["side"]) == 0:
+        if empty_views(observation):
             raise UserError("sim=simpler renders pictures of one colour: SAPIEN's Vulkan driver does not work here.")
         return observation
 
