@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
@@ -97,8 +97,8 @@ def _rates(results: Sequence[EpisodeResult]) -> Rates:
     tasks: dict[str, list[Trial]] = {}
     groups: dict[str, list[Trial]] = {}
     for result in results:
-        for goal, trial in zip(result.episode.goals, _trials(result), strict=False):
-            tasks.setdefault(goal.task, []).append(trial)
+        for task, trial in _trials(result):
+            tasks.setdefault(task, []).append(trial)
         for name in filter(None, [result.episode.group, result.episode.variant]):
             groups.setdefault(name, []).append(_whole(result))
     return {
@@ -121,9 +121,13 @@ def _whole(result: EpisodeResult) -> Trial:
     return Trial(result.success, result.steps, result.error is not None)
 
 
-def _trials(result: EpisodeResult) -> list[Trial]:
-    """Return the goals that were due: those reached, and the one that was not."""
-    return [*(Trial(True, steps, False) for steps in result.goal_steps), Trial(False, None, result.error is not None)]
+def _trials(result: EpisodeResult) -> Iterator[tuple[str, Trial]]:
+    """Return the goals that were due, by their tasks: those reached, and the one that was not."""
+    goals = result.episode.goals
+    for goal, steps in zip(goals[: result.reached], result.goal_steps, strict=True):
+        yield goal.task, Trial(True, steps, False)
+    if not result.success:
+        yield goals[result.reached].task, Trial(False, None, result.error is not None)
 
 
 def _chains(results: Sequence[EpisodeResult]) -> Chains:

@@ -252,7 +252,7 @@ class Client:
         while len(self.sessions) < len(observations):
             self._service.check_room()
             self.sessions.append(self._service.open_session(name=f"{self.name} [{len(self.sessions)}]"))
-        asking = zip(self.sessions, map(self._ours, observations), strict=False)
+        asking = zip(self.sessions[: len(observations)], map(self._ours, observations), strict=True)
         answers = await asyncio.gather(*(self._ask(session, each) for session, each in asking))
         for answer in answers:
             metrics.count(next((name for kind, name in RESULTS.items() if isinstance(answer, kind)), "failed"))
