@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Curve = tuple[list[int], list[float]]  # steps and values
 LOSS_TERMS = ("loss", "arm", "gripper")  # drawn first, and also without validation
+MAX_LABEL = 32  # characters of a run's name beside an axis
 LANGUAGES = {"own": BLUE, "opposite": RED, "empty": SOFT, "paraphrase": GREEN, "spelling": ORANGE}
 EXECUTIONS = {"first": SOFT, "chunk": BLUE, "ensemble": ORANGE, "real_time": GREEN}
 WIDTH = 9.2  # inches, of every figure
@@ -142,7 +143,9 @@ def plot_comparison(
         for name, (done, n, low, high) in success.items()
     }
     _draw_bars(panels[0], names, rows, 0.0, 0.6, BLUE, "success")  # type: ignore[arg-type]
-    panels[0].set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1), title="success, with 95 % interval")
+    panels[0].set(
+        yticks=range(len(names)), yticklabels=map(_label, names), xlim=(0, 1), title="success, with 95 % interval"
+    )
     panels[0].xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     if act_ms:
         known = [i for i, name in enumerate(names) if name in act_ms]
@@ -167,7 +170,7 @@ def plot_differences(comparison: Comparison, path: Path) -> Path:
     what = "success" if comparison.num_goals == 1 else "average length"
     axes.set(
         yticks=range(len(pairs)),
-        yticklabels=[f"{pair.first} - {pair.second}" for pair in pairs],
+        yticklabels=[f"{_label(pair.first)} - {_label(pair.second)}" for pair in pairs],
         xlabel=f"difference of {what}, with 95 % interval; blue: decided",
         ylim=(len(pairs) - 0.5, -0.5),
     )
@@ -284,6 +287,12 @@ def _draw_bars(
     axes.barh(places, means, thickness, xerr=errors, color=color, alpha=0.85, label=label, ecolor=INK, capsize=3)
     for place, row in known:
         axes.text(1.01, place, f"{row['successes']}/{row['trials']}", va="center", color=color, fontsize=9)
+
+
+def _label(name: str) -> str:
+    """Return a run's name with its middle left out where it would leave no room for the figure; tables have it all."""
+    half = MAX_LABEL // 2
+    return name if len(name) <= MAX_LABEL else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _figure(

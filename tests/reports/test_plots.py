@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robovlms.reports.plots import plot_actions, plot_latency, plot_success, plot_training
+from robovlms.reports.plots import plot_actions, plot_comparison, plot_latency, plot_success, plot_training
 
 
 def drawn(path):
@@ -79,3 +79,10 @@ def test_success_against_latency_has_a_curve_for_every_way_of_execution(tmp_path
     plot_latency(points, tmp_path / "a.png")
     plot_latency(points[:2], tmp_path / "b.png")
     assert drawn(tmp_path / "a.png") > drawn(tmp_path / "b.png") > 0.02
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # what matplotlib says where it gives up on the layout
+def test_long_names_of_runs_leave_room_for_the_figure(tmp_path):
+    names = [f"runs/a_folder_of_runs/that_lies_deep/and_has_a_long_name/{number:060d}" for number in range(3)]
+    picture = plot_comparison(dict.fromkeys(names, (8, 10, 0.49, 0.94)), dict.fromkeys(names, 3.0), tmp_path / "a.png")
+    assert drawn(picture) > 0.05
