@@ -240,8 +240,8 @@ def device_of(config: EngineConfig) -> torch.device:
     try:
         return torch.zeros(0, device=config.device).device
     except (RuntimeError, AssertionError) as error:  # also what torch built without CUDA raises
-        reason = str(error).splitlines()[0]
-        raise UserError(f"engine.device={config.device}: {reason} Use auto, cpu, or a GPU that is there.") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"engine.device={config.device}: {reason}. Use auto, cpu, or a GPU that is there.") from error
 
 
 def dtype_of(config: EngineConfig) -> torch.dtype:

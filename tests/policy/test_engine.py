@@ -139,7 +139,7 @@ def combinations():
             yield pytest.param(backbone_name, structure, head_name, marks=marks)
 
 
-@pytest.mark.parametrize(("backbone_name", "structure", "head_name"), combinations())
+@pytest.mark.parametrize(("backbone_name", "structure", "head_name"), list(combinations()))
 def test_sessions_in_one_batch_are_what_each_is_alone(backbone_name, structure, head_name):
     w = 1 if structure is Structure.one_step else 4
     policy = make_policy(backbone_name, structure, head_name, proprio=True, window_size=w)
