@@ -34,11 +34,12 @@ DOORS = {
     "evaluation": "config errors types files progress terminal workers sims policy",
     "serving": "config registry errors types actions images policy",
     "client": "errors serving",
+    "exporting": "config errors types files actions heads policy",
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",
     "commands": "config registry errors types files progress terminal workers actions images backbones heads data sims "
-    "policy evaluation reports training inspection serving",
+    "policy evaluation reports training inspection serving exporting",
     "cli": "config registry errors terminal commands inspection policy",
     "train scripts": "cli",
 }
