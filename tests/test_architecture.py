@@ -144,7 +144,7 @@ def opens_text(call: ast.Call) -> bool:
     if name in ("read_text", "write_text"):
         return isinstance(call.func, ast.Attribute)
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-    if name != "open" or owner.split(".")[-1] in ("av", "Image", "os", "archive", "engine"):
+    if name != "open" or owner.split(".")[-1] in ("av", "Image", "os", "archive", "engine", "self"):
         return False
     given = call.args[0 if owner else 1 :][:1] or [word.value for word in call.keywords if word.arg == "mode"]
     return not given or "b" not in ast.unparse(given[0])

@@ -13,6 +13,7 @@ from robovlms.exporting.program import check_onnx, describe, trace, write
 from robovlms.policy.checkpoint import CONFIG, load_config, load_policy, resolve_checkpoint
 from robovlms.policy.engine import check_weights
 from robovlms.policy.manifest import checkpoint_digest
+from robovlms.policy.quantization.int8 import quantize_linears
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def export(config: ExportConfig) -> None:
     policy = trained.policy.eval()
     check_weights(policy)
     policy.processor.check_instructions(config.instructions)
+    if config.quantize is not None:
+        quantize_linears(policy.backbone)
     source = find_source(trained.plan.sources, config.source)
     normalizer = trained.plan.normalizers(trained.statistics)[trained.plan.sources.index(source)]
     size = policy.processor.image_spec.size

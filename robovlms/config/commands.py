@@ -15,6 +15,7 @@ from robovlms.config.choices import (
     Execution,
     ExportFormat,
     ImageFormat,
+    Quantization,
     Split,
 )
 from robovlms.config.closed_loop import CollectConfig, EngineConfig, EvaluationConfig, ProtocolConfig, SimConfig
@@ -130,6 +131,7 @@ class ExportConfig(Checked):
     picture: list[int] | None = number(None, at_least=1, at_most=8192)
     # texts whose token ids are written into the program, so that it is played without a tokenizer
     instructions: list[str] = field(default_factory=list)
+    quantize: Quantization | None = None  # as `engine.quantize`: int8 matrices in the program
     overwrite: bool = False
 
     def check(self, _: str) -> None:

@@ -31,6 +31,7 @@ def trace(step: ControlStep, max_text_tokens: int) -> torch.export.ExportedProgr
     words = torch.export.Dim.AUTO(min=MIN_TOKENS, max=max(max_text_tokens, MIN_TOKENS + 2))
     shapes = {name: {0: rows, 1: words} if name.startswith("text_") else {0: rows} for name in inputs}
     with torch.no_grad():
+        step(inputs)  # what is computed once and kept, e.g. weights of resizing, is of numbers, not of a trace
         return torch.export.export(
             step, (inputs,), dynamic_shapes=(shapes,), prefer_deferred_runtime_asserts_over_guards=True
         )
