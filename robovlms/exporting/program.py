@@ -89,8 +89,14 @@ def write(program: torch.export.ExportedProgram, description: dict[str, Any], ta
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         logging.getLogger("onnxscript").setLevel(logging.WARNING)
-        names = {"input_names": list(description["inputs"]), "output_names": description["outputs"]}
-        converted = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=list(description["inputs"]),
+            output_names=description["outputs"],
+        )
         assert converted is not None
         converted.model.metadata_props[METADATA] = text
         converted.save(Path(folder) / target.name)
