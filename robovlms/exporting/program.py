@@ -100,8 +100,8 @@ def write(program: torch.export.ExportedProgram, description: dict[str, Any], ta
         assert converted is not None
         converted.model.metadata_props[METADATA] = text
         converted.save(Path(folder) / target.name)
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # weights of more than 2 GB lie in <name>.data
-            file.replace(target.parent / file.name)
+        for part in sorted(Path(folder).iterdir(), reverse=True):  # weights of more than 2 GB lie in <name>.data
+            part.replace(target.parent / part.name)
 
 
 def check_onnx() -> None:
