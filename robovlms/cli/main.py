@@ -14,6 +14,7 @@ from robovlms.config.commands import (
     ConvertCheckpointConfig,
     ConvertDataConfig,
     EvaluateConfig,
+    ExportConfig,
     InspectConfig,
     MergeLoRAConfig,
     ServeConfig,
@@ -38,6 +39,11 @@ def evaluate() -> None:
 def serve() -> None:
     """Run `python scripts/serve.py` or `robovlms-serve`."""
     entry("serve", ServeConfig, _serve)
+
+
+def export() -> None:
+    """Run `python scripts/export.py` or `robovlms-export`."""
+    entry("export", ExportConfig, _export)
 
 
 def collect_demos() -> None:
@@ -97,6 +103,12 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 def _serve(config: ServeConfig) -> None:
     from robovlms.commands.serve import serve as run
+
+    run(config)
+
+
+def _export(config: ExportConfig) -> None:
+    from robovlms.commands.export import export as run
 
     run(config)
 

@@ -23,7 +23,7 @@ from robovlms.evaluation.folder import LATENCY
 from robovlms.evaluation.rollout import Policy
 from robovlms.evaluation.rollouts import run_episodes
 from robovlms.evaluation.share import Share
-from robovlms.policy.engine import PolicyEngine, device_of, dtype_of
+from robovlms.policy.engine import PolicyEngine, arithmetic_of, device_of
 from robovlms.policy.manifest import checkpoint_digest
 from robovlms.registry import HEADS, SIMULATORS
 from robovlms.sims.base import Episode, Simulator
@@ -50,7 +50,7 @@ class Stage:
             "execution": config.execution.value,
             "execute_steps": config.execute_steps,
             "decision_steps": config.decision_steps,
-            "dtype": str(dtype_of(config.engine)).removeprefix("torch."),
+            "dtype": arithmetic_of(config.engine),
             "max_batch_size": config.engine.max_batch_size,
         }
         instructions = sorted({goal.instruction for episode in episodes for goal in episode.goals})

@@ -13,7 +13,9 @@ from robovlms.config.choices import (
     MISSING,
     CheckpointChoice,
     Execution,
+    ExportFormat,
     ImageFormat,
+    Quantization,
     Split,
 )
 from robovlms.config.closed_loop import CollectConfig, EngineConfig, EvaluationConfig, ProtocolConfig, SimConfig
@@ -114,6 +116,31 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@schema("export")
+@dataclass(kw_only=True)
+class ExportConfig(Checked):
+    """A checkpoint's control step as a program that needs neither this package nor torch (`scripts/export.py`)."""
+
+    checkpoint: str = ask("runs/quickstart_nano")
+    output: str = ask("policy.onnx")  # .onnx, or with format=torch .pt2
+    format: ExportFormat = ExportFormat.onnx
+    source: str | None = None  # of a mixture: whose actions are given; a policy of one data set needs none
+    # height and width (px) of the pictures that it is given, and resizes; unset: they have the model's own size
+    picture: list[int] | None = number(None, at_least=1, at_most=8192)
+    # texts whose token ids are written into the program, so that it is played without a tokenizer
+    instructions: list[str] = field(default_factory=list)
+    quantize: Quantization | None = None  # as `engine.quantize`: int8 matrices in the program
+    overwrite: bool = False
+
+    def check(self, _: str) -> None:
+        """Refuse a size that is none, and a name that says another format."""
+        if self.picture is not None and len(self.picture) != 2:
+            raise UserError(f"picture={self.picture} must be height and width in px, e.g. picture=[480,640].")
+        ending = ".onnx" if self.format is ExportFormat.onnx else ".pt2"
+        if not self.output.endswith(ending):
+            raise UserError(f"output={self.output} must end with {ending} for format={self.format}.")
 
 
 @schema("collect_demos")
