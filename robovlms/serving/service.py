@@ -22,7 +22,7 @@ from robovlms.errors import UserError
 from robovlms.policy.engine import PolicyEngine, unwrap
 from robovlms.policy.sessions import Session
 from robovlms.policy.spec import PolicySpec, check_observations, read_contract
-from robovlms.serving.codecs import numbers_of
+from robovlms.serving.codecs import BUSY, numbers_of
 from robovlms.serving.dispatcher import Actions, BusyError, Dispatcher, Request
 from robovlms.serving.metrics import Metrics
 from robovlms.types import Observation
@@ -38,13 +38,19 @@ log = logging.getLogger(__name__)
 class Service:
     """One policy, its clients and its state; protocols open a `Client` for everybody who connects."""
 
-    def __init__(self, engine: PolicyEngine, spec: PolicySpec, config: ServeConfig) -> None:
+    def __init__(self, engine: PolicyEngine, spec: PolicySpec, config: ServeConfig, digest: str | None = None) -> None:
         """Take a policy.
+
+        Args:
+            engine: that answers.
+            spec: of its policy.
+            config: of the server.
+            digest: of the checkpoint; None: it is of none.
 
         Raises:
             UserError: `source` or `execution` does not fit it, or its clients show less than it needs.
         """
-        self.engine, self.spec, self.config = engine, spec, config
+        self.engine, self.spec, self.config, self.digest = engine, spec, config, digest
         self.source, self.metrics = spec.find(config.source), Metrics()
         self.contract = replace(  # of the actions that clients get
             self.source.contract,
@@ -70,7 +76,7 @@ class Service:
         if self.execution is not None:
             self.open_session = partial(self.open_session, execution=self.execution, execute_steps=config.execute_steps)
         try:
-            self.open_session()
+            self.views = self.open_session().source.views  # that clients must show
         except UserError as error:  # the engine names options as an evaluation has them
             raise UserError(str(error).replace("evaluation.", "")) from error
 
@@ -112,7 +118,7 @@ class Service:
         if not self.is_ready:
             raise BusyError("the server is not ready, or about to end: connect again later.")
         if len(self._clients) >= self.config.max_sessions:
-            raise BusyError(f"the server is busy: it has {len(self._clients)} clients (max_sessions). Try later.")
+            raise BusyError(f"{BUSY}: it has {len(self._clients)} clients (max_sessions). Try later.")
         client = Client(self, name)
         self._clients.add(client)
         log.info("%s connected", name)
@@ -121,9 +127,7 @@ class Service:
     def check_room(self) -> None:
         """Raise BusyError where there are as many sessions as the server takes."""
         if self.num_sessions >= self.config.max_sessions:
-            raise BusyError(
-                f"the server is busy: it has {self.config.max_sessions} sessions (max_sessions). Try later."
-            )
+            raise BusyError(f"{BUSY}: it has {self.config.max_sessions} sessions (max_sessions). Try later.")
 
     @property
     def num_sessions(self) -> int:
@@ -192,6 +196,7 @@ class Client:
     def __init__(self, service: Service, name: str) -> None:
         self.name, self._service = name, service
         self.has_greeted = False  # whether its handshake is over, where the protocol has one
+        self._may_be_silent = False  # whether an empty instruction is meant so
         self.sessions: list[Session] = []
         theirs, ours = service.config.protocol.proprio_names, service.source.proprio_names
         self._entries = [theirs.index(each) for each in ours] if theirs else None
@@ -206,7 +211,7 @@ class Client:
 
         Args:
             environment: fields of an action contract, as far as they are known; `views` and `proprio_names` that the
-                robot has.
+                robot has; `may_be_silent`, whether an empty instruction is meant so, else it is refused.
 
         Raises:
             UserError: it means something else, or shows less than the policy needs; lists both sides.
@@ -215,7 +220,10 @@ class Client:
             raise UserError(f"environment must be a map, not {type(environment).__name__}.")
         said = dict(environment)
         views, proprio_names = said.pop("views", None), said.pop("proprio_names", None)
-        spec, source = self._service.spec, self._service.source
+        may_be_silent = said.pop("may_be_silent", self._may_be_silent)
+        if not isinstance(may_be_silent, bool):
+            raise UserError("environment.may_be_silent must be true or false.")
+        needed, source = self._service.views, self._service.source
         contract = replace(self._service.contract, **read_contract(said, "environment"))
         for name, words in (("views", views), ("proprio_names", proprio_names)):
             if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
@@ -223,12 +231,13 @@ class Client:
         self._check_gripper(contract)
         check_contract(self._service.contract, contract, self.name)
         check_observations(
-            list(spec.views),
+            needed,
             source.proprio_names,
-            views if views is not None else list(spec.views),
+            views if views is not None else needed,
             proprio_names if proprio_names is not None else source.proprio_names,
             self.name,
         )
+        self._may_be_silent = may_be_silent
 
     def _check_gripper(self, theirs: ActionContract) -> None:
         """Refuse another gripper, which the server could convert."""
@@ -251,7 +260,8 @@ class Client:
         metrics = self._service.metrics
         while len(self.sessions) < len(observations):
             self._service.check_room()
-            self.sessions.append(self._service.open_session(name=f"{self.name} [{len(self.sessions)}]"))
+            name = f"{self.name} [{len(self.sessions)}]"
+            self.sessions.append(self._service.open_session(name=name, may_be_silent=self._may_be_silent))
         asking = zip(self.sessions[: len(observations)], map(self._ours, observations), strict=True)
         answers = await asyncio.gather(*(self._ask(session, each) for session, each in asking))
         for answer in answers:

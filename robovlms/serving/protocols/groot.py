@@ -20,7 +20,7 @@ from robovlms.config.commands import is_loopback
 from robovlms.errors import UserError
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.base import Protocol
-from robovlms.serving.codecs import GROOT, GROOT_ND, WireError
+from robovlms.serving.codecs import BUSY, GROOT, GROOT_ND, WireError
 from robovlms.serving.service import Client
 from robovlms.serving.websocket import pages_beside
 from robovlms.types import Observation
@@ -80,7 +80,7 @@ class GR00T(Protocol):
         while True:
             identity, *_, message = await socket.recv_multipart()
             if len(answering) >= self.service.config.max_waiting:
-                await send(socket, identity, GROOT.pack({"error": "the server is busy. Ask again later."}))
+                await send(socket, identity, GROOT.pack({"error": f"{BUSY}. Ask again later."}))
                 continue
             task = asyncio.create_task(self._respond(socket, identity, message))
             answering.add(task)
