@@ -8,10 +8,13 @@ import signal
 import ssl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from served import SINGLE, chunks, close, config_of, observation, served
+from torch._dynamo.utils import counters
 
 from robovlms.client import PolicyClient
 from robovlms.errors import UserError
@@ -72,6 +75,26 @@ def test_what_cannot_be_served_is_refused_with_the_option_to_change(what):
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert ended.returncode == 2, ended.stderr
     assert named in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_compiled_policy_is_warm_when_the_server_is_ready_and_answers_the_same():
+    plain, sizes = config_of(SINGLE), range(3)
+    with served(config_of(SINGLE, "engine.compile=true", "engine.max_batch_size=4")) as (address, _):
+        compiled = sum(counters["stats"].values())
+        assert compiled > 0
+        robots = [PolicyClient(address) for _ in sizes]
+        with ThreadPoolExecutor(len(robots)) as threads:
+            for step, expected in enumerate(chunks(plain, range(6))):
+                asking = robots[: 1 + step % 3]  # batches of any size, of robots of any age
+                if step % 3 == 0:
+                    for robot in robots[1:]:
+                        robot.reset()
+                for found in list(threads.map(lambda robot, step=step: robot.act(seen(step)), asking))[:1]:
+                    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        assert sum(counters["stats"].values()) == compiled, "something was compiled while robots waited"
+        for robot in robots:
+            robot.close()
 
 
 def test_a_port_that_is_taken_is_named():
