@@ -16,6 +16,7 @@ import numpy as np
 
 from robovlms.actions.contract import GRIPPER, check_contract
 from robovlms.config.choices import Execution
+from robovlms.config.closed_loop import ProtocolConfig
 from robovlms.config.commands import ServeConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
@@ -61,7 +62,6 @@ class Service:
         self.is_ready = False
         self._clients: set[Client] = set()
         self._num_working = 0
-        check_client(spec, config)
         self.dispatcher = Dispatcher(
             self._predict if self.execution is None else self._step,
             self.metrics,
@@ -79,6 +79,7 @@ class Service:
             self.views = self.open_session().source.views  # that clients must show
         except UserError as error:  # the engine names options as an evaluation has them
             raise UserError(str(error).replace("evaluation.", "")) from error
+        check_client(self.views, self.source.proprio_names, config.protocol)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -315,21 +316,20 @@ def check_instruction(value: Any) -> None:
         raise UserError(f"the instruction has {len(value)} characters, more than {MAX_INSTRUCTION}.")
 
 
-def check_client(spec: PolicySpec, config: ServeConfig) -> None:
+def check_client(views: Sequence[str], proprio_names: Sequence[str], protocol: ProtocolConfig) -> None:
     """Refuse names of `protocol` that do not cover what the policy needs.
 
     Raises:
         UserError: names what is missing, and the option.
     """
-    source, protocol = spec.find(config.source), config.protocol
-    if missing := [view for view in spec.views if protocol.views and view not in protocol.views]:
+    if missing := [view for view in views if protocol.views and view not in protocol.views]:
         raise UserError(
-            f"the policy sees {', '.join(spec.views)}: say what clients call {', '.join(missing)}, e.g. "
+            f"the policy sees {', '.join(views)}: say what clients call {', '.join(missing)}, e.g. "
             f"protocol.views.{missing[0]}=front."
         )
     names = protocol.proprio_names
-    if missing := [name for name in source.proprio_names if names and name not in names]:
+    if missing := [name for name in proprio_names if names and name not in names]:
         raise UserError(
             f"protocol.proprio_names={names} lacks {', '.join(missing)}, which the policy was trained with: "
-            f"{', '.join(source.proprio_names)}."
+            f"{', '.join(proprio_names)}."
         )

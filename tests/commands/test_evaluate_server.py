@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from composing import completed, composed
 from miniatures import make_miniature
-from served import MIXTURE, SINGLE, config_of, served
+from served import SINGLE, config_of, served
 
 from robovlms.client import PolicyClient
 from robovlms.commands.compare import compare
@@ -270,12 +270,6 @@ def test_a_server_of_another_protocol_says_so(run, tmp_path):
             evaluate(asked(f"server={address}", "server_patience_s=0.5", f"output_dir={tmp_path}"))
     with pytest.raises(ConnectionError, match=r"ws://127\.0\.0\.1:1: "):
         evaluate(asked("server=ws://127.0.0.1:1", f"output_dir={tmp_path}"))
-
-
-def test_a_mixtures_server_says_whose_actions_it_gives(tmp_path):
-    with served(config_of(MIXTURE, "source=arm")) as (address, _), PolicyClient(address) as client:
-        said = client.metadata["server"]
-    assert (said["source"], said["execution"]) == ("arm", None)
 
 
 def test_a_server_that_goes_ends_the_evaluation_and_the_same_command_resumes_it(run, tmp_path, monkeypatch):

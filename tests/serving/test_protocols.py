@@ -168,7 +168,8 @@ class LeRobotClient:
     """As lerobot's RobotClient speaks."""
 
     def __init__(self, address, features=FEATURES, **metadata):
-        self.channel = grpc.insecure_channel(address.removeprefix("grpc://"))
+        alone = [("grpc.use_local_subchannel_pool", 1)]  # as robots are, each in a process of its own
+        self.channel = grpc.insecure_channel(address.removeprefix("grpc://"), alone)
         self.metadata = list(metadata.items())
         self.call("Ready", "Empty", "Empty")
         self.call("SendPolicyInstructions", "PolicySetup", "Empty", data=of_lerobot(RemotePolicyConfig(features)))
