@@ -128,6 +128,7 @@ def test_meta_worlds_episodes_through_a_server_are_those_of_its_checkpoint(run, 
     hold_against_the_checkpoint("metaworld", run, server, tmp_path, monkeypatch, *options)
 
 
+@pytest.mark.slow
 def test_liberos_episodes_through_a_server_are_those_of_its_checkpoint(run_of, tmp_path, monkeypatch):
     run = run_of("libero")
     with served(config_of(run)) as (address, _):

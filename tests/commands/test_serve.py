@@ -76,6 +76,7 @@ def test_what_cannot_be_served_is_refused_with_the_option_to_change(what):
 
 COMPILED = """
 import numpy as np
+import served as server
 from concurrent.futures import ThreadPoolExecutor
 from served import SINGLE, chunks, config_of, observation, served
 from torch._dynamo.utils import counters
@@ -84,6 +85,7 @@ from robovlms.client import PolicyClient
 def seen(step):
     return {**observation(step).frames, "instruction": observation(step).instruction}
 
+server.PATIENCE_S = 240.0
 with served(config_of(SINGLE, "engine.compile=true", "engine.max_batch_size=3")) as (address, service):
     ready = dict(counters["stats"])
     robots = [PolicyClient(address) for _ in range(3)]
