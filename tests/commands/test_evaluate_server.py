@@ -275,7 +275,7 @@ def test_a_server_of_another_protocol_says_so(run, tmp_path):
     for protocol, message in (("vla_eval", "serve with protocol=openpi"), ("starvla", "which checkpoint it serves")):
         config = config_of(run, f"protocol={protocol}")
         with served(config) as (address, _), pytest.raises(UserError, match=message):
-            evaluate(asked(f"server={address}", "server_patience_s=0.5", f"output_dir={tmp_path}"))
+            evaluate(asked(f"server={address}", "server_patience_s=3", f"output_dir={tmp_path}"))
     with pytest.raises(ConnectionError, match=r"ws://127\.0\.0\.1:1: "):
         evaluate(asked("server=ws://127.0.0.1:1", f"output_dir={tmp_path}"))
 
@@ -340,7 +340,7 @@ def test_a_busy_server_is_asked_again_while_there_is_patience(run, tmp_path):
     with served(config_of(run, "max_sessions=1")) as (address, _):
         guest = PolicyClient(address)
         with pytest.raises(UserError, match="the server is busy"):
-            evaluate(asked(f"server={address}", "server_patience_s=0.2", f"output_dir={tmp_path / 'out'}"))
+            evaluate(asked(f"server={address}", "server_patience_s=3", f"output_dir={tmp_path / 'out'}"))
         threading.Timer(0.5, guest.close).start()
         page = evaluate(asked(f"server={address}", f"output_dir={tmp_path / 'out'}"))
     assert len(episodes_in(page.parent)) == 2
