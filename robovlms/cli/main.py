@@ -93,7 +93,14 @@ def _evaluate(config: EvaluateConfig) -> None:
     if config.verify is not None:
         from robovlms.commands.verify import verify
 
-        verdict = verify(Path(config.verify), config.share, config.checkpoint)
+        verdict = verify(
+            Path(config.verify),
+            config.share,
+            config.checkpoint,
+            server=config.server,
+            server_token=config.server_token,
+            server_patience_s=config.server_patience_s,
+        )
         show(str(verdict))
         sys.exit(0 if verdict.holds else 1)
     from robovlms.commands.evaluate import evaluate_in_launch as run

@@ -24,7 +24,7 @@ from robovlms.errors import UserError
 from robovlms.heads.base import Prefix
 from robovlms.policy.acting import BatchedPolicy, CompiledForSizes
 from robovlms.policy.checkpoint import load_policy
-from robovlms.policy.execution import ChunkExecutor
+from robovlms.policy.execution import ChunkExecutor, check_execute_steps
 from robovlms.policy.memory import start_memory
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.quantization.change import EPISODES, action_change, synthetic_observations
@@ -125,10 +125,7 @@ class PolicyEngine:
         chosen, chunk_size = find_source(self._sources, source), self.policy.head.chunk_size
         if contract is not None:
             check_contract(chosen.interface, contract, "the environment")
-        if not 1 <= execute_steps <= chunk_size:
-            raise UserError(
-                f"evaluation.execute_steps={execute_steps} must lie in 1..{chunk_size}, the policy's chunk_size."
-            )
+        check_execute_steps(execute_steps, chunk_size)
         if execution is Execution.real_time and not self.policy.head.supports_prefix:
             raise UserError("evaluation.execution=real_time needs a head that goes on from a chunk: flow, diffusion.")
         return Session(
@@ -275,6 +272,11 @@ def device_of(config: EngineConfig) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # also what torch built without CUDA raises
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"engine.device={config.device}: {reason}. Use auto, cpu, or a GPU that is there.") from error
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a policy runs on: the name of the GPU, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def dtype_of(config: EngineConfig) -> torch.dtype:

@@ -28,6 +28,7 @@ NPY_HEADER = re.compile(
     rb"\{'descr': '(\S{3})', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,100})\), \}\s*", re.ASCII
 )
 PICTURES = {"png": "PNG", "jpeg": "JPEG"}
+BUSY = "the server is busy"  # how what it says begins, when the same may be asked again later
 
 Decode = Callable[[dict[Any, Any]], Any]
 Encode = Callable[[Any], Any]

@@ -20,7 +20,7 @@ from robovlms.config.commands import is_loopback
 from robovlms.errors import UserError
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.base import Protocol
-from robovlms.serving.codecs import GROOT, GROOT_ND, WireError
+from robovlms.serving.codecs import BUSY, GROOT, GROOT_ND, WireError
 from robovlms.serving.service import Client
 from robovlms.serving.websocket import pages_beside
 from robovlms.types import Observation
@@ -80,7 +80,7 @@ class GR00T(Protocol):
         while True:
             identity, *_, message = await socket.recv_multipart()
             if len(answering) >= self.service.config.max_waiting:
-                await send(socket, identity, GROOT.pack({"error": "the server is busy. Ask again later."}))
+                await send(socket, identity, GROOT.pack({"error": f"{BUSY}. Ask again later."}))
                 continue
             task = asyncio.create_task(self._respond(socket, identity, message))
             answering.add(task)
@@ -148,7 +148,7 @@ class GR00T(Protocol):
         """Return what the policy sees and says in GR00T's words, and as `PolicySpec`."""
         spec, source = self.service.spec, self.service.source
         keys = {
-            "video": [self.config.views.get(view, view).split("|")[0] for view in spec.views],
+            "video": [self.config.views.get(view, view).split("|")[0] for view in self.service.views],
             "state": list(source.proprio_names),
             "language": [INSTRUCTIONS[0]],
         }
@@ -172,9 +172,7 @@ class GR00T(Protocol):
                 f"state has no {', '.join(missing)}: the policy needs {', '.join(names)}, it has {list(state)}."
             )
         if not frames:
-            raise WireError(
-                f"video has none of the policy's views, {', '.join(self.service.spec.views)}: {list(video)}."
-            )
+            raise WireError(f"video has none of the policy's views, {', '.join(self.service.views)}: {list(video)}.")
         sizes = {len(rows) for rows in (*frames.values(), *(state[name] for name in names))}
         if len(sizes) != 1:
             raise WireError(f"video, state and language must be of as many robots each, not {sorted(sizes)}.")
