@@ -145,11 +145,13 @@ class WebSocketProtocol(Protocol):
         if (greeting := self.greeting()) is not None:
             await connection.send(greeting)
         while True:
-            message = await asyncio.wait_for(connection.recv(decode=False), patience)
+            async with asyncio.timeout(patience):
+                message = await connection.recv(decode=False)
             with self.service.working():
                 answer = await self.answer(bytes(message), client)
                 if answer is not None:
-                    await asyncio.wait_for(connection.send(answer), patience)
+                    async with asyncio.timeout(patience):
+                        await connection.send(answer)
 
 
 def name_of(connection: ServerConnection) -> str:

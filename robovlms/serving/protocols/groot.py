@@ -16,12 +16,13 @@ import numpy as np
 import zmq
 import zmq.asyncio
 
+from robovlms.config.closed_loop import ProtocolConfig
 from robovlms.config.commands import is_loopback
 from robovlms.errors import UserError
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.base import Protocol
 from robovlms.serving.codecs import GROOT, GROOT_ND, WireError
-from robovlms.serving.service import Client
+from robovlms.serving.service import Client, Service
 from robovlms.serving.websocket import pages_beside
 from robovlms.types import Observation
 
@@ -47,10 +48,15 @@ class Peer:
 class GR00T(Protocol):
     """Requests are maps of endpoint, data and api_token; an error is a map of error."""
 
+    def __init__(self, config: ProtocolConfig, service: Service) -> None:
+        """Take the options of the protocol's schema and what answers."""
+        super().__init__(config, service)
+        self._peers: dict[bytes, Peer] = {}
+
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
         """Serve clients until the block ends."""
-        config, self._peers = self.service.config, dict[bytes, Peer]()
+        config = self.service.config
         if config.tls_certificate is not None:
             raise UserError("protocol=groot has no TLS: unset tls_certificate and tls_key, and tunnel the port.")
         context = zmq.asyncio.Context()
@@ -88,18 +94,21 @@ class GR00T(Protocol):
 
     async def _respond(self, socket: zmq.asyncio.Socket, identity: bytes, message: bytes) -> None:
         """Answer a message."""
+        with self.service.working():
+            await send(socket, identity, await self.answer(message, identity))
+
+    async def answer(self, message: bytes, identity: bytes) -> bytes:
+        """Return the answer to a message, errors included, with arrays as the message has them."""
         is_new = NEW_ARRAY in message and b"__ndarray_class__" not in message
         codec, name = GROOT_ND if is_new else GROOT, f"groot {identity.hex()}"
-        with self.service.working():
-            try:
-                answer = await self._answer(await asyncio.to_thread(codec.unpack, message), identity, name)
-            except UserError as error:
-                log.warning("%s: %s", name, error)
-                answer = {"error": str(error)}
-            except Exception:
-                log.exception("%s: this is our fault", name)
-                answer = {"error": "internal error: see the server's log"}
-            await send(socket, identity, codec.pack(answer))
+        try:
+            return codec.pack(await self._answer(await codec.receive(message), identity, name))
+        except UserError as error:
+            log.warning("%s: %s", name, error)
+            return codec.pack({"error": str(error)})
+        except Exception:
+            log.exception("%s: this is our fault", name)
+            return codec.pack({"error": "internal error: see the server's log"})
 
     async def _answer(self, request: Any, identity: bytes, name: str) -> Any:
         if not isinstance(request, dict):

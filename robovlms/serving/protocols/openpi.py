@@ -6,7 +6,6 @@ src/openpi/serving/websocket_policy_server.py.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from dataclasses import asdict
@@ -55,7 +54,7 @@ class OpenPI(WebSocketProtocol):
         """Return actions, or an error's text."""
         started = time.perf_counter()
         try:
-            values = await asyncio.to_thread(OPENPI.unpack, message)
+            values = await OPENPI.receive(message)
             if not isinstance(values, dict):
                 raise WireError(f"an observation must be a map, not {type(values).__name__}.")
             if ENVIRONMENT in values:

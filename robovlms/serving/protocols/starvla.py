@@ -6,7 +6,6 @@ Source: starVLA, deployment/model_server/tools/websocket_policy_server.py and po
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
@@ -57,7 +56,7 @@ class StarVLA(WebSocketProtocol):
         """Return what a request asks for, or an error in its envelope."""
         kind, request_id = "unknown", "default"
         try:
-            values = await asyncio.to_thread(OPENPI.unpack, message)
+            values = await OPENPI.receive(message)
             if not isinstance(values, dict):
                 raise WireError(f"a request must be a map, not {type(values).__name__}.")
             kind, request_id = values.get("type", "infer"), values.get("request_id", request_id)

@@ -6,7 +6,6 @@ version 1.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
@@ -67,7 +66,7 @@ class VLAEval(WebSocketProtocol):
         """Return hello, an action or an error; None: the message has no answer."""
         kind, seq = "message", 0
         try:
-            values = await asyncio.to_thread(VLA_EVAL.unpack, message)
+            values = await VLA_EVAL.receive(message)
             kind, payload, seq = envelope(values)
             if kind == "hello":
                 return pack("hello", self._hello(payload, client), seq)
