@@ -28,7 +28,7 @@ import torch
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "tests"))
 from composing import completed, composed, plan_of
-from serving_clients import observation
+from serving_clients import TEXTS, observation
 
 from robovlms.actions.statistics import Statistics
 from robovlms.policy.checkpoint import Trained, save_policy
@@ -75,17 +75,25 @@ def server(run: Path, *options: str) -> Iterator[tuple[str, int]]:
             process.terminate()
 
 
-def ask(address: str, num_clients: int, seconds: float, size: int) -> dict[str, Any]:
+def cpu_seconds(process: int) -> float:
+    """Return what a process has computed so far."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def ask(address: str, process: int, num_clients: int, seconds: float, size: int) -> dict[str, Any]:
     """Let clients ask a server."""
     command = [sys.executable, str(ROOT / "benchmarks/serving_clients.py"), address]
     command += [f"--clients={num_clients}", f"--seconds={seconds}", f"--size={size}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout))
+    before = cpu_seconds(process)
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+    return {**found, "cpu_seconds": cpu_seconds(process) - before}
 
 
 def bare(engine: PolicyEngine, seconds: float, size: int) -> dict[str, Any]:
     """Return what one session takes without a server, as `ask` does."""
-    session, seen = engine.open(), [observation(i, size, 4) for i in range(16)]
+    session, seen = engine.open(), [observation(i, TEXTS[0], size, 4) for i in range(16)]
     wanted = [
         Observation(
             frames={view: each[view] for view in ("side", "wrist")},
@@ -96,27 +104,30 @@ def bare(engine: PolicyEngine, seconds: float, size: int) -> dict[str, Any]:
     ]
     for each in wanted:
         unwrap(engine.predict([(session, each)])[0])
-    started, found = time.perf_counter(), []
+    started, cpu, found = time.perf_counter(), time.process_time(), []
     while (begun := time.perf_counter()) < started + seconds:
         unwrap(engine.predict([(session, wanted[len(found) % 16])])[0])
         found.append(1000 * (time.perf_counter() - begun))
-    return {"answers": len(found), "seconds": time.perf_counter() - started, "latencies_ms": found}
+    spent, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return {"answers": len(found), "all": len(found), "seconds": spent, "cpu_seconds": cpu, "latencies_ms": found}
 
 
-def measure(run: Path, folder: Path, rounds: int, seconds: float, size: int) -> dict[str, list[dict[str, Any]]]:
+def measure(
+    run: Path, folder: Path, numbers: list[int], rounds: int, seconds: float, size: int
+) -> dict[str, list[dict[str, Any]]]:
     """Return what every round of every case gave, by the case's name."""
     engine = PolicyEngine.from_checkpoint(folder)
     found: dict[str, list[dict[str, Any]]] = {}
     with ExitStack() as stack:
         servers = {
-            name: stack.enter_context(server(run, f"engine.max_batch_size={rows}"))[0]
+            name: stack.enter_context(server(run, f"engine.max_batch_size={rows}"))
             for name, rows in (("batched", BATCHED), ("unbatched", UNBATCHED))
         }
         for _ in range(rounds):
             found.setdefault("bare", []).append(bare(engine, seconds, size))
-            for number in NUMBERS:
-                for name, address in servers.items():
-                    found.setdefault(f"{name} {number}", []).append(ask(address, number, seconds, size))
+            for number in numbers:
+                for name, (address, process) in servers.items():
+                    found.setdefault(f"{name} {number}", []).append(ask(address, process, number, seconds, size))
     return found
 
 
@@ -125,12 +136,14 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, float]:
     latencies = np.concatenate([each["latencies_ms"] for each in rounds])
     p50, p95, p99 = np.quantile(latencies, (0.5, 0.95, 0.99))
     rate = sum(each["answers"] for each in rounds) / sum(each["seconds"] for each in rounds)
-    return {"answers_per_s": rate, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+    cpu = 1000 * sum(each["cpu_seconds"] for each in rounds) / sum(each["all"] for each in rounds)
+    return {"answers_per_s": rate, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "cpu_ms": cpu}
 
 
 def main() -> None:
     """Measure, print a table, and judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, nargs="+", default=list(NUMBERS), help="1 and 32 are judged")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--size", type=int, default=96, help="px of frames, square")
@@ -139,7 +152,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
-        found = measure(run, make_checkpoint(run), given.rounds, given.seconds, given.size)
+        found = measure(run, make_checkpoint(run), given.clients, given.rounds, given.seconds, given.size)
     rows = {case: summary(rounds) for case, rounds in found.items()}
     times = rows["batched 32"]["answers_per_s"] / rows["unbatched 32"]["answers_per_s"]
     added = rows["batched 1"]["p50_ms"] - rows["bare"]["p50_ms"]
@@ -147,7 +160,7 @@ def main() -> None:
     report |= {"rounds": given.rounds, "seconds": given.seconds, "times_at_32": times, "added_p50_ms": added}
     if given.output:
         given.output.write_text(json.dumps({**report, "cases": rows}, indent=2) + "\n", encoding="utf-8")
-    print(f"{'':16}{'answers/s':>12}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}")
+    print(f"{'':16}{'answers/s':>12}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'CPU ms':>10}")
     for case, row in rows.items():
         print(f"{case:16}{row['answers_per_s']:12.0f}" + "".join(f"{row[key]:10.1f}" for key in list(row)[1:]))
     print(f"batched / unbatched at 32 clients: {times:.2f}; added to a bare step at 1 client: {added:.2f} ms p50")

@@ -20,6 +20,7 @@ import numpy as np
 from robovlms.serving.codecs import OPENPI
 
 NUM_MESSAGES = 16
+TEXTS = ("open the drawer", "close the window to the left", "push")  # a client keeps to one
 UPGRADE = (
     "GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -27,12 +28,11 @@ UPGRADE = (
 TEXT, BINARY = 0x81, 0x82  # first bytes of whole frames
 
 
-def observation(number: int, size: int, proprio: int) -> dict[str, object]:
+def observation(number: int, text: str, size: int, proprio: int) -> dict[str, object]:
     """Return an observation of noise, with our names of views."""
     generator = np.random.default_rng(number)
     frames = {view: generator.integers(0, 256, (size, size, 3), dtype=np.uint8) for view in ("side", "wrist")}
-    texts = ("open the drawer", "close the window to the left", "push")
-    return frames | {"instruction": texts[number % 3], "proprio": generator.uniform(-1, 1, proprio).astype(np.float32)}
+    return frames | {"instruction": text, "proprio": generator.uniform(-1, 1, proprio).astype(np.float32)}
 
 
 def frame_of(message: bytes) -> bytes:
@@ -89,23 +89,27 @@ async def play(wire: Wire, frames: list[bytes], start: int, end: float) -> list[
     return found
 
 
-async def load(address: str, num_clients: int, seconds: float, frames: list[bytes], warm_up: int) -> dict[str, object]:
+async def load(
+    address: str, num_clients: int, seconds: float, frames: list[list[bytes]], warm_up: int
+) -> dict[str, object]:
     """Connect all clients, fill their sessions' windows, and measure."""
     wires = [Wire() for _ in range(num_clients)]
     for wire in wires:
         await wire.open(address)
-    answer = OPENPI.unpack(await wires[0].ask(frames[0]))
+    robots = [(wire, frames[i % len(frames)]) for i, wire in enumerate(wires)]
+    answer = OPENPI.unpack(await wires[0].ask(frames[0][0]))
     if not np.isfinite(answer["actions"]).all():
         raise ValueError("actions are not finite")
     for number in range(warm_up):
-        await asyncio.gather(*(wire.ask(frames[number % len(frames)]) for wire in wires))
+        await asyncio.gather(*(wire.ask(own[number % len(own)]) for wire, own in robots))
     started = time.perf_counter()
-    played = await asyncio.gather(*(play(wire, frames, i, started + seconds) for i, wire in enumerate(wires)))
+    played = await asyncio.gather(*(play(*robot, i, started + seconds) for i, robot in enumerate(robots)))
     spent = time.perf_counter() - started
     for wire in wires:
         wire.close()
     return {
         "answers": sum(map(len, played)),
+        "all": sum(map(len, played)) + 1 + warm_up * num_clients,
         "seconds": spent,
         "latencies_ms": [each for row in played for each in row],
     }
@@ -119,9 +123,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--proprio", type=int, default=4)
-    parser.add_argument("--warm-up", type=int, default=10)
+    parser.add_argument("--warm-up", type=int, default=8)
     given = parser.parse_args()
-    frames = [frame_of(OPENPI.pack(observation(i, given.size, given.proprio))) for i in range(NUM_MESSAGES)]
+    frames = [
+        [frame_of(OPENPI.pack(observation(i, text, given.size, given.proprio))) for i in range(NUM_MESSAGES)]
+        for text in TEXTS
+    ]
     found = asyncio.run(load(given.address, given.clients, given.seconds, frames, given.warm_up))
     sys.stdout.write(json.dumps(found))
 
