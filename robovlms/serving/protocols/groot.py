@@ -6,7 +6,6 @@ Source: Isaac-GR00T, gr00t/policy/server_client.py.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from robovlms.errors import UserError
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.base import Protocol
 from robovlms.serving.codecs import GROOT, GROOT_ND, WireError
+from robovlms.serving.dispatcher import BusyError
 from robovlms.serving.service import Client, Service
 from robovlms.serving.websocket import pages_beside
 from robovlms.types import Observation
@@ -31,8 +31,6 @@ PING = {"status": "ok", "message": "Server is running"}
 ENDPOINTS = ("ping", "get_modality_config", "get_action", "reset")  # `kill` is for whoever runs the server
 UNAUTHORIZED = "Unauthorized: Invalid API token"
 INSTRUCTIONS = ("annotation.human.task_description", "task", "annotation.human.action.task_description")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -86,7 +84,9 @@ class GR00T(Protocol):
         while True:
             identity, *_, message = await socket.recv_multipart()
             if len(answering) >= self.service.config.max_waiting:
-                await send(socket, identity, GROOT.pack({"error": "the server is busy. Ask again later."}))
+                error = BusyError("the server is busy: as many requests as it takes are under way (max_waiting).")
+                text = self.service.refuse(f"groot {identity.hex()}", error)
+                await send(socket, identity, GROOT.pack({"error": text}))
                 continue
             task = asyncio.create_task(self._respond(socket, identity, message))
             answering.add(task)
@@ -103,12 +103,8 @@ class GR00T(Protocol):
         codec, name = GROOT_ND if is_new else GROOT, f"groot {identity.hex()}"
         try:
             return codec.pack(await self._answer(await codec.receive(message), identity, name))
-        except UserError as error:
-            log.warning("%s: %s", name, error)
-            return codec.pack({"error": str(error)})
-        except Exception:
-            log.exception("%s: this is our fault", name)
-            return codec.pack({"error": "internal error: see the server's log"})
+        except Exception as error:
+            return codec.pack({"error": self.service.refuse(name, error)})
 
     async def _answer(self, request: Any, identity: bytes, name: str) -> Any:
         if not isinstance(request, dict):
