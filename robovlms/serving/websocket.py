@@ -145,6 +145,9 @@ class WebSocketProtocol(Protocol):
         while True:
             async with asyncio.timeout(patience):
                 message = await connection.recv(decode=False)
+            if not self.service.is_ready:  # it would not be answered before the connection ends
+                await connection.close(AWAY, "the server ends")
+                return
             with self.service.working():
                 answer = await self.answer(bytes(message), client)
                 if answer is not None:

@@ -83,8 +83,8 @@ class GR00T(Protocol):
         answering = set[asyncio.Task[None]]()
         while True:
             identity, *_, message = await socket.recv_multipart()
-            if len(answering) >= self.service.config.max_waiting:
-                error = BusyError("the server is busy: as many requests as it takes are under way (max_waiting).")
+            if not self.service.is_ready or len(answering) >= self.service.config.max_waiting:
+                error = BusyError("the server is busy (max_waiting), or about to end. Ask again later.")
                 text = self.service.refuse(f"groot {identity.hex()}", error)
                 await send(socket, identity, GROOT.pack({"error": text}))
                 continue
