@@ -1,12 +1,14 @@
 """A server among clients that come and go, send garbage, die in the middle of a message, or do not read.
 
     python benchmarks/serving_soak.py [--seconds 600] [--protocols openpi groot lerobot] [--clients 6]
+    python benchmarks/serving_soak.py --beside 8 [--seconds 60]
 
 One server, `python scripts/serve.py`, for every protocol; all run at once, with the small policy of the tests (window
 4) and the tests' clients, a thread each. Every answer is held against that of a session that is alone, computed before.
 Fails where an answer is wrong or an error is none, where a client is stuck for 30 s, a session or request is left
 behind, a fault of ours is counted, or the server's memory at the end is more than 5 % above that after a fifth of the
-time.
+time. `--beside` measures instead what one client of openpi waits for its answers, alone and beside so many others that
+misbehave.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import numpy as np
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "tests", "tests/policy"))
 sys.path.append(str(Path(__file__).parents[1] / "tests/serving"))
 from served import SINGLE, chunks, config_of
-from serving import server
+from serving import ask, server
 from serving_clients import UPGRADE, frame_of
 from test_openpi import message
 from test_protocols import CLIENTS
@@ -43,6 +45,7 @@ GROWTH, SETTLED = 0.05, 0.2  # of the server's memory, after a share of the time
 IDLE_S, STALL_S, PATIENCE_S = 5.0, 2.0, 30.0
 COUNTED = (("ok", "answers"), ("refused", "refused"))  # the server's, of which clients may have seen fewer
 WEIGHTS = {"play": 6, "junk": 1, "die": 1, "stall": 1, "err": 2}
+BAD = {"junk": 1, "die": 1, "stall": 1}
 
 
 class Episodes:
@@ -57,8 +60,9 @@ class Episodes:
 class Crowd:
     """Clients of one server, each a thread that lives one life after the other."""
 
-    def __init__(self, protocol: str, address: str, episodes: Episodes, end: float) -> None:
+    def __init__(self, protocol: str, address: str, episodes: Episodes, end: float, weights: dict[str, int]) -> None:
         self.protocol, self.address, self._episodes, self._end = protocol, address, episodes, end
+        self._weights = weights
         self.counts, self.faults = Counter[str](), list[str]()
         self._lives: dict[str, Callable[[random.Random], None]] = {
             "play": self._play, "err": self._err, "junk": self._junk, "die": self._die, "stall": self._stall,
@@ -68,7 +72,7 @@ class Crowd:
         """Live until the end; what goes wrong is noted."""
         chance = random.Random(seed)
         while time.monotonic() < self._end:
-            (kind,) = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))
+            (kind,) = chance.choices(list(self._weights), list(self._weights.values()))
             started = time.monotonic()
             try:
                 self._lives[kind](chance)
@@ -209,7 +213,7 @@ def soak(protocols: list[str], seconds: float, num_clients: int) -> list[str]:
             servers.append((process, port if own_pages else int(urlsplit(address).port or 0)))
             crowds.append((name, address))
         end = time.monotonic() + seconds
-        living = [Crowd(name, address, episodes, end) for name, address in crowds]
+        living = [Crowd(name, address, episodes, end, WEIGHTS) for name, address in crowds]
         threads = [
             threading.Thread(target=crowd.live, args=(seed,), daemon=True)
             for crowd in living
@@ -231,14 +235,36 @@ def soak(protocols: list[str], seconds: float, num_clients: int) -> list[str]:
     return faults
 
 
+def beside(seconds: float, num_bad: int, rounds: int = 5) -> None:
+    """Print what a client waits for its answers, alone and beside others that misbehave, in turns."""
+    episodes, waited = Episodes(), dict[str, list[float]]()
+    with server(SINGLE, "protocol=openpi", f"idle_timeout_s={IDLE_S}") as (address, process):
+        for _ in range(rounds):
+            for name, count in (("alone", 0), (f"beside {num_bad}", num_bad)):
+                share = seconds / rounds / 2
+                crowd = Crowd("openpi", address, episodes, time.monotonic() + share + 1.5, BAD)
+                threads = [threading.Thread(target=crowd.live, args=(seed,), daemon=True) for seed in range(count)]
+                for thread in threads:
+                    thread.start()
+                waited.setdefault(name, []).extend(ask(address, process, 1, share, 40)["latencies_ms"])
+                for thread in threads:
+                    thread.join(PATIENCE_S)
+    for name, latencies in waited.items():
+        p50, p95, p99 = np.quantile(latencies, (0.5, 0.95, 0.99))
+        print(f"{name}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms, longest {max(latencies):.0f} ms")
+
+
 def main() -> None:
     """Soak, and fail if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS.names(), default=PROTOCOLS.names())
     parser.add_argument("--clients", type=int, default=6, help="at once, of every protocol")
+    parser.add_argument("--beside", type=int, help="measure one client beside so many that misbehave")
     given = parser.parse_args()
-    if faults := soak(given.protocols, given.seconds, given.clients):
+    if given.beside:
+        beside(given.seconds, given.beside)
+    elif faults := soak(given.protocols, given.seconds, given.clients):
         raise SystemExit("\n".join(faults))
 
 
