@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import io
 import os
 from collections.abc import Awaitable, Callable
@@ -88,6 +89,7 @@ class Rig:
             self._loop.run_until_complete(self._stack.enter_async_context(service.running()))
             self._answers[name] = self._way(name, service)
         self._loop.run_until_complete(self._answers["vla_eval"](HELLO))
+        atexit.register(lambda: self._loop.run_until_complete(self._stack.aclose()))
 
     def _way(self, name: str, service: Service) -> Callable[[bytes], Awaitable[bytes | str | None]]:
         protocol: Any = PROTOCOLS.get(name)(service.config.protocol, service)
