@@ -50,6 +50,11 @@ class Session:
         self.policy, self._normalizer, self._clock = policy, normalizer, clock
         self._may_be_silent = may_be_silent
         self._start_memory, self._start_executor = start_memory, start_executor
+        dims, views, size = source.interface_dims, policy.processor.views, policy.processor.image_spec.size
+        self._action_dims = masked([i in dims for i in range(normalizer.action_dim)])
+        self._view_mask = masked([view in source.views for view in views])
+        black = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        self._black = {view: black for view in views if view not in source.views}
         self.reset()
 
     def __str__(self) -> str:
@@ -91,14 +96,15 @@ class Session:
         Raises:
             FloatingPointError: it is not finite; names the entries.
         """
-        actions = self._normalizer.denormalize(chunk)[:, self.source.interface_dims]
-        finite = actions.isfinite().all(0).tolist()
-        if wrong := [name for name, is_good in zip(self.source.interface.names, finite, strict=True) if not is_good]:
+        actions = self._normalizer.denormalize(chunk).numpy()[:, self.source.interface_dims]
+        if not (finite := np.isfinite(actions)).all():
+            names = zip(self.source.interface.names, finite.all(0), strict=True)
+            wrong = [name for name, is_good in names if not is_good]
             raise FloatingPointError(
                 f"the policy predicts actions that are not finite at step {step}, in {', '.join(wrong)}: nothing was "
                 "sent to the robot."
             )
-        return actions.numpy()
+        return actions
 
     def execute(self, chunk: Float[Tensor, "k a"], step: int) -> None:
         """Take the chunk that was made from the observation of `step`.
@@ -135,20 +141,18 @@ class Session:
         processor, needed = self.policy.processor, self.source.views
         if missing := [view for view in processor.views if view in needed and view not in observation.frames]:
             raise UserError(f"the policy needs the views {missing}; the observation has {list(observation.frames)}.")
-        size = processor.image_spec.size
-        black = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-        frames = {
+        frames = self._black | {
             view: torch.from_numpy(processor.host_frames(read_picture(observation.frames[view], view)[None]))
             for view in needed
         }
         instruction = read_instruction(observation.instruction, may_be_empty=self._may_be_silent)
         text_ids, text_mask = processor.text([instruction])
         return Batch(
-            frames={view: frames.get(view, black)[None] for view in processor.views},
+            frames={view: frames[view][None] for view in processor.views},
             text_ids=text_ids,
             text_mask=text_mask,
-            action_dims=masked([i in self.source.interface_dims for i in range(self._normalizer.action_dim)]),
-            view_mask=masked([view in needed for view in processor.views]),
+            action_dims=self._action_dims,
+            view_mask=self._view_mask,
             proprio=self._proprio(observation),
         )
 

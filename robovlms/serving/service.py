@@ -31,7 +31,7 @@ from robovlms.types import Observation
 DRAIN_S = 10.0  # that requests under way may take when the server ends
 WARM_UP = "warm up"  # an instruction
 MAX_INSTRUCTION = 4096  # characters
-RESULTS = {BusyError: "busy", UserError: "refused", np.ndarray: "ok"}
+ANSWERED = (UserError, FloatingPointError)  # errors after which a client's sessions are as they were
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,16 @@ class Service:
         self._clients.add(client)
         log.info("%s connected", name)
         return client
+
+    def refuse(self, name: str, error: Exception) -> str:
+        """Log and count that a request gets no actions; return what its client is told."""
+        result = "busy" if isinstance(error, BusyError) else "refused" if isinstance(error, UserError) else "failed"
+        self.metrics.count(result)
+        if isinstance(error, ANSWERED):
+            log.warning("%s: %s", name, error)
+            return str(error)
+        log.error("%s: this is our fault", name, exc_info=error)
+        return "internal error: see the server's log"
 
     def check_room(self) -> None:
         """Raise BusyError where there are as many sessions as the server takes."""
@@ -261,22 +271,18 @@ class Client:
 
         Raises:
             UserError: an observation is not what the policy needs, or the policy has no answer. BusyError: ask again
-                later.
-            Exception: a fault of ours, logged.
+                later. FloatingPointError: the policy predicts actions that are not finite.
+            Exception: a fault of ours.
         """
-        metrics = self._service.metrics
         while len(self.sessions) < len(observations):
             self._service.check_room()
             name = f"{self.name} [{len(self.sessions)}]"
             self.sessions.append(self._service.open_session(name=name, may_be_silent=self._may_be_silent))
         asking = zip(self.sessions[: len(observations)], map(self._ours, observations), strict=True)
         answers = await asyncio.gather(*(self._ask(session, each) for session, each in asking))
-        for answer in answers:
-            metrics.count(next((name for kind, name in RESULTS.items() if isinstance(answer, kind)), "failed"))
-        try:
-            return [self._theirs(unwrap(answer)) for answer in answers]
-        except FloatingPointError as error:
-            raise UserError(str(error)) from error
+        for _ in (answer for answer in answers if isinstance(answer, np.ndarray)):
+            self._service.metrics.count("ok")
+        return [self._theirs(unwrap(answer)) for answer in answers]
 
     async def _ask(self, session: Session, observation: Observation) -> Actions | Exception:
         """Return actions, or what is wrong."""

@@ -281,6 +281,17 @@ def test_a_source_of_a_mixture_speaks_its_own_contract():
     close(actions, chunks(config, [0])[0])
 
 
+def test_a_server_that_ends_is_not_ready_and_takes_nobody():
+    with served(CONFIG) as (address, service):
+        service.is_ready = False
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            page(address, "/healthz")
+        with connect(address) as client:
+            assert "about to end" in client.recv()
+            with pytest.raises(ConnectionClosed, match="1013"):
+                client.recv()
+
+
 def test_a_message_that_comes_while_the_server_ends_is_answered():
     with served(CONFIG) as (address, _):
         client = Plain(address)

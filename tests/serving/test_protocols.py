@@ -168,8 +168,8 @@ class LeRobotClient:
     """As lerobot's RobotClient speaks."""
 
     def __init__(self, address, features=FEATURES, **metadata):
-        alone = [("grpc.use_local_subchannel_pool", 1)]  # as robots are, each in a process of its own
-        self.channel = grpc.insecure_channel(address.removeprefix("grpc://"), alone)
+        own = [("grpc.use_local_subchannel_pool", 1)]  # channels of a process share a connection otherwise
+        self.channel = grpc.insecure_channel(address.removeprefix("grpc://"), options=own)
         self.metadata = list(metadata.items())
         self.call("Ready", "Empty", "Empty")
         self.call("SendPolicyInstructions", "PolicySetup", "Empty", data=of_lerobot(RemotePolicyConfig(features)))

@@ -6,8 +6,6 @@ src/openpi/serving/websocket_policy_server.py.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from dataclasses import asdict
 from typing import Any
@@ -16,19 +14,16 @@ import numpy as np
 import torch
 
 from robovlms import __version__
-from robovlms.errors import UserError
 from robovlms.policy.engine import device_name
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.codecs import OPENPI, WireError, numbers_of
 from robovlms.serving.schemas.openpi import OpenPIConfig
-from robovlms.serving.service import Client
+from robovlms.serving.service import ANSWERED, Client
 from robovlms.serving.websocket import WebSocketProtocol
 from robovlms.types import Observation
 
 RESET, ENVIRONMENT = "reset", "environment"  # ours: openpi's clients have no word for either
 PROPRIO, INSTRUCTION = "proprio", "instruction"  # our own names, beside those of views
-
-log = logging.getLogger(__name__)
 
 
 @PROTOCOLS.register("openpi")
@@ -74,7 +69,7 @@ class OpenPI(WebSocketProtocol):
         """Return actions, or an error's text."""
         started = time.perf_counter()
         try:
-            values = await asyncio.to_thread(OPENPI.unpack, message)
+            values = await OPENPI.receive(message)
             if not isinstance(values, dict):
                 raise WireError(f"an observation must be a map, not {type(values).__name__}.")
             if ENVIRONMENT in values:
@@ -84,15 +79,14 @@ class OpenPI(WebSocketProtocol):
             if values.keys() <= {ENVIRONMENT, RESET}:
                 return self.greeting()
             (actions,) = await client.act([self.read(values)])
-        except UserError as error:
-            log.warning("%s: %s", client.name, error)
-            return self.error(error)
+        except ANSWERED as error:
+            return self.error(self.service.refuse(client.name, error))
         spent = {"infer_ms": 1000 * (time.perf_counter() - started)}
         return OPENPI.pack({"actions": actions, "policy_timing": spent, "server_timing": spent})
 
-    def error(self, error: Exception) -> str:
-        """Return an error's text."""
-        return str(error) if isinstance(error, UserError) else "internal error: see the server's log"
+    def error(self, text: str) -> str:
+        """Return an error: a text."""
+        return text
 
     def read(self, values: dict[Any, Any]) -> Observation:
         """Return an observation from a message.
