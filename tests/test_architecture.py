@@ -33,7 +33,7 @@ DOORS = {
     "policy": "config registry errors types files actions images backbones heads",
     "evaluation": "config errors types files progress terminal workers sims policy",
     "serving": "config registry errors types actions images policy",
-    "client": "errors serving",
+    "client": "config errors policy serving",
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",
