@@ -195,7 +195,7 @@ class AsyncPolicyClient:
             while not self._is_closed:
                 try:
                     self._converse()
-                except ConnectionError as error:
+                except (ConnectionError, RefusedError) as error:  # refused without a number: what ends a connection
                     if not self._is_closed:
                         self._connect_again(error)
         except Exception as error:  # a fault of ours, or a value that cannot be sent
@@ -236,7 +236,7 @@ class AsyncPolicyClient:
                 raise ConnectionError(f"{self.address} does not number its answers")
             self._num_unanswered = 0
             if "error" in answer:
-                self._refuse(str(answer["error"]), is_busy=answer.get("is_busy") is True)
+                self._refuse(answer["number"], str(answer["error"]), is_busy=answer.get("is_busy") is True)
             else:
                 self._take(answer["number"], np.asarray(answer.get("actions")), is_awaited=answer["number"] == number)
             if answer["number"] == number:
@@ -244,21 +244,23 @@ class AsyncPolicyClient:
 
     def _take(self, number: int, actions: np.ndarray, *, is_awaited: bool) -> None:
         with self._changed:
-            if is_awaited:
-                self._joiner.accept(number)
-            self._joiner.answer(number, actions)
+            if self._joiner.expects(number):
+                if is_awaited:
+                    self._joiner.accept(number)
+                self._joiner.answer(number, actions)
             self._pause_s, self._trouble = FIRST_PAUSE_S, None
             self._changed.notify_all()
 
-    def _refuse(self, text: str, *, is_busy: bool) -> None:
+    def _refuse(self, number: int, text: str, *, is_busy: bool) -> None:
         """Raise in the robot's loop what the server has against an observation; a busy one is asked again later."""
         if is_busy:
             self._lose(RefusedError(text))
             self._pause()
             return
         with self._changed:
-            self._fault = RefusedError(text)
-            self._changed.notify_all()
+            if self._joiner.expects(number):
+                self._fault = RefusedError(text)
+                self._changed.notify_all()
 
     def _lose(self, error: Exception) -> None:
         """Ask again, about the newest observation."""

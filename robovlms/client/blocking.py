@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
 from robovlms.errors import UserError
-from robovlms.serving.codecs import OPENPI
+from robovlms.serving.codecs import OPENPI, WireError
 
 MAX_ANSWER_BYTES = 2**26
 CLOSE_S = 1.0  # that a server may take to say goodbye
@@ -157,7 +157,10 @@ class PolicyClient:
             raise ConnectionError(f"{self.address}: the connection is closed: {error}") from error
         if isinstance(answer, str):
             raise RefusedError(answer)
-        found = OPENPI.unpack(answer)
+        try:
+            found = OPENPI.unpack(answer)
+        except WireError as error:
+            raise ConnectionError(f"{self.address} does not speak openpi's protocol: {error}") from error
         if not isinstance(found, dict):
             raise ConnectionError(f"{self.address} does not speak openpi's protocol.")
         return found

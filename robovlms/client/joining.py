@@ -16,8 +16,9 @@ from robovlms.config.choices import Execution, Representation
 from robovlms.errors import UserError
 from robovlms.policy.execution import Chunk, ChunkExecutor
 
-NUM_LATENCIES = 8  # answers whose slowest says how late the next one is expected
+NUM_LATENCIES = 8  # answers, whose slowest says how late the next one will be
 GRIPPER = "gripper"
+HEADERS_MB = 0.1  # of a message, beside its pictures
 Starvation: TypeAlias = Literal["hold", "stop"]
 
 
@@ -63,6 +64,11 @@ class Joining:
                 f"join={self.join}: the policy of {address} offers {', '.join(offered)}{f': {why}' * bool(why)}."
             )
         size, width = metadata["chunk_size"], len(metadata["action"]["names"])
+        if size == 1:
+            raise UserError(
+                f"the policy of {address} predicts one action at a time, which is over when it arrives: use "
+                "PolicyClient, or train with a larger window.chunk_size."
+            )
         if not 1 <= self.execute_steps <= size:
             raise UserError(f"execute_steps={self.execute_steps} must lie in 1..{size}, the policy's chunk_size.")
         if self.join is Execution.ensemble and self.execute_steps != 1:
@@ -82,7 +88,9 @@ class Joiner:
         self._is_delta = action["representation"] == Representation.delta
         self._control_hz, self._chunk_size = action["control_hz"], metadata["chunk_size"]
         self._latencies: deque[float] = deque(maxlen=NUM_LATENCIES)
-        self._frames: deque[tuple[int, float, dict[str, Any]]] = deque(maxlen=metadata["policy_spec"]["window_size"])
+        self._window_size = metadata["policy_spec"]["window_size"]
+        self._frames: deque[tuple[int, float, dict[str, Any]]] = deque(maxlen=self._window_size)
+        self._max_message_mb = metadata["max_message_mb"]
         self._gripper = (action["gripper_closed"], action["gripper_open"])
         self._step = -1
         self.reset()
@@ -112,7 +120,18 @@ class Joiner:
         return self._executor.wants(self._step)
 
     def observe(self, observation: Mapping[str, Any]) -> None:
-        """Take what is seen at the next control step."""
+        """Take what is seen at the next control step.
+
+        Raises:
+            UserError: a window of such frames is more than the server takes at once.
+        """
+        size = sum(value.nbytes for value in observation.values() if isinstance(value, np.ndarray)) / 2**20
+        if size * self._window_size + HEADERS_MB > self._max_message_mb:
+            raise UserError(
+                f"the frames that the policy remembers are {self._window_size} x {size:.1f} MB, "
+                f"and the server takes {self._max_message_mb:g} MB at once: send pictures of the sizes that the policy "
+                "sees, or serve with a larger max_message_mb."
+            )
         if self._stands:
             self._frames.pop()
         else:
@@ -142,22 +161,26 @@ class Joiner:
         self._shown, self._asked[step] = None, since
         return step, message
 
+    def expects(self, step: int) -> bool:
+        """Tell whether an answer to the observation of this step is still of use; one of the last episode is not."""
+        return step in self._asked
+
     def answer(self, step: int, actions: np.ndarray) -> None:
-        """Take a chunk.
+        """Take a chunk that is expected.
 
         Raises:
             ConnectionError: it is none that this policy gives.
         """
-        if actions.ndim != 2 or len(actions) != self._chunk_size or not np.isfinite(actions).all():
+        is_number = actions.dtype.kind in "iuf" and bool(np.isfinite(actions).all())
+        if not is_number or actions.shape != (self._chunk_size, self._width):
             raise ConnectionError(f"the server answers with no chunk, but with an array of the shape {actions.shape}.")
-        if (since := self._asked.pop(step, None)) is None:  # of the last episode
-            return
+        since = self._asked.pop(step)
         self._latencies.append(self._clock() - since)
         newest = self._executor.chunks[-1].made if self._executor.chunks else -1
-        if step < newest or step + len(actions) <= self._step:
+        if step < newest or step + len(actions) <= self._step + (not self._stands):
             self._count(late=1)
             return
-        self._executor.add(Chunk(step, actions))
+        self._executor.add(Chunk(step, actions.astype(np.float32)))
         self._made[step] = since
         self._made = {each.made: self._made[each.made] for each in self._executor.chunks}
         self._asked = {asked: at for asked, at in self._asked.items() if asked > step - len(actions)}
@@ -197,7 +220,7 @@ class Joiner:
             action = self._held(trouble)
             self._count(held=1)
         self._count(steps=1)
-        return action
+        return action.copy()
 
     def _age(self) -> float | None:
         """Return for how many seconds the observation is past that this step's action was decided on; None: no chunk
@@ -216,7 +239,7 @@ class Joiner:
         if self._has_moved:
             return self._executor.held()
         if self._options.idle_action is not None:
-            return self._options.idle_action.copy()
+            return self._options.idle_action
         if self._is_delta and not self._has_gripper:
             return np.zeros(self._width, np.float32)
         raise UserError(

@@ -14,12 +14,14 @@ import pytest
 from relay import Relay
 from served import SINGLE, chunks, close, config_of, observation, served
 from test_parity import NORMALIZER, SOURCE, make_policy, observe
+from websockets.sync.server import serve
 
 from robovlms.client import AsyncPolicyClient, PolicyClient, RefusedError
 from robovlms.config.choices import Structure
 from robovlms.errors import UserError
 from robovlms.policy.engine import PolicyEngine
 from robovlms.policy.spec import PolicySpec, SourceSpec
+from robovlms.serving.codecs import OPENPI
 from robovlms.serving.service import Service
 
 CONFIG = config_of(SINGLE)
@@ -43,6 +45,13 @@ def seen(step):
     return {**found.frames, "instruction": found.instruction}
 
 
+def step_of(policy, observation):
+    """Act as a loop at its rate does, which leaves the thread the time to ask."""
+    action = policy.act(observation)
+    until(lambda: not policy._is_asked)
+    return action
+
+
 def until(happens, seconds=10.0):
     end = time.monotonic() + seconds
     while not happens():
@@ -55,7 +64,7 @@ def test_the_first_chunk_is_waited_for_and_executed_from_its_first_action(addres
     with AsyncPolicyClient(address, join="chunk", execute_steps=K) as policy:
         policy.start(seen(0))
         for i in range(K):
-            close(policy.act(seen(i)), expected[i])
+            close(step_of(policy, seen(i)), expected[i])
         assert policy.counters.steps == K
         assert policy.counters.chunks == 1
 
@@ -66,12 +75,12 @@ def test_every_frame_is_remembered_however_seldom_the_policy_is_asked(address):
     with AsyncPolicyClient(address, join="chunk", execute_steps=2) as policy:
         policy.start(seen(0))
         for step in range(5):
-            action = policy.act(seen(step))
+            action = step_of(policy, seen(step))
             asked = 1 + step // 2
             until(lambda n=asked: policy.counters.chunks == n)
         # step 4 is asked about at step 4, so step 4's action is that of the chunk before
         close(action, expected[2][2])
-        close(policy.act(seen(5)), expected[4][1])
+        close(step_of(policy, seen(5)), expected[4][1])
 
 
 def test_stale_first_actions_of_a_late_chunk_are_skipped(relay):
@@ -79,21 +88,21 @@ def test_stale_first_actions_of_a_late_chunk_are_skipped(relay):
     with AsyncPolicyClient(relay.address, join="chunk", execute_steps=1) as policy:
         policy.start(seen(0))
         relay.delay = lambda: 0.1
-        close(policy.act(seen(0)), expected[0][0])
-        close(policy.act(seen(1)), expected[0][1])  # asks about step 1
-        close(policy.act(seen(2)), expected[0][2])  # the old chunk goes on
+        close(step_of(policy, seen(0)), expected[0][0])
+        close(step_of(policy, seen(1)), expected[0][1])  # asks about step 1
+        close(step_of(policy, seen(2)), expected[0][2])  # the old chunk goes on
         until(lambda: policy.counters.chunks == 2)
-        close(policy.act(seen(3)), expected[1][2])  # step 3 is the third action of the chunk made at step 1
+        close(step_of(policy, seen(3)), expected[1][2])  # step 3 is the third action of the chunk made at step 1
 
 
 def test_an_ensemble_weighs_predictions_as_the_executor_does(address):
     expected = chunks(CONFIG, range(2))
     with AsyncPolicyClient(address, join="ensemble") as policy:
         policy.start(seen(0))
-        policy.act(seen(0))
-        policy.act(seen(1))
+        step_of(policy, seen(0))
+        step_of(policy, seen(1))
         until(lambda: policy.counters.chunks == 2)
-        found = policy.act(seen(2))
+        found = step_of(policy, seen(2))
     weights = np.exp(-0.01 * np.arange(2))
     both = np.stack([expected[0][2], expected[1][1]])
     np.testing.assert_allclose(found[:-1], ((both * weights[:, None]).sum(0) / weights.sum())[:-1], atol=1e-6)
@@ -141,11 +150,11 @@ def test_a_lost_answer_is_asked_for_again_and_nothing_is_remembered_twice(relay)
     relay.drops = lambda number: number == 1
     with AsyncPolicyClient(relay.address, join="chunk", execute_steps=1, answer_timeout_s=0.1) as policy:
         policy.start(seen(0))
-        policy.act(seen(0))
-        policy.act(seen(1))  # its answer is lost
+        step_of(policy, seen(0))
+        step_of(policy, seen(1))  # its answer is lost
         until(lambda: policy.counters.chunks == 2)
         assert policy.counters.lost == 1
-        close(policy.act(seen(2)), expected[1][1])
+        close(step_of(policy, seen(2)), expected[1][1])
     assert relay.num_connections == 1
 
 
@@ -155,15 +164,15 @@ def test_answers_that_overtake_each_other_belong_to_their_own_steps(relay):
     relay.delay = lambda: waits.pop(0) if waits else 0.0
     with AsyncPolicyClient(relay.address, join="chunk", execute_steps=1, answer_timeout_s=0.1) as policy:
         policy.start(seen(0))
-        policy.act(seen(0))
-        policy.act(seen(1))
-        policy.act(seen(2))
+        step_of(policy, seen(0))
+        step_of(policy, seen(1))
+        step_of(policy, seen(2))
         until(lambda: policy.counters.lost == 1)
         until(lambda: policy.counters.chunks == 2)  # to step 2
         time.sleep(0.35)
-        close(policy.act(seen(3)), expected[2][1])
+        close(step_of(policy, seen(3)), expected[2][1])
         until(lambda: policy.counters.late == 1)
-        close(policy.act(seen(4)), expected[2][2])
+        close(step_of(policy, seen(4)), expected[2][2])
 
 
 def test_an_answer_that_was_given_up_is_used_when_it_comes_in_time(relay):
@@ -173,10 +182,10 @@ def test_an_answer_that_was_given_up_is_used_when_it_comes_in_time(relay):
     with AsyncPolicyClient(relay.address, join="chunk", execute_steps=2, answer_timeout_s=0.15) as policy:
         policy.start(seen(0))
         for step in range(3):
-            policy.act(seen(step))  # asks about step 2
+            step_of(policy, seen(step))  # asks about step 2
         until(lambda: policy.counters.lost == 1)
         until(lambda: policy.counters.chunks == 2)
-        close(policy.act(seen(3)), expected[2][1])
+        close(step_of(policy, seen(3)), expected[2][1])
 
 
 def test_a_bad_network_gives_every_step_the_action_of_a_chunk_that_was_made_for_it(relay):
@@ -248,9 +257,9 @@ def test_nothing_moves_before_the_first_chunk(relay):
             policy.act(seen(0))
         with pytest.raises(TimeoutError, match=r"no chunk within 0\.1 s"):
             policy.start(seen(0), timeout_s=0.1)
-    with AsyncPolicyClient(relay.address, join="chunk", on_starvation="stop") as policy:
-        with pytest.raises(TimeoutError, match=r"no chunk has arrived yet: call start"):
-            policy.act(seen(0))
+    stopping = AsyncPolicyClient(relay.address, join="chunk", on_starvation="stop")
+    with stopping as policy, pytest.raises(TimeoutError, match=r"no chunk has arrived yet: call start"):
+        policy.act(seen(0))
     idle = [0.0] * 6 + [1.0]
     with AsyncPolicyClient(relay.address, join="chunk", idle_action=idle) as policy:
         assert policy.act(seen(0)).tolist() == idle
@@ -261,11 +270,11 @@ def test_another_episode_knows_nothing_of_the_last_one(relay):
     with AsyncPolicyClient(relay.address, join="chunk") as policy:
         policy.start(seen(0))
         relay.delay = lambda: 0.1
-        policy.act(seen(0))
-        policy.act(seen(1))  # its answer comes in the next episode
+        step_of(policy, seen(0))
+        step_of(policy, seen(1))  # its answer comes in the next episode
         policy.reset()
         policy.start(seen(7))
-        close(policy.act(seen(7)), expected[0])
+        close(step_of(policy, seen(7)), expected[0])
         assert policy.counters.chunks == 2
 
 
@@ -291,26 +300,40 @@ def test_pictures_are_copied(address):
     with AsyncPolicyClient(address, join="chunk", execute_steps=2) as policy:
         policy.start(frames)
         for step in range(3):
-            policy.act({**seen(step), **(shared := {"side": seen(step)["side"].copy()})})
+            step_of(policy, {**seen(step), **(shared := {"side": seen(step)["side"].copy()})})
             shared["side"][:] = 0
         until(lambda: policy.counters.chunks == 2)
-        close(policy.act(seen(3)), chunks(CONFIG, range(3))[2][1])
+        close(step_of(policy, seen(3)), chunks(CONFIG, range(3))[2][1])
 
 
 def test_a_busy_server_is_asked_again_later():
-    with served(config_of(SINGLE, "max_sessions=1")) as (address, _), Relay(address).running() as relay:
-        with AsyncPolicyClient(relay.address, join="chunk") as policy:
-            policy.start(seen(0))
-            relay.refuses = True
-            relay.cut()
-            policy.act(seen(0))
-            policy.act(seen(1))
-            until(lambda: policy.counters.lost == 1)
-            other = until_connected(address)
-            relay.refuses = False
-            time.sleep(0.3)  # is turned away
-            other.close()
-            until(lambda: policy.counters.chunks == 2)
+    with (
+        served(config_of(SINGLE, "max_sessions=1")) as (address, _),
+        Relay(address).running() as relay,
+        AsyncPolicyClient(relay.address, join="chunk") as policy,
+    ):
+        policy.start(seen(0))
+        relay.refuses = True
+        relay.cut()
+        policy.act(seen(0))
+        policy.act(seen(1))
+        until(lambda: policy.counters.lost == 1)
+        other = until_connected(address)
+        relay.refuses = False
+        time.sleep(0.3)  # is turned away
+        other.close()
+        until(lambda: policy.counters.chunks == 2)
+
+
+def test_a_busy_policy_is_asked_again_later():
+    with served(CONFIG) as (address, service), AsyncPolicyClient(address, join="chunk") as policy:
+        service.dispatcher._max_waiting = 0
+        with pytest.raises(TimeoutError, match="the server is busy"):
+            policy.start(seen(0), timeout_s=0.3)
+        assert policy.counters.lost > 1
+        service.dispatcher._max_waiting = 256
+        policy.start(seen(0))
+        assert policy.counters.reconnects == 0
 
 
 def until_connected(address):
@@ -324,13 +347,15 @@ def until_connected(address):
 
 
 def test_another_policy_behind_the_same_address_is_refused(relay):
-    with served(config_of(SINGLE, "protocol.gripper_closed=0")) as (other, _):
-        with AsyncPolicyClient(relay.address, join="chunk", idle_action=[0.0] * 7) as policy:
-            policy.start(seen(0))
-            relay.upstream = other
-            relay.cut()
-            with pytest.raises(UserError, match="serves another policy than before"):
-                until(lambda: policy.act(seen(0)) is None)
+    with (
+        served(config_of(SINGLE, "protocol.gripper_closed=0")) as (other, _),
+        AsyncPolicyClient(relay.address, join="chunk", idle_action=[0.0] * 7) as policy,
+    ):
+        policy.start(seen(0))
+        relay.upstream = other
+        relay.cut()
+        with pytest.raises(UserError, match="serves another policy than before"):
+            until(lambda: policy.act(seen(0)) is None)
 
 
 OPTIONS = {
@@ -399,9 +424,9 @@ def test_a_chunk_goes_on_from_what_will_have_been_executed_of_the_last_one():
             with AsyncPolicyClient(relay.address, join=join, execute_steps=1) as policy:
                 relay.delay = lambda: 0.15
                 policy.start(pictures(0))
-                policy.act(pictures(0))
+                step_of(policy, pictures(0))
                 old = policy._joiner._executor.chunks[-1]
-                policy.act(pictures(1))  # asks: of the old chunk its actions 1, 2, 3 are left
+                step_of(policy, pictures(1))  # asks: of the old chunk its actions 1, 2, 3 are left
                 until(lambda: policy.counters.chunks == 2)
                 new = policy._joiner._executor.chunks[-1]
                 assert (old.made, new.made) == (0, 1)
@@ -446,7 +471,7 @@ def test_a_request_that_is_wrong_is_refused_and_the_session_is_as_it_was(what):
     with flow_served() as (address, engine), PolicyClient(address) as policy:
         session = engine.open("play")
         alone = [engine.predict([(session, observe(step))])[0] for step in (0, 1)]
-        close(policy.act(pictures(0)), alone[0])
+        close(step_of(policy, pictures(0)), alone[0])
         numbered = isinstance(request, dict) and request["number"] == 1
         if numbered:
             answer = policy._ask({**pictures(5), "request": request})
@@ -459,7 +484,7 @@ def test_a_request_that_is_wrong_is_refused_and_the_session_is_as_it_was(what):
             text = str(error.value)
         with pytest.raises(UserError, match=expected):
             raise UserError(text)
-        close(policy.act(pictures(1)), alone[1])
+        close(step_of(policy, pictures(1)), alone[1])
 
 
 def test_a_head_that_cannot_go_on_refuses_a_prefix(address):
@@ -473,6 +498,47 @@ def test_more_earlier_frames_than_the_policy_remembers_change_nothing(address):
     with PolicyClient(address) as policy:
         request = {"number": 8, "earlier": [seen(step) for step in range(8)]}
         close(policy._ask({**seen(8), "request": request})["actions"], expected)
+
+
+def test_a_window_that_is_larger_than_a_message_may_be_is_refused_before_anything_moves():
+    """Every frame alone is small enough; after a lost connection all of the window are sent at once."""
+    with served(config_of(SINGLE, "max_message_mb=1")) as (address, _):
+        frames = {**seen(0), "side": np.zeros((300, 300, 3), np.uint8)}
+        with AsyncPolicyClient(address, join="chunk") as policy, pytest.raises(UserError, match="max_message_mb"):
+            policy.start(frames)
+
+
+def test_a_server_that_takes_nothing_keeps_nobody_for_ever():
+    over = threading.Event()
+
+    def take_nothing(connection):
+        connection.send(OPENPI.pack({"chunk_size": 1}))
+        over.wait(30)
+
+    with serve(take_nothing, "127.0.0.1", 0, max_queue=1, compression=None, max_size=None) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        policy = PolicyClient(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout_s=0.3)
+        started = time.monotonic()
+        with pytest.raises(ConnectionError):
+            send_all(policy, [{"side": np.zeros(2**22, np.uint8)}] * 12)
+        assert time.monotonic() - started < 5
+        over.set()
+        server.shutdown()
+
+
+def send_all(policy, messages):
+    for each in messages:
+        policy.send(each)
+
+
+def test_an_action_is_the_robots_own():
+    """Whatever it does to it, what is executed next stays as it was."""
+    with served(CONFIG) as (address, _), AsyncPolicyClient(address, join="chunk", execute_steps=K) as policy:
+        policy.start(seen(0))
+        first = policy.act(seen(0))
+        first[:] = 9
+        close(policy.act(seen(1)), chunks(CONFIG, [0])[0][1])
 
 
 def test_threads_end_with_their_clients(address):

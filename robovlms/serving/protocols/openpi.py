@@ -53,6 +53,7 @@ class OpenPI(WebSocketProtocol):
             "keys": {"views": self.config.views, PROPRIO: self.config.proprio, INSTRUCTION: self.config.instruction},
             "chunk_size": self.service.chunk_size,
             "joins": self.service.joins,
+            "max_message_mb": self.service.config.max_message_mb,
         }
 
     async def answer(self, message: bytes, client: Client) -> bytes | str:
