@@ -284,7 +284,10 @@ def draw(found: dict[tuple[float, float, str], Result], file: Path) -> None:
             for join, style in zip(JOINS, ("k:", "C1-o", "C2-s", "C0-D"), strict=True):
                 values = [getattr(found[hz, latency, join], field) for latency in LATENCIES_S]
                 axis.plot([1000 * each for each in LATENCIES_S], values, style, label=join, markersize=4)
-            axis.set_ylim(bottom=0)
+            if row:
+                axis.set_yscale("log")
+            else:
+                axis.set_ylim(bottom=0)
             if not column:
                 axis.set_ylabel(label)
             if not row:

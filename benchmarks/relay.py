@@ -81,8 +81,8 @@ class Relay:
         try:
             async with connect(self.upstream, **quiet) as server:
                 await client.send(await server.recv())  # what the server says of itself
-                both = [self._requests(client, server), self._answers(server, client)]
-                tasks = [asyncio.create_task(each) for each in both]
+                ends = [self._requests(client, server), self._answers(server, client), client.wait_closed()]
+                tasks = [asyncio.create_task(each) for each in ends]
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks:
                     task.cancel()

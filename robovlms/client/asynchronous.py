@@ -14,7 +14,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from robovlms.client.blocking import PolicyClient, RefusedError
-from robovlms.client.joining import Counters, Joiner, Joining, Starvation
+from robovlms.client.joining import Counters, Joiner, Joining
 from robovlms.config.choices import Execution
 from robovlms.errors import UserError
 
@@ -56,7 +56,7 @@ class AsyncPolicyClient:
         *,
         join: str = "real_time",
         execute_steps: int = 1,
-        on_starvation: Starvation = "hold",
+        on_starvation: str = "hold",
         max_staleness_s: float = math.inf,
         idle_action: Sequence[float] | None = None,
         answer_timeout_s: float = 1.0,
@@ -174,9 +174,9 @@ class AsyncPolicyClient:
 
     def _observe(self, observation: Mapping[str, Any]) -> None:
         """Take the observation of a control step, and ask for a chunk where one is due."""
+        self._raise_fault()
         if self._is_closed:
             raise ConnectionError(f"{self.address}: the client is closed.")
-        self._raise_fault()
         self._joiner.observe(
             {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in observation.items()}
         )

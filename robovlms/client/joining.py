@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from robovlms.policy.execution import Chunk, ChunkExecutor
 NUM_LATENCIES = 8  # answers, whose slowest says how late the next one will be
 GRIPPER = "gripper"
 HEADERS_MB = 0.1  # of a message, beside its pictures
-Starvation: TypeAlias = Literal["hold", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class Joining:
 
     join: Execution
     execute_steps: int
-    on_starvation: Starvation
+    on_starvation: str  # hold | stop
     max_staleness_s: float
     idle_action: np.ndarray | None
 

