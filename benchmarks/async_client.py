@@ -277,17 +277,14 @@ def draw(found: dict[tuple[float, float, str], Result], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     labels = {"error_mm": "tracking error, mm", "jump_mm_s": "jump at a chunk's start, mm/s", "jerk_m_s3": "jerk, m/s³"}
-    figure, axes = plt.subplots(len(labels), len(RATES_HZ), figsize=(11, 7), sharex=True, squeeze=False)
+    figure, axes = plt.subplots(len(labels), len(RATES_HZ), figsize=(11, 7), sharex=True, sharey="row")
     for column, hz in enumerate(RATES_HZ):
         for row, (field, label) in enumerate(labels.items()):
             axis = axes[row][column]
             for join, style in zip(JOINS, ("k:", "C1-o", "C2-s", "C0-D"), strict=True):
                 values = [getattr(found[hz, latency, join], field) for latency in LATENCIES_S]
                 axis.plot([1000 * each for each in LATENCIES_S], values, style, label=join, markersize=4)
-            if row:
-                axis.set_yscale("log")
-            else:
-                axis.set_ylim(bottom=0)
+            axis.set_yscale("log" if row else "linear")
             if not column:
                 axis.set_ylabel(label)
             if not row:
