@@ -211,7 +211,7 @@ class AsyncPolicyClient:
         """
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_asked or self._is_closed)
+                self._changed.wait_for(lambda: (self._is_asked and self._joiner.has_frames) or self._is_closed)
                 if self._is_closed:
                     return
                 self._is_asked, self._is_awaiting = False, True
@@ -265,7 +265,8 @@ class AsyncPolicyClient:
     def _lose(self, error: Exception) -> None:
         """Ask again, about the newest observation."""
         with self._changed:
-            self._joiner.lose()
+            if self._is_awaiting:
+                self._joiner.lose()
             self._is_asked, self._is_awaiting, self._trouble = True, False, error
 
     def _connect_again(self, error: Exception) -> None:
@@ -277,11 +278,12 @@ class AsyncPolicyClient:
         log.warning("%s: connecting again", error)
         self._connection.close()
         self._lose(error)
-        timeout_s = min(RECONNECT_S, self._connecting.get("timeout_s", RECONNECT_S))
+        connecting: Connecting = {**self._connecting}
+        connecting["timeout_s"] = min(RECONNECT_S, connecting.get("timeout_s", RECONNECT_S))
         while not self._is_closed:
             self._pause()
             try:
-                self._connection = PolicyClient(self.address, **{**self._connecting, "timeout_s": timeout_s})
+                self._connection = PolicyClient(self.address, **connecting)
                 break
             except (ConnectionError, TimeoutError, RefusedError) as trouble:
                 self._trouble = trouble

@@ -114,6 +114,11 @@ class Joiner:
         """Tell whether a chunk has arrived."""
         return bool(self._executor.chunks)
 
+    @property
+    def has_frames(self) -> bool:
+        """Tell whether this episode has begun."""
+        return bool(self._frames)
+
     def wants(self) -> bool:
         """Tell whether a new chunk is due."""
         return self._executor.wants(self._step)

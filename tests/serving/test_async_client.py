@@ -278,6 +278,21 @@ def test_another_episode_knows_nothing_of_the_last_one(relay):
         assert policy.counters.chunks == 2
 
 
+def test_an_episode_that_ends_while_the_network_is_gone_is_followed_by_another(relay):
+    (expected,) = chunks(CONFIG, [7])
+    with AsyncPolicyClient(relay.address, join="chunk", answer_timeout_s=0.1) as policy:
+        policy.start(seen(0))
+        policy.act(seen(0))
+        relay.freeze()
+        policy.act(seen(1))
+        policy.reset()
+        until(lambda: policy.counters.lost == 1)
+        time.sleep(0.1)  # there is nothing to ask about
+        relay.thaw()
+        policy.start(seen(7))
+        close(policy.act(seen(7)), expected[0])
+
+
 def test_what_is_wrong_with_an_observation_is_raised_in_the_loop_and_the_session_goes_on(address):
     with AsyncPolicyClient(address, join="chunk") as policy:
         with pytest.raises(RefusedError, match="wrist"):
