@@ -187,7 +187,6 @@ class Joiner:
         self._executor.add(Chunk(step, actions.astype(np.float32)))
         self._made[step] = since
         self._made = {each.made: self._made[each.made] for each in self._executor.chunks}
-        self._asked = {asked: at for asked, at in self._asked.items() if asked > step - len(actions)}
         self._count(chunks=1)
 
     def accept(self, step: int) -> None:

@@ -293,7 +293,7 @@ def test_an_episode_that_ends_while_the_network_is_gone_is_followed_by_another(r
         policy.start(seen(0))
         policy.act(seen(0))
         relay.freeze()
-        policy.act(seen(1))
+        step_of(policy, seen(1))
         policy.reset()
         until(lambda: policy.counters.lost == 1)
         time.sleep(0.1)  # there is nothing to ask about
