@@ -33,7 +33,7 @@ DOORS = {
     "policy": "config registry errors types files actions images backbones heads",
     "evaluation": "config errors types files progress terminal workers actions sims policy client",
     "serving": "config registry errors types actions images policy",
-    "client": "errors serving",
+    "client": "config errors policy serving",
     "exporting": "config errors types files actions heads policy",
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",

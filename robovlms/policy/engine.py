@@ -177,11 +177,13 @@ class PolicyEngine:
     def predict(self, requests: Sequence[Request]) -> list[Float32[np.ndarray, "k _a"] | Exception]:
         """Return for every session a fresh chunk, in environment units; errors are as in `step`.
 
-        For a caller that executes chunks itself: a session is either stepped or predicted.
+        For a caller that executes chunks itself, and may say what it has decided of the coming one
+        (`Observation.prefix`): a session is either stepped or predicted.
         """
         steps = self._observe(requests)
-        asking = [session for (session, _), step in zip(requests, steps, strict=True) if isinstance(step, int)]
-        chunks = dict(zip(asking, self._act(asking, [None] * len(asking)), strict=True))
+        asking = {session: step for (session, _), step in zip(requests, steps, strict=True) if isinstance(step, int)}
+        prefixes = [session.prefix(step) for session, step in asking.items()]
+        chunks = dict(zip(asking, self._act(list(asking), prefixes), strict=True))
 
         def finish(session: Session, step: int | Exception) -> Float32[np.ndarray, "k _a"]:
             made = unwrap(step)

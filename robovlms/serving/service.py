@@ -116,6 +116,14 @@ class Service:
         """Actions in an answer."""
         return self.spec.chunk_size if self.execution is None else 1
 
+    @property
+    def joins(self) -> list[Execution]:
+        """How clients may join chunks; none where they are executed here."""
+        if self.execution is not None:
+            return []
+        can_continue = [Execution.real_time] if self.engine.policy.head.supports_prefix else []
+        return [Execution.chunk, Execution.ensemble, *can_continue]
+
     def connect(self, name: str) -> Client:
         """Return a new client; `name` is for the log.
 
@@ -307,6 +315,7 @@ class Client:
     def _ours(self, observation: Observation) -> Observation:
         """Return an observation with the entries of proprioception that the policy was trained with."""
         check_instruction(observation.instruction)
+        observation = replace(observation, earlier=[self._ours(each) for each in observation.earlier])
         if self._entries is None or observation.proprio is None:
             return observation
         given = numbers_of(observation.proprio, "proprioception")
