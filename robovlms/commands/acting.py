@@ -23,6 +23,7 @@ from robovlms.evaluation.folder import LATENCY
 from robovlms.evaluation.rollout import Policy
 from robovlms.evaluation.rollouts import run_episodes
 from robovlms.evaluation.share import Share
+from robovlms.hub.repository import address_of
 from robovlms.policy.engine import PolicyEngine, device_of, dtype_of
 from robovlms.policy.manifest import checkpoint_digest
 from robovlms.registry import HEADS, SIMULATORS
@@ -43,7 +44,7 @@ class Stage:
         """Play the episodes that `folder` lacks and return the results of all, in the order of `episodes`."""
         sim = self.simulator.config
         conditions = {
-            "checkpoint": str(self.checkpoint.resolve()),
+            "checkpoint": address_of(self.checkpoint),
             "digest": checkpoint_digest(self.weights),
             "sim": {key: value for key, value in asdict(sim).items() if key not in fields_that_keep(sim, DEMO)},
             "renderer": self.simulator.renderer,

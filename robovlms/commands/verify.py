@@ -22,7 +22,8 @@ from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.folder import RESULTS
 from robovlms.evaluation.results import environment_versions, summarize
 from robovlms.evaluation.share import Share
-from robovlms.policy.checkpoint import CONFIG, load_config, read_typed
+from robovlms.hub.repository import is_on_hub
+from robovlms.policy.checkpoint import CONFIG, load_config, read_typed, resolve_checkpoint
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, checkpoint_digest
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator
@@ -65,6 +66,7 @@ def verify(path: Path, share: float, checkpoint: str = "") -> Verdict:
     if faults := content_faults(results):
         return Verdict(faults, checked)
     folder = Path(checkpoint or results["certificate"]["checkpoint"])
+    folder = resolve_checkpoint(folder) if is_on_hub(folder) else folder
     if not folder.is_dir():
         raise UserError(f"the checkpoint {folder} is not there: say where it is now, checkpoint=...")
     checked.append(f"files of {folder}")

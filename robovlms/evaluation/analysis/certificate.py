@@ -13,6 +13,7 @@ from robovlms.evaluation.analysis.comparison import LEVEL
 from robovlms.evaluation.analysis.paired import sign_test
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.files import digest
+from robovlms.hub.repository import address_of
 
 if TYPE_CHECKING:
     from robovlms.evaluation.results import Results
@@ -23,7 +24,7 @@ CPUS = Path("/proc/cpuinfo")
 class Certificate(TypedDict):
     """How results were made; versions, config and episodes stand beside it."""
 
-    checkpoint: str  # its folder
+    checkpoint: str  # its folder, or its address on the Hub with the commit
     checkpoint_digest: str  # SHA-256 over the SHA-256 of all its files
     renderer: str
     machine: str  # processor and accelerator: others may round otherwise
@@ -46,7 +47,7 @@ def certify(
         argv: the command.
     """
     certificate: Certificate = {
-        "checkpoint": str(checkpoint.resolve()),
+        "checkpoint": address_of(checkpoint),
         "checkpoint_digest": checkpoint_digest,
         "renderer": renderer,
         "machine": machine_name(device),
