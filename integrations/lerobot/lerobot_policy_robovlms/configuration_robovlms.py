@@ -1,7 +1,5 @@
 """`--policy.type=robovlms`: which checkpoint acts, and how."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from lerobot.configs.policies import PreTrainedConfig

@@ -3,8 +3,6 @@
 python drive_lerobot.py <host:port> numpy|torch <actions>
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import threading

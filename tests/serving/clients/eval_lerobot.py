@@ -3,8 +3,6 @@
 python eval_lerobot.py <checkpoint> <output_dir>
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import dataclass, field
