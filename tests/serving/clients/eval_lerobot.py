@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 
 import gymnasium as gym
 import numpy as np
-from lerobot.configs.types import FeatureType, PolicyFeature
-from lerobot.envs.configs import EnvConfig
-from lerobot.scripts import lerobot_eval
-from lerobot.utils.import_utils import register_third_party_plugins
+from lerobot.utils import import_utils
+
+import_utils._transformers_available = False  # lerobot 0.4's GR00T cannot be imported beside the transformers of ours
+
+from lerobot.configs.types import FeatureType, PolicyFeature  # noqa: E402
+from lerobot.envs.configs import EnvConfig  # noqa: E402
+from lerobot.scripts import lerobot_eval  # noqa: E402
+from lerobot.utils.import_utils import register_third_party_plugins  # noqa: E402
 
 CHECKPOINT, OUTPUT = sys.argv[1:]
 STEPS, SIZE = 6, 40
