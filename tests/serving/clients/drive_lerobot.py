@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lerobot.async_inference.configs import RobotClientConfig
-from lerobot.async_inference.robot_client import RobotClient
-from lerobot.robots import Robot, RobotConfig
+from lerobot.utils import import_utils
+
+import_utils._transformers_available = False  # lerobot 0.4's GR00T cannot be imported beside the transformers of ours
+
+from lerobot.async_inference.configs import RobotClientConfig  # noqa: E402
+from lerobot.async_inference.robot_client import RobotClient  # noqa: E402
+from lerobot.robots import Robot, RobotConfig  # noqa: E402
 
 ADDRESS, KIND, COUNT = sys.argv[1], sys.argv[2], int(sys.argv[3])
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
