@@ -22,7 +22,8 @@ from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.folder import RESULTS
 from robovlms.evaluation.results import environment_versions, summarize
 from robovlms.evaluation.share import Share
-from robovlms.policy.checkpoint import read_typed
+from robovlms.hub.repository import is_on_hub
+from robovlms.policy.checkpoint import read_typed, resolve_checkpoint
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, checkpoint_digest
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator
@@ -82,11 +83,12 @@ def verify(
     if served is not None:
         checked.append(f"the checkpoint that {place} serves")
         faults = digest_faults(place, served.identity.digest, expected)
-    elif Path(place).is_dir():
-        checked.append(f"files of {place}")
-        faults = checkpoint_faults(Path(place), expected)
     else:
-        raise UserError(f"the checkpoint {place} is not there: say where it is now, checkpoint=... or server=...")
+        folder = resolve_checkpoint(Path(place)) if is_on_hub(Path(place)) else Path(place)
+        if not folder.is_dir():
+            raise UserError(f"the checkpoint {place} is not there: say where it is now, checkpoint=... or server=...")
+        checked.append(f"files of {folder}")
+        faults = checkpoint_faults(folder, expected)
     if faults:
         return Verdict(faults, checked)
     config = results["config"]

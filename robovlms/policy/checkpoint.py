@@ -27,6 +27,7 @@ from robovlms.config.renamed import rename
 from robovlms.config.run import TrainConfig
 from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
+from robovlms.hub.repository import download, is_on_hub, origin, repository_of
 from robovlms.policy.manifest import HEADER, MANIFEST, check_checkpoint, reading
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.spec import SPEC, PolicySpec
@@ -277,8 +278,8 @@ def checkpoints(run_folder: Path) -> list[Path]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Tell whether a folder is a checkpoint, even one that has lost a file."""
-    return any((folder / name).exists() for name in (WEIGHTS, MANIFEST, BACKBONE))
+    """Tell whether a folder is a checkpoint, even one that has lost a file, or a path the address of one on the Hub."""
+    return is_on_hub(folder) or any((folder / name).exists() for name in (WEIGHTS, MANIFEST, BACKBONE))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -287,24 +288,34 @@ def step_of(checkpoint: Path) -> int:
 
 
 def run_folder_of(checkpoint: Path) -> Path:
-    """Return the run that a checkpoint belongs to; one that lies alone, e.g. a merged one, is its own."""
+    """Return the run that a checkpoint belongs to; one that lies alone, e.g. a merged one, is its own. What is made of
+    one from the Hub goes into `runs/<owner>--<name>` of the working directory, not into the cache.
+    """
+    if (repository := origin(checkpoint)) is not None:
+        return Path("runs") / repository.name.replace("/", "--")
     folder = checkpoint.absolute()
     return folder.parents[1] if folder.parent.name == "checkpoints" else folder
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """Return the checkpoint folder that `path` means: itself, or the newest one of a run folder.
+    """Return the checkpoint folder that `path` means: itself, the newest one of a run folder, or what is downloaded
+    from the Hub.
 
     Raises:
-        FileNotFoundError: neither.
+        FileNotFoundError: none of them.
+        UserError: it cannot be downloaded, or not all of it has been.
     """
+    if is_on_hub(path):
+        folder = download(repository_of(path), MANIFEST)
+        check_checkpoint(folder, hashes=False)
+        return folder
     if is_checkpoint(path):
         return path
     found = checkpoints(path)
     if not found:
         raise FileNotFoundError(
-            f"checkpoint={path} is neither a checkpoint nor a run with one: give runs/<name> or "
-            "runs/<name>/checkpoints/step_<number>."
+            f"checkpoint={path} is neither a checkpoint nor a run with one: give runs/<name>, "
+            "runs/<name>/checkpoints/step_<number>, or hf://<owner>/<name> for one on the Hub."
         )
     return found[-1]
 
