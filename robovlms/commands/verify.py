@@ -80,11 +80,12 @@ def verify(
     certificate = results["certificate"]
     place, expected = server or checkpoint or certificate["checkpoint"], certificate["checkpoint_digest"]
     served = find_server(place, server_token, server_patience_s) if is_address(place) else None
+    folder = Path(place)
     if served is not None:
         checked.append(f"the checkpoint that {place} serves")
         faults = digest_faults(place, served.identity.digest, expected)
     else:
-        folder = resolve_checkpoint(Path(place)) if is_on_hub(Path(place)) else Path(place)
+        folder = resolve_checkpoint(folder) if is_on_hub(folder) else folder
         if not folder.is_dir():
             raise UserError(f"the checkpoint {place} is not there: say where it is now, checkpoint=... or server=...")
         checked.append(f"files of {folder}")
@@ -95,7 +96,7 @@ def verify(
     sim: SimConfig = read_typed(schema_of("sim", config["sim"]["name"]), config["sim"])
     evaluation = replace(read_typed(EvaluationConfig, config["evaluation"]), num_workers=1)
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    policy = served or CheckpointPolicy.of(Path(place), Path(place), evaluation, simulator)
+    policy = served or CheckpointPolicy.of(folder, folder, evaluation, simulator)
     policy.check(simulator, evaluation)
     simulator.close()
     stage = Stage(policy, simulator, Share())
