@@ -12,13 +12,17 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
 from robovlms.errors import UserError
-from robovlms.serving.codecs import OPENPI
+from robovlms.serving.codecs import BUSY, OPENPI
 
 MAX_ANSWER_BYTES = 2**26
 
 
 class RefusedError(UserError):
     """What the server has against a client or an observation, in its words; the connection stays."""
+
+
+class BusyError(RefusedError):
+    """The server has as much to do as it takes: the same may be asked again later."""
 
 
 class PolicyClient:
@@ -44,13 +48,15 @@ class PolicyClient:
             address: ws://host:port, or wss:// with TLS.
             token: that the server demands.
             environment: what the robot is: fields of an action contract as far as they are known (`control_hz`,
-                `rotation`, ...), `views` and `proprio_names`. A policy that means something else is refused.
+                `rotation`, ...), `views` and `proprio_names`. A policy that means something else is refused. With
+                `may_be_silent` an empty instruction is meant so, and is not refused.
             timeout_s: that connecting and every answer may take.
             tls: of wss://; None: what the system trusts.
 
         Raises:
             ConnectionError: nobody listens there, or the token is not the right one.
             RefusedError: the policy does not fit `environment`; lists both sides.
+            BusyError: there are too many clients.
         """
         headers = {"Authorization": f"Bearer {token}"} if token else None
         self.address, self._timeout_s = address, timeout_s
@@ -65,13 +71,13 @@ class PolicyClient:
             )
         except (OSError, InvalidHandshake) as error:
             raise ConnectionError(f"{address}: {error}") from error
-        self.metadata = self._receive()
-        if environment is not None:
-            try:
+        try:
+            self.metadata = self._receive()
+            if environment is not None:
                 self._ask({"environment": dict(environment)})
-            except RefusedError:
-                self.close()
-                raise
+        except (RefusedError, ConnectionError):
+            self.close()
+            raise
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -91,7 +97,7 @@ class PolicyClient:
                 needs it.
 
         Raises:
-            RefusedError: the observation is not what the policy needs, or the server is busy.
+            RefusedError: the observation is not what the policy needs. BusyError: the server has too much to do.
             ConnectionError: the server is gone.
             TimeoutError: no answer within `timeout_s`; the connection is closed, for the next answer would be to this
                 observation.
@@ -130,7 +136,7 @@ class PolicyClient:
         except ConnectionClosed as error:
             raise ConnectionError(f"{self.address}: the connection is closed: {error}") from error
         if isinstance(answer, str):
-            raise RefusedError(answer)
+            raise (BusyError if answer.startswith(BUSY) else RefusedError)(answer)
         found = OPENPI.unpack(answer)
         if not isinstance(found, dict):
             raise ConnectionError(f"{self.address} does not speak openpi's protocol.")

@@ -43,7 +43,7 @@ def resize_frames(
     if fit is Fit.pad and height != width:
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
-        square = frames.new_tensor(background(spec))[:, None, None].repeat(len(frames), 1, side, side)
+        square = frames.new_tensor(background(spec))[:, None, None].repeat(frames.shape[0], 1, side, side)
         square[..., top : top + height, left : left + width] = frames
         frames = square
     height, width = frames.shape[-2:]

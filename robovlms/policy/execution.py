@@ -110,6 +110,18 @@ class ChunkExecutor:
         return action
 
 
+def check_execute_steps(execute_steps: int, chunk_size: int) -> None:
+    """Refuse to execute more of a chunk than there is.
+
+    Raises:
+        UserError: names the option.
+    """
+    if not 1 <= execute_steps <= chunk_size:
+        raise UserError(
+            f"evaluation.execute_steps={execute_steps} must lie in 1..{chunk_size}, the policy's chunk_size."
+        )
+
+
 def continuity(chunk_size: int, passed: int, delay: int) -> list[float]:
     """Return how much a new chunk must keep of the last one, action by action: 1 for those that will be executed before
     it can arrive, then less and less, 0 where the last one has no action.

@@ -29,6 +29,7 @@ NPY_HEADER = re.compile(
     rb"\{'descr': '(\S{3})', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,100})\), \}\s*", re.ASCII
 )
 PICTURES = {"png": "PNG", "jpeg": "JPEG"}
+BUSY = "the server is busy"  # how what it says begins, when the same may be asked again later
 QUICK_BYTES = 2**20  # of a message that is read in less time than another thread takes to be asked
 PICTURE = b"__image__"  # in a message with encoded pictures
 

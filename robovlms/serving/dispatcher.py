@@ -16,6 +16,7 @@ from jaxtyping import Float32
 
 from robovlms.errors import UserError
 from robovlms.policy.sessions import Session
+from robovlms.serving.codecs import BUSY
 from robovlms.serving.metrics import BATCH_SIZE, STAGE, Metrics
 from robovlms.types import Observation
 
@@ -104,7 +105,7 @@ class Dispatcher:
         if self._task is None or self._task.done():
             raise BusyError("the server has ended.")
         if len(self._waiting) >= self._max_waiting:
-            raise BusyError(f"the server is busy: {self._max_waiting} requests wait (max_waiting). Ask again later.")
+            raise BusyError(f"{BUSY}: {self._max_waiting} requests wait (max_waiting). Ask again later.")
         now = time.perf_counter()
         request = Waiting(session, observation, asyncio.get_running_loop().create_future(), now)
         self._last_asked[session] = now

@@ -20,7 +20,7 @@ from robovlms.config.commands import is_loopback
 from robovlms.errors import UserError
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.base import Protocol
-from robovlms.serving.codecs import GROOT, GROOT_ND, WireError
+from robovlms.serving.codecs import BUSY, GROOT, GROOT_ND, WireError
 from robovlms.serving.dispatcher import BusyError
 from robovlms.serving.service import Client, Service
 from robovlms.serving.websocket import pages_beside
@@ -84,7 +84,7 @@ class GR00T(Protocol):
         while True:
             identity, *_, message = await socket.recv_multipart()
             if not self.service.is_ready or len(answering) >= self.service.config.max_waiting:
-                error = BusyError("the server is busy (max_waiting), or about to end. Ask again later.")
+                error = BusyError(f"{BUSY} (max_waiting), or about to end. Ask again later.")
                 text = self.service.refuse(f"groot {identity.hex()}", error)
                 await send(socket, identity, GROOT.pack({"error": text}))
                 continue
@@ -153,7 +153,7 @@ class GR00T(Protocol):
         """Return what the policy sees and says in GR00T's words, and as `PolicySpec`."""
         spec, source = self.service.spec, self.service.source
         keys = {
-            "video": [self.config.views.get(view, view).split("|")[0] for view in spec.views],
+            "video": [self.config.views.get(view, view).split("|")[0] for view in self.service.views],
             "state": list(source.proprio_names),
             "language": [INSTRUCTIONS[0]],
         }
@@ -177,9 +177,7 @@ class GR00T(Protocol):
                 f"state has no {', '.join(missing)}: the policy needs {', '.join(names)}, it has {list(state)}."
             )
         if not frames:
-            raise WireError(
-                f"video has none of the policy's views, {', '.join(self.service.spec.views)}: {list(video)}."
-            )
+            raise WireError(f"video has none of the policy's views, {', '.join(self.service.views)}: {list(video)}.")
         sizes = {len(rows) for rows in (*frames.values(), *(state[name] for name in names))}
         if len(sizes) != 1:
             raise WireError(f"video, state and language must be of as many robots each, not {sorted(sizes)}.")

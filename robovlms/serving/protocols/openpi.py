@@ -11,7 +11,10 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 
+from robovlms import __version__
+from robovlms.policy.engine import device_name
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.codecs import OPENPI, WireError, numbers_of
 from robovlms.serving.schemas.openpi import OpenPIConfig
@@ -44,6 +47,22 @@ class OpenPI(WebSocketProtocol):
             "action": asdict(self.service.contract),
             "keys": {"views": self.config.views, PROPRIO: self.config.proprio, INSTRUCTION: self.config.instruction},
             "chunk_size": self.service.chunk_size,
+            "server": self.identity(),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Return who answers and how, for clients that write down what they were played by."""
+        service, engine = self.service, self.service.engine
+        return {
+            "checkpoint_digest": service.digest,
+            "source": service.config.source or next(iter(service.spec.sources)),
+            "views": service.views,
+            "proprio_names": self.config.proprio_names or service.source.proprio_names,
+            "execution": service.execution,
+            "execute_steps": service.config.execute_steps,
+            "device": device_name(engine.device),
+            "dtype": str(engine.dtype).removeprefix("torch."),
+            "versions": {"robovlms": __version__, "torch": torch.__version__},
         }
 
     async def answer(self, message: bytes, client: Client) -> bytes | str:

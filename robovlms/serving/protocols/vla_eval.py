@@ -104,7 +104,7 @@ class VLAEval(WebSocketProtocol):
             "model_server": "robovlms",
             "capabilities": {"policy_spec": service.spec.to_json()},
             "observation_params": {
-                "send_wrist_image": len(service.spec.views) > 1,
+                "send_wrist_image": len(service.views) > 1,
                 "send_state": needs_state,
                 "absolute_action": service.contract.representation is Representation.absolute,
             },
