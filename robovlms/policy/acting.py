@@ -116,7 +116,7 @@ class BatchedPolicy:
         rows = [features_of(memory) or [] for memory in memories]
         lengths = torch.tensor([len(row) for row in rows])
         read = torch.stack([features for row in rows for features in row])  # at once: a call for each would cost more
-        features = pad_sequence(torch.split(read, lengths.tolist()), batch_first=True)
+        features = pad_sequence(list(torch.split(read, lengths.tolist())), batch_first=True)
         newest = stack_windows([[memory.frames[-1]] for memory in memories]).to(self.device)
         sizes = (*features.shape[:2], prefix, newest.action_dims, lengths.to(self.device))
         return self.policy.head.act(lambda queries: features, *sizes)
