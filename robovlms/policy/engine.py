@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from robovlms.actions.contract import check_contract
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.plan import Source, find_source
-from robovlms.config.choices import EngineDtype, Execution, FrameCache, Representation
+from robovlms.config.choices import CompileMode, EngineDtype, Execution, FrameCache, Representation
 from robovlms.config.closed_loop import EngineConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.heads.base import Prefix
 from robovlms.policy.acting import BatchedPolicy, CompiledForSizes
 from robovlms.policy.checkpoint import load_policy
+from robovlms.policy.compiling import compile_policy
 from robovlms.policy.execution import ChunkExecutor
 from robovlms.policy.memory import start_memory
 from robovlms.policy.policy import VLAPolicy
@@ -69,10 +70,12 @@ class PolicyEngine:
         self.policy, self.window_size = policy.to(self.device).eval(), window_size
         if self.dtype is not torch.float32:
             round_matrices(policy.backbone, self.dtype)
-        encode = policy.backbone.encode
-        self._batched = BatchedPolicy(
-            policy, config.max_batch_size, CompiledForSizes(encode, config.max_batch_size) if config.compile else encode
-        )
+        encode: Callable[[Tensor], Tensor] = policy.backbone.encode
+        if config.compile is CompileMode.model:
+            encode = CompiledForSizes(encode, config.max_batch_size)
+        elif config.compile is CompileMode.layers:
+            compile_policy(policy, CompileMode.layers)
+        self._batched = BatchedPolicy(policy, config.max_batch_size, encode)
         self._normalizers = {source.name: normalizer for source, normalizer in sources}
         self._sources = [source for source, _ in sources]
         self._start_memory = partial(start_memory, policy, window_size, cache)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from robovlms.actions.contract import GRIPPER, check_contract
-from robovlms.config.choices import Execution
+from robovlms.config.choices import CompileMode, Execution
 from robovlms.config.commands import ServeConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
@@ -84,7 +84,7 @@ class Service:
 
     async def _warm_up(self) -> None:
         """Answer an example, and where forwards are compiled, as many at once as the sizes that are compiled."""
-        largest = self.config.engine.max_batch_size if self.config.engine.compile else 1
+        largest = self.config.engine.max_batch_size if self.config.engine.compile is CompileMode.model else 1
         for size in (2**i for i in range(largest.bit_length())):
             sessions = [self.open_session(name=WARM_UP) for _ in range(size)]
             await asyncio.gather(*(self.dispatcher.ask(session, self.example()) for session in sessions))
