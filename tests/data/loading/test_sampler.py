@@ -25,7 +25,7 @@ def test_a_mixture_draws_what_its_sources_draw_one_by_one():
 
 
 def test_the_order_is_the_one_that_saved_runs_go_on_with():
-    sampler = StepSampler([5, 1000, 70_000], weights=[1, 2, 3], batch_size=4, device_batch_size=4, seed=3)
+    sampler = StepSampler([5, 1000, 70_000], weights=[1.0, 2.0, 3.0], batch_size=4, device_batch_size=4, seed=3)
     assert sampler.step_draws(0) == [(494, 0), (4345, 1), (60661, 2), (59918, 3)]
     late = [(53978, 400_000), (48054, 400_001), (2, 400_002), (55052, 400_003)]
     assert sampler.step_draws(100_000) == late
