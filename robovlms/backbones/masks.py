@@ -85,10 +85,10 @@ def no_mask(**unused: Any) -> None:
     """Return no mask."""
 
 
-def without_reading(config: Any, attention: str) -> None:
+def without_reading(hf_config: Any, attention: str) -> None:
     """Let a model attend in one of these ways, if it does by sdpa."""
-    if config._attn_implementation == "sdpa":  # `set_attn_implementation` would look for a package of that name
-        config._attn_implementation = attention
+    if hf_config._attn_implementation == "sdpa":  # `set_attn_implementation` would look for a package of that name
+        hf_config._attn_implementation = attention
 
 
 for _name, _mask in ((PADDING_LAST, padding_last_mask), (NO_PADDING, no_mask)):

@@ -37,8 +37,7 @@ class LSTMHead(RegressionHead):
 
     def new_state(self) -> Float[Tensor, "z g"]:
         """Return zeros: the hidden vectors of the layers, then their cells."""
-        weight = self.lstm.weight_hh_l0
-        return torch.zeros(2 * self.lstm.num_layers, self.lstm.hidden_size, device=weight.device)
+        return self.query.new_zeros(2 * self.lstm.num_layers, self.lstm.hidden_size)
 
     def advance(self, features: Float[Tensor, "n q d"], state: Float[Tensor, "n z g"]) -> Float[Tensor, "n z g"]:
         """Run one step."""

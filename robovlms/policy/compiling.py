@@ -27,6 +27,5 @@ def repeated_layers(module: nn.Module) -> list[nn.Module]:
     """Return the layers that a model has several of, the outermost ones: alike ones share a graph."""
     found: list[nn.Module] = []
     for child in module.children():
-        is_stack = isinstance(child, nn.ModuleList) and len(child) > 1
-        found += list(child) if is_stack else repeated_layers(child)
+        found += child if isinstance(child, nn.ModuleList) and len(child) > 1 else repeated_layers(child)
     return found
