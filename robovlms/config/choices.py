@@ -211,6 +211,16 @@ class EngineDtype(StrEnum):
     auto = "auto"
 
 
+class CompileMode(StrEnum):
+    """What is run by torch.compile."""
+
+    off = auto()  # nothing: no waiting at the start
+    layers = auto()  # every layer of vision tower and decoder, alike ones by one graph: seconds of compiling
+    # the forward as one graph as far as it goes, which takes minutes for a large model; acting: the vision tower, by
+    # CUDA graphs on a GPU
+    model = auto()
+
+
 class Precision(StrEnum):
     """Arithmetic of forward and backward; weights and optimizer state stay float32."""
 

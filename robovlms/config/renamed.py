@@ -14,6 +14,7 @@ RENAMED = {
 REPLACED: dict[str, dict[Any, Any]] = {
     "trainer.keep_last": {0: 1_000_000},  # meant all
     "optimizer.max_grad_norm": {0: None},
+    "evaluation.engine.compile": {False: "off", True: "model"},
 }
 
 
@@ -29,6 +30,9 @@ def rename(node: Any) -> None:
             if node.get(new_group):
                 node[new_group][new_key] = value
     for option, changes in REPLACED.items():
-        group, _, key = option.partition(".")
-        if group in node and node[group].get(key) in changes:
-            node[group][key] = changes[node[group][key]]
+        *groups, key = option.split(".")
+        section = node
+        for group in groups:
+            section = section.get(group) or {}
+        if section.get(key) in changes:
+            section[key] = changes[section[key]]

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.config.choices import MISSING, Duration, Parallel, Precision, ScheduleName, TrackerName, WandbMode
+from robovlms.config.choices import (
+    MISSING,
+    CompileMode,
+    Duration,
+    Parallel,
+    Precision,
+    ScheduleName,
+    TrackerName,
+    WandbMode,
+)
 from robovlms.config.fields import MAX_PROCESSES, RUN, ask, number, template
 from robovlms.errors import UserError
 
@@ -111,6 +120,7 @@ class TrainerConfig:
     )
     # newest checkpoints kept; the last one of a run always is
     keep_last: int = number(2, at_least=1, hint="to keep all, give a number larger than there will be")
+    compile: CompileMode = CompileMode.off
     num_threads: int | None = number(None, at_least=1, at_most=4096)  # CPU threads of torch; unset leaves its default
 
     def check(self, option: str) -> None:

@@ -77,12 +77,13 @@ def make_feed(
         **place,
     )
     augmentation = Augmentation(data, processor, config.window.window_size, config.seed)
-    collator = Collator(processor, normalizers, config.window, augmentation, config.seed)
+    encoder = policy.head.encoder()
+    collator = Collator(processor, normalizers, config.window, augmentation, config.seed, encoder)
     validation: Iterable[Batch] | None = None
     if validation_set is not None:
         validation = validation_loader(
             validation_set,
-            Collator(processor, normalizers, config.window),
+            Collator(processor, normalizers, config.window, encoder=encoder),
             batch_size=config.device_batch_size,
             max_batches=config.trainer.max_validation_batches,
             num_workers=data.num_workers,

@@ -26,6 +26,7 @@ from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.files import atomic_file
 from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
+from robovlms.policy.compiling import compile_policy
 from robovlms.policy.manifest import new_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.training.feeding import make_feed, mean_actions, record_data
@@ -111,12 +112,13 @@ class Trainer:
         self.data = on_main(self.accelerator, lambda: record_data(train_set, names))
         if state:
             state.check_data(self.data)
-        self._feed(validation_set)
         policy.to(self.device)
         optimizer = make_optimizer(policy, self.config.optimizer)
         if state and self.resume_from:
             load_weights(policy, self.resume_from)
             state.restore(optimizer)
+        self._feed(validation_set)  # of the policy as it is now: what a head encodes targets with is loaded, too
+        compile_policy(policy, self.config.trainer.compile)
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         set_seed(self.config.seed + 1 + self.accelerator.process_index)
