@@ -199,10 +199,17 @@ class EngineDtype(StrEnum):
 
 
 class Precision(StrEnum):
-    """Arithmetic of forward and backward; weights and optimizer state stay float32."""
+    """Arithmetic of forward and backward; what the optimizer changes, and checkpoints keep, is float32 in all."""
 
     fp32 = auto()
-    bf16 = auto()
+    bf16 = auto()  # the backbone's weights and activations, with float32 masters behind them; the head's by autocast
+    bf16_autocast = auto()  # float32 weights, rounded for every product
+
+
+class Moments(StrEnum):
+    """How the optimizer stores its two moments of every weight."""
+
+    fp32 = auto()
 
 
 class Parallel(StrEnum):

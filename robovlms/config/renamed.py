@@ -28,6 +28,8 @@ def rename(node: Any) -> None:
             value = node[group].pop(key)
             if node.get(new_group):
                 node[new_group][new_key] = value
+    if "moments" not in (node.get("optimizer") or {}) and (node.get("precision") or {}).get("name") == "bf16":
+        node["precision"]["name"] = "bf16_autocast"  # what bf16 meant in the configs before that key
     for option, changes in REPLACED.items():
         group, _, key = option.partition(".")
         if group in node and node[group].get(key) in changes:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.config.choices import MISSING, Duration, Parallel, Precision, ScheduleName, TrackerName, WandbMode
+from robovlms.config.choices import (
+    MISSING,
+    Duration,
+    Moments,
+    Parallel,
+    Precision,
+    ScheduleName,
+    TrackerName,
+    WandbMode,
+)
 from robovlms.config.fields import MAX_PROCESSES, RUN, ask, number, template
 from robovlms.errors import UserError
 
@@ -21,6 +30,7 @@ class OptimizerConfig:
     eps: float = number(1e-8, above=0, at_most=1)
     weight_decay: float = number(0.0, at_least=0, at_most=10)
     max_grad_norm: float | None = number(1.0, above=0, hint="null turns clipping off")
+    moments: Moments = Moments.fp32
 
     def check(self, option: str) -> None:
         """Refuse other than two betas."""

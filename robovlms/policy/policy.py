@@ -122,7 +122,8 @@ class VLAPolicy(nn.Module):
 
     def encode(self, batch: Batch) -> Float[Tensor, "b w v m e"]:
         """Return the tokens of every image."""
-        return self.backbone.encode(self.processor.images(batch))
+        with self.backbone.arithmetic():
+            return self.backbone.encode(self.processor.images(batch))
 
     def ask(
         self,
@@ -134,7 +135,8 @@ class VLAPolicy(nn.Module):
         """Ask about frames whose images are encoded; of `batch`, instruction and proprioception are read."""
         question = self.question(batch, queries)
         masks = (self.view_mask(batch, queries), self.frame_mask(batch))
-        features = self.backbone.read(self.fold(image), *question, kv_cache, *masks)
+        with self.backbone.arithmetic():
+            features = self.backbone.read(self.fold(image), *question, kv_cache, *masks)
         return features.reshape(queries.shape).float()
 
     def fold(self, frames: Float[Tensor, "b w *rest"]) -> Float[Tensor, "n t *rest"]:
@@ -182,8 +184,9 @@ class VLAPolicy(nn.Module):
         assert text_head is not None
         images = rearrange(self.processor.normalize(conversations.images.movedim(-1, 1)), "b c h x -> b 1 1 c h x")
         text = (conversations.text_ids, conversations.text_mask, conversations.reply_ids)
-        features = text_head.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
-        logits = text_head.lm_logits(features.flatten(0, 1)[conversations.supervised])
+        with self.backbone.arithmetic():
+            features = text_head.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
+            logits = text_head.lm_logits(features.flatten(0, 1)[conversations.supervised])
         wanted = conversations.reply_ids.flatten()[conversations.supervised]
         is_right = (logits.detach().argmax(-1) == wanted).float()
         return {"text_loss": F.cross_entropy(logits, wanted), "text_accuracy": is_right.mean()}

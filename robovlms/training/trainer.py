@@ -25,16 +25,17 @@ from robovlms.actions.statistics import Statistics, save_statistics
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.files import atomic_file
-from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
+from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, save_config, save_policy
 from robovlms.policy.manifest import new_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.training.feeding import make_feed, mean_actions, record_data
 from robovlms.training.figures import draw_first_batch
 from robovlms.training.interval import Interval, profiled
 from robovlms.training.launch import StopSignals, end, launched, on_main
-from robovlms.training.optimization import Steps, check_finite, learning_rate, make_optimizer
+from robovlms.training.optimization import Steps, check_finite, learning_rate, make_optimizer, named_weights
+from robovlms.training.precision import master_weights
 from robovlms.training.run_folder import CHECKPOINTS, DURATIONS, FIRST_BATCH, PROFILE, RunFolder, check_init_from
-from robovlms.training.state import TrainingState, find_resume, rng_state, set_rng_state
+from robovlms.training.state import TrainingState, find_resume, optimizer_tensors, rng_state, set_rng_state
 from robovlms.training.tracking import Tracker, check_trackers, duration
 from robovlms.training.validation import VALIDATION_ACTIONS, validate
 from robovlms.types import Batch, Conversations
@@ -113,12 +114,12 @@ class Trainer:
             state.check_data(self.data)
         self._feed(validation_set)
         policy.to(self.device)
-        optimizer = make_optimizer(policy, self.config.optimizer)
-        if state and self.resume_from:
-            load_weights(policy, self.resume_from)
-            state.restore(optimizer)
+        self.masters = master_weights(policy, self.config.precision.name, self.resume_from)
+        optimizer = make_optimizer(policy, self.config.optimizer, self.masters)
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
-        self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self.parameters = list(named_weights(optimizer).values())
+        if state:
+            state.restore(optimizer)
         set_seed(self.config.seed + 1 + self.accelerator.process_index)
         if state and self.accelerator.process_index < len(state.rng):
             set_rng_state(state.rng[self.accelerator.process_index])
@@ -248,12 +249,14 @@ class Trainer:
                 self.accelerator.backward(losses["loss"] * self.world_size)  # DDP averages over ranks
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0) + value.detach()
+        self.masters.collect_gradients()
         max_norm = self.config.optimizer.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if max_norm is None else max_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(self.step)
         self.optimizer.optimizer.found_inf = (~(norm + terms["loss"]).isfinite()).float()
         self.optimizer.step()
+        self.masters.copy_back()
         self.optimizer.zero_grad(set_to_none=True)
         return {**terms, "grad_norm": norm / self.world_size}  # summed over ranks like the others
 
@@ -295,8 +298,8 @@ class Trainer:
 
     def _write(self, rng: list[dict[str, Tensor]]) -> None:
         check_finite(self.policy, self.step)
-        optimizer = self.optimizer.optimizer.state_dict()
-        state = TrainingState(step=self.step, optimizer=optimizer, rng=rng, data=self.data)
+        names, tensors = list(named_weights(self.optimizer)), optimizer_tensors(self.optimizer.optimizer)
+        state = TrainingState(step=self.step, parameters=names, optimizer=tensors, rng=rng, data=self.data)
         started, target = time.perf_counter(), self._checkpoint(self.step)
         with new_checkpoint(target) as partial:
             save_policy(partial, Trained(self.config, self.policy, self.stats, self.plan))

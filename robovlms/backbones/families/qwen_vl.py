@@ -106,6 +106,7 @@ class Resampler(nn.Module):
         values = self.patch_norm(self.project(patches))
         keys = values + interpolate_square(self.positions, values.shape[1])
         queries = repeat(self.latent_norm(self.latents) + self.positions, "m d -> n m d", n=len(patches))
+        keys, queries = keys.to(self.latents.dtype), queries.to(self.latents.dtype)  # sums with a float32 table
         return self.out(self.norm(self.attention(queries, keys, values, need_weights=False)[0]))
 
 
