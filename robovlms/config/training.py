@@ -138,6 +138,16 @@ class TrainerConfig:
 
 
 @dataclass(kw_only=True)
+class EMAConfig:
+    """A moving average of the trained weights, kept beside them in float32 and in every checkpoint."""
+
+    name: str = MISSING
+    decay: float = number(0.999, at_least=0, below=1, hint="ema=null trains without an average")
+    warmup: bool = True  # the decay of step t is at most (1 + t) / (10 + t)
+    validate: bool = True  # validation measures the average instead of the newest weights
+
+
+@dataclass(kw_only=True)
 class DebugConfig:
     """Short runs that show whether a policy learns at all, or where the time goes."""
 

@@ -11,13 +11,16 @@ from torch import nn
 from robovlms.config.choices import Duration, Moments, ScheduleName
 from robovlms.config.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 from robovlms.errors import UserError
+from robovlms.training.moments import SmallMomentAdamW
 from robovlms.training.precision import MasterWeights
 
 
 def make_optimizer(
-    model: nn.Module, config: OptimizerConfig, masters: MasterWeights | None = None
-) -> torch.optim.AdamW:
-    """Return fused AdamW over the trainable parameters, which it knows by name, or over their float32 masters.
+    model: nn.Module, config: OptimizerConfig, masters: MasterWeights | None = None, seed: int = 0
+) -> torch.optim.Optimizer:
+    """Return AdamW, fused where its moments are float32, over the trainable parameters, which it knows by name.
+
+    Where a parameter has a float32 master, that is what it changes.
 
     Weight decay goes to matrices and kernels only: biases, norms, embeddings, learned positions and queries are spared.
 
@@ -39,9 +42,12 @@ def make_optimizer(
     if not decayed and not spared:
         raise UserError("no parameter is trainable: set one of backbone.freeze_* to false.")
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
     beta1, beta2 = config.betas
-    make = {Moments.fp32: torch.optim.AdamW}[config.moments]
-    return make(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+    if config.moments is Moments.fp32:
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+    options = {"lr": config.lr, "betas": (beta1, beta2), "eps": config.eps}
+    return SmallMomentAdamW(groups, moments=config.moments, seed=seed, **options)
 
 
 def named_weights(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from robovlms.config.choices import Moments
 from robovlms.config.fields import RUN, change_keeps
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import CONFIG, STATE, checkpoints, load_config, run_folder_of, step_of
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, reading
+from robovlms.training.moments import SmallMomentAdamW, converted
 from robovlms.training.optimization import named_weights
 
 log = logging.getLogger(__name__)
@@ -93,9 +95,13 @@ class TrainingState:
                 f"{len(others)} are of one alone, e.g. {others[0]}. Give the options that it was trained with."
             )
         by_name = dict(zip(ours, weights.values(), strict=True))
+        states: dict[str, dict[str, Tensor]] = {}
         for key, value in self.optimizer.items():
             kind, name = key.split("/", 1)
-            optimizer.state[by_name[name]][kind] = value.to(by_name[name].device)
+            states.setdefault(name, {})[kind] = value.to(by_name[name].device)
+        moments = optimizer.moments if isinstance(optimizer, SmallMomentAdamW) else Moments.fp32
+        for name, state in states.items():
+            optimizer.state[by_name[name]] = converted(state, moments, by_name[name].shape)
 
     def check_data(self, now: dict[str, Any]) -> None:
         """Refuse to resume with other data than the run was trained on so far.

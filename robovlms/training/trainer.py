@@ -28,6 +28,7 @@ from robovlms.files import atomic_file
 from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, save_config, save_policy
 from robovlms.policy.manifest import new_checkpoint
 from robovlms.policy.policy import VLAPolicy
+from robovlms.training.ema import MovingAverage
 from robovlms.training.feeding import make_feed, mean_actions, record_data
 from robovlms.training.figures import draw_first_batch
 from robovlms.training.interval import Interval, profiled
@@ -115,11 +116,14 @@ class Trainer:
         self._feed(validation_set)
         policy.to(self.device)
         self.masters = master_weights(policy, self.config.precision.name, self.resume_from)
-        optimizer = make_optimizer(policy, self.config.optimizer, self.masters)
+        optimizer = make_optimizer(policy, self.config.optimizer, self.masters, self.config.seed)
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.parameters = list(named_weights(optimizer).values())
-        if state:
+        self.ema = MovingAverage(self.config.ema, named_weights(optimizer)) if self.config.ema else None
+        if state and self.resume_from:
             state.restore(optimizer)
+            if self.ema:
+                self.ema.restore(self.resume_from)
         set_seed(self.config.seed + 1 + self.accelerator.process_index)
         if state and self.accelerator.process_index < len(state.rng):
             set_rng_state(state.rng[self.accelerator.process_index])
@@ -253,10 +257,12 @@ class Trainer:
         max_norm = self.config.optimizer.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if max_norm is None else max_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(self.step)
+            group["lr"], group["number"] = self._lr(self.step), self.step
         self.optimizer.optimizer.found_inf = (~(norm + terms["loss"]).isfinite()).float()
         self.optimizer.step()
         self.masters.copy_back()
+        if self.ema:
+            self.ema.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         return {**terms, "grad_norm": norm / self.world_size}  # summed over ranks like the others
 
@@ -273,7 +279,8 @@ class Trainer:
             return {}
         sources, rng = [source.name for source in self.plan.sources], rng_state()
         try:
-            with self.accelerator.autocast():
+            averaged = self.ema.in_place(self.masters) if self.ema and self.ema.config.validate else nullcontext()
+            with averaged, self.accelerator.autocast():
                 loader = self.feed.validation
                 metrics, examples = validate(self.policy, loader, self.mean_actions, sources, self._sum)
         except Exception:
@@ -304,5 +311,7 @@ class Trainer:
         with new_checkpoint(target) as partial:
             save_policy(partial, Trained(self.config, self.policy, self.stats, self.plan))
             state.save(partial / STATE)
+            if self.ema:
+                self.ema.save(partial)
         self.run.kept(self.step)
         log.info("saved %s in %s", target, duration(time.perf_counter() - started))

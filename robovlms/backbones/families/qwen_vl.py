@@ -115,7 +115,6 @@ class QwenVLModel(PreTrainedModel):
 
     config_class = QwenVLConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer"]
 
