@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from robovlms.actions.plan import Source
-from robovlms.config.choices import Execution, Language
+from robovlms.config.choices import ActingWeights, Execution, Language
 from robovlms.config.closed_loop import EngineConfig, EvaluationConfig, SimConfig
 from robovlms.config.fields import DEMO, fields_that_keep
 from robovlms.config.run import TrainConfig
@@ -53,6 +53,8 @@ class Stage:
             "dtype": str(dtype_of(config.engine)).removeprefix("torch."),
             "max_batch_size": config.engine.max_batch_size,
         }
+        if config.engine.weights is ActingWeights.ema:
+            conditions["weights"] = config.engine.weights.value
         instructions = sorted({goal.instruction for episode in episodes for goal in episode.goals})
         order = random.Random(0).sample(episodes, len(episodes)) if config.shuffle else episodes
         played = run_episodes(

@@ -222,7 +222,7 @@ def text_losses(
         logits = lm_logits(some)
         return F.cross_entropy(logits, targets, reduction="sum"), (logits.detach().argmax(-1) == targets).sum()
 
-    pieces = zip(features.split(TEXT_CHUNK), wanted.split(TEXT_CHUNK), strict=True)
+    pieces = zip(torch.split(features, TEXT_CHUNK), torch.split(wanted, TEXT_CHUNK), strict=True)
     found = [checkpoint(losses, some, targets, use_reentrant=False) for some, targets in pieces]
     entropy, right = (torch.stack(each).sum() / len(wanted) for each in zip(*found, strict=True))
     return {"text_loss": entropy, "text_accuracy": right}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -50,6 +50,10 @@ class MovingAverage:
             yield
         finally:
             self._swap(masters)
+
+    def for_validation(self, masters: MasterWeights) -> AbstractContextManager[None]:
+        """Return the context in which validation measures the weights that `ema.validate` chooses."""
+        return self.in_place(masters) if self.config.validate else nullcontext()
 
     @torch.no_grad()
     def _swap(self, masters: MasterWeights) -> None:

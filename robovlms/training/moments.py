@@ -81,7 +81,9 @@ def store_moments(moments: dict[str, Tensor], kind: Moments, noise: torch.Genera
         return moments
     if kind is Moments.bf16_stochastic:
         return {key: round_randomly(each, noise) if noise else each.bfloat16() for key, each in moments.items()}
-    stored = {}  # of the second moment its root, which is as large as the first: no root is 0 below a first that is not
+    stored: dict[
+        str, Tensor
+    ] = {}  # of the second moment its root, which is as large as the first: no root is 0 below a first that is not
     for key, each in moments.items():
         codes, scales = quantize(each if key == FIRST else each.sqrt(), is_signed=key == FIRST)
         stored |= {key: codes, f"{key}_scale": scales}

@@ -46,8 +46,9 @@ def make_optimizer(
     beta1, beta2 = config.betas
     if config.moments is Moments.fp32:
         return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
-    options = {"lr": config.lr, "betas": (beta1, beta2), "eps": config.eps}
-    return SmallMomentAdamW(groups, moments=config.moments, seed=seed, **options)
+    return SmallMomentAdamW(
+        groups, moments=config.moments, seed=seed, lr=config.lr, betas=(beta1, beta2), eps=config.eps
+    )
 
 
 def named_weights(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

@@ -46,7 +46,9 @@ class MasterWeights:
             elif not torch.equal(parameter.data.float(), whole):
                 found._frozen[parameter] = whole.cpu()
         compute_in_bf16(policy)
-        policy.register_state_dict_post_hook(partial(found._put_masters))  # torch marks what it is given
+        policy.register_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            partial(found._put_masters)  # torch marks what it is given
+        )
         return found
 
     def of(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -55,12 +57,12 @@ class MasterWeights:
 
     def collect_gradients(self) -> None:
         """Move the gradients to the masters, before they are clipped."""
-        pairs = [(low, master) for low, master in self._masters.items() if low.grad is not None]
-        if pairs:
-            gradients = [torch.empty_like(master) for _, master in pairs]
-            torch._foreach_copy_(gradients, [low.grad for low, _ in pairs])
-            for (low, master), gradient in zip(pairs, gradients, strict=True):
-                master.grad, low.grad = gradient, None
+        found = [(low, low.grad) for low in self._masters if low.grad is not None]
+        if found:
+            gradients = [torch.empty_like(self._masters[low]) for low, _ in found]
+            torch._foreach_copy_(gradients, [gradient for _, gradient in found])
+            for (low, _), gradient in zip(found, gradients, strict=True):
+                self._masters[low].grad, low.grad = gradient, None
 
     @torch.no_grad()
     def copy_back(self) -> None:

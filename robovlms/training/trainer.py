@@ -279,7 +279,7 @@ class Trainer:
             return {}
         sources, rng = [source.name for source in self.plan.sources], rng_state()
         try:
-            averaged = self.ema.in_place(self.masters) if self.ema and self.ema.config.validate else nullcontext()
+            averaged = self.ema.for_validation(self.masters) if self.ema else nullcontext()
             with averaged, self.accelerator.autocast():
                 loader = self.feed.validation
                 metrics, examples = validate(self.policy, loader, self.mean_actions, sources, self._sum)

@@ -91,10 +91,7 @@ def test_a_byte_keeps_the_largest_and_nothing_is_far_off(shape, is_signed):
     assert (codes.shape, codes.dtype, len(scales)) == (values.shape, torch.uint8, -(-values.numel() // 256))
     back = dequantize(codes, scales, is_signed=is_signed).reshape(shape)
     assert ((back - values).abs() <= 0.02 * values.abs().max()).all()
-    assert torch.equal(
-        dequantize(*quantize(torch.zeros(shape), is_signed=is_signed), is_signed=is_signed).reshape(shape),
-        torch.zeros(shape),
-    )
+    assert not dequantize(*quantize(torch.zeros(shape), is_signed=is_signed), is_signed=is_signed).any()
 
 
 def test_a_weight_without_a_gradient_for_once_is_not_thrown_far_away():
@@ -128,7 +125,8 @@ def test_a_run_goes_on_with_other_moments_that_mean_the_same(calvin_folder, tmp_
         wanted = {Moments.fp32: torch.float32, Moments.int8: torch.uint8}.get(moments, torch.bfloat16)
         assert {value.dtype for key, value in state.items() if key.startswith("exp_avg/")} == {wanted}
         assert ("exp_avg_scale/head.query" in state) == (moments is Moments.int8)
-    assert losses(folder)[-1] < losses(folder)[0]
+    wanted = losses(run(calvin_folder, tmp_path / "fp32", "schedule.total=8 step"))
+    assert losses(folder) == pytest.approx(wanted, rel=0.02)
 
 
 def test_bytes_of_the_state_are_as_documented():
