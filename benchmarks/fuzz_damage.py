@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgpack
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -38,6 +39,7 @@ WORDS = [
     float("nan"),
     "x" * 300,
 ]
+ENTRIES = [None, True, -1, 2**63, 1e308, float("nan"), [], {}, "", b"", "x" * 300, [[]] * 9, [1, 2], b"|O", "<f8", 0]
 Damage = Callable[[random.Random, bytes], bytes]
 
 
@@ -81,6 +83,23 @@ def damage_json(chance: random.Random, data: bytes) -> bytes:
                 break
             place = place[key]
     return json.dumps(content).encode()
+
+
+def damage_message(chance: random.Random, data: bytes) -> bytes:
+    """Put another value in some place of a message, leave an entry out, or damage bytes: of a pickle those alone."""
+    if data[:1] == b"\x80" or chance.random() < 0.5:
+        return damage_bytes(chance, data)
+    content = place = msgpack.unpackb(data, strict_map_key=False)
+    while isinstance(place, dict | list) and place:
+        key = chance.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        if not isinstance(place[key], dict | list) or not place[key] or chance.random() < 0.2:
+            if isinstance(place, dict) and chance.random() < 0.3:
+                del place[key]
+            else:
+                place[key] = chance.choice(ENTRIES)
+            break
+        place = place[key]
+    return bytes(msgpack.packb(content))
 
 
 def damage_lines(chance: random.Random, data: bytes) -> bytes:
@@ -157,6 +176,7 @@ def _write(table: pa.Table) -> bytes:
 BY_SUFFIX: dict[str, Damage] = {
     ".json": damage_json,
     ".jsonl": damage_lines,
+    ".message": damage_message,
     ".npz": damage_zip,
     ".parquet": damage_table,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import sys
@@ -13,16 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "tests/serving"))
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "tests", "tests/serving"))
 sys.path.extend(str(path) for path in (Path(__file__).parents[1] / "tests/data").iterdir() if path.is_dir())
 
+import fuzz_serving
 import test_calvin
 import test_lerobot
 import test_libero
 import test_packing
 import test_rlds
 from damaging import use
-from lerobot_messages import TimedObservation, of_lerobot
 from recordings import MemoryReader, make_dataset
 from rlds_folder import SPECS, episode, example, features_json, make_rlds_folder, record
 from test_damaged_files import to_v2
@@ -47,8 +46,6 @@ from robovlms.data.rlds.tfrecord import Feature, parse_example, scan_records
 from robovlms.data.statistics import load_rows
 from robovlms.data.windows import WindowDataset
 from robovlms.images.processor import Processor
-from robovlms.serving.codecs import GROOT, GROOT_ND, OPENPI, VLA_EVAL, WireError
-from robovlms.serving.pickles import load as load_pickle
 
 STEPS = 3
 EXAMPLE = {
@@ -285,51 +282,6 @@ def read_cache(folder: Path) -> None:
         raise AssertionError("a damaged file of the cache is an error") from error
 
 
-MESSAGE: dict[str, Any] = {
-    "image": np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3),
-    "state": np.linspace(-1, 1, 8, dtype=np.float32),
-    "nested": {"task": ["lift the cup"], "empty": np.zeros((0, 7)), "text": "é", "step": [1, -1, 2**40, 0.5, None]},
-}
-CODECS = {"openpi": OPENPI, "vla_eval": VLA_EVAL, "groot": GROOT, "groot_nd": GROOT_ND}
-
-
-def make_messages(folder: Path) -> list[Path]:
-    """Write an observation as every protocol sends it, and one with a PNG."""
-    for name, codec in CODECS.items():
-        _put(folder, name, codec.pack(MESSAGE))
-    buffer = io.BytesIO()
-    Image.fromarray(MESSAGE["image"]).save(buffer, "PNG")
-    picture = {"__image__": True, "format": "png", "data": buffer.getvalue(), "shape": [4, 6, 3]}
-    _put(folder, "vla_eval_png", VLA_EVAL.pack({"type": "observation", "payload": {"images": picture}, "seq": 1}))
-    return sorted(folder.iterdir())
-
-
-def read_messages(folder: Path) -> None:
-    """Read each."""
-    refused = []
-    for path in sorted(folder.iterdir()):
-        try:
-            CODECS[path.name.removesuffix("_png")].unpack(path.read_bytes())
-        except WireError as error:
-            refused.append(error)
-    for error in refused:
-        raise error
-
-
-def make_pickles(folder: Path) -> list[Path]:
-    """Write an observation as lerobot sends it."""
-    seen = MESSAGE["nested"] | {"front": MESSAGE["image"], "depth": np.asfortranarray(MESSAGE["state"].reshape(2, 4))}
-    for protocol in (4, 5):
-        _put(folder, f"protocol_{protocol}", of_lerobot(TimedObservation(seen), protocol))
-    return sorted(folder.iterdir())
-
-
-def read_pickles(folder: Path) -> None:
-    """Read each."""
-    for path in sorted(folder.iterdir()):
-        load_pickle(path.read_bytes())
-
-
 PARSERS: dict[str, Parser] = {
     "tfrecord": Parser(lambda folder: _put(folder, "records", b"".join(map(record, PAYLOADS))), read_records),
     "example": Parser(lambda folder: _put(folder, "example", example(EXAMPLE)), read_example),
@@ -344,6 +296,6 @@ PARSERS: dict[str, Parser] = {
     "vl": Parser(make_vl, read_vl),
     "statistics": Parser(make_statistics, read_statistics),
     "cache": Parser(make_cache, read_cache),
-    "messages": Parser(make_messages, read_messages),
-    "pickles": Parser(make_pickles, read_pickles),
+    "messages": Parser(fuzz_serving.make(fuzz_serving.PACKED), fuzz_serving.read),
+    "pickles": Parser(fuzz_serving.make(fuzz_serving.PICKLED), fuzz_serving.read),
 }

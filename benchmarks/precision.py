@@ -58,13 +58,12 @@ def main() -> int:
     """Print the table and return the exit status."""
     worst = 0
     for model in sys.argv[1:] or MODELS:
-        print(
-            f"| {model} | first loss | mean of the last {LAST} | mean distance to fp32, all steps |\n|---|---|---|---|"
-        )
+        print(f"| {model} | first loss | mean of the last {LAST} | mean distance to fp32 |\n|---|---|---|---|")
         found: dict[str, list[float]] = {}
+        distance: dict[str, float] = {}
         for name, options in RUNS.items():
             found[name] = losses([*MODELS[model], *options])
-            distance = {key: mean([abs(a - b) for a, b in zip(each, found["fp32"])]) for key, each in found.items()}
+            distance[name] = mean([abs(a - b) for a, b in zip(found[name], found["fp32"], strict=True)])
             ends = f"{found[name][0]:.5f} | {mean(found[name][-LAST:]):.5f}"
             print(f"| {name} | {ends} | {distance[name]:.5f} |", flush=True)
         worst |= int(any(each > distance["fp32, another seed"] for each in distance.values()))

@@ -106,6 +106,14 @@ class Conversations(Tensors):
         return len(self.text_ids)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActionPrefix:
+    """What a robot has decided already of the chunk that it asks for."""
+
+    actions: Any  # numbers "n a" in its units, n <= k: what its last chunk has from the observation's step on
+    delay: Any = 0  # of them, that will have been executed before the answer arrives
+
+
 @dataclass(kw_only=True)
 class Observation:
     """What a robot or simulator shows the policy at one control step.
@@ -116,6 +124,8 @@ class Observation:
     frames: dict[str, Any]  # by camera: uint8 "h x c", RGB
     instruction: Any  # text
     proprio: Any = None  # float32 "p"
+    earlier: Sequence[Observation] = ()  # of the control steps before, that the policy has not been shown, oldest first
+    prefix: ActionPrefix | None = None  # for a robot that executes chunks itself
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,14 +31,15 @@ DOORS = {
     "sims": "config registry errors types files",
     "data": "config registry errors types files progress workers actions images",
     "policy": "config registry errors types files actions images backbones heads",
-    "evaluation": "config errors types files progress terminal workers sims policy",
+    "evaluation": "config errors types files progress terminal workers actions sims policy client",
     "serving": "config registry errors types actions images policy",
-    "client": "errors serving",
+    "client": "config errors policy serving",
+    "exporting": "config errors types files actions heads policy",
     "reports": "errors evaluation files",
     "training": "config errors types files actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",
     "commands": "config registry errors types files progress terminal workers actions images backbones heads data sims "
-    "policy evaluation reports training inspection serving",
+    "policy evaluation reports training inspection serving exporting",
     "cli": "config registry errors terminal commands inspection policy",
     "train scripts": "cli",
 }
@@ -143,7 +144,7 @@ def opens_text(call: ast.Call) -> bool:
     if name in ("read_text", "write_text"):
         return isinstance(call.func, ast.Attribute)
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-    if name != "open" or owner.split(".")[-1] in ("av", "Image", "os", "archive", "engine"):
+    if name != "open" or owner.split(".")[-1] in ("av", "Image", "os", "archive", "engine", "self"):
         return False
     given = call.args[0 if owner else 1 :][:1] or [word.value for word in call.keywords if word.arg == "mode"]
     return not given or "b" not in ast.unparse(given[0])

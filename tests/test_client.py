@@ -70,6 +70,6 @@ def test_a_server_that_is_too_slow_is_a_timeout(monkeypatch):
             policy.act(seen(0))
 
 
-def test_it_needs_no_torch():
+def test_clients_need_no_torch():
     code = "import sys, robovlms.client; print({'torch', 'hydra', 'transformers'} & sys.modules.keys())"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

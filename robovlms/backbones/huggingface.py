@@ -102,7 +102,7 @@ class HuggingFaceBackbone(PrefixBackbone):
     def put_marks(self, tokens: Float[Tensor, "n m e"]) -> Float[Tensor, "n _m e"]:
         """Put the family's marks around the tokens of every image."""
         marks = F.pad(self.embedding(self.mark_ids).to(tokens.dtype), (0, tokens.shape[-1] - self.hidden_dim))
-        marks = repeat(marks, "marks e -> n marks e", n=len(tokens))
+        marks = repeat(marks, "marks e -> n marks e", n=tokens.shape[0])
         return torch.cat([marks[:, : self.num_marks[0]], tokens, marks[:, self.num_marks[0] :]], dim=1)
 
     def image_ids(self, num_tokens: int, device: torch.device) -> Int64[Tensor, "m"]:

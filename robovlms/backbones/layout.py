@@ -28,7 +28,8 @@ class Layout(NamedTuple):
 
 def true_first(mask: Bool[Tensor, "n s"]) -> Int64[Tensor, "n s"]:
     """Return the order that puts what is True first and changes nothing else."""
-    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+    place = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, place, place + mask.shape[1]).argsort(dim=1)  # no two are equal, so any sort is stable
 
 
 def take(tokens: Float[Tensor, "n _s e"], places: Int64[Tensor, "n _p"]) -> Float[Tensor, "n _p e"]:

@@ -51,7 +51,7 @@ class Perceiver(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, patches: Float[Tensor, "n p e"]) -> Float[Tensor, "n m e"]:
-        latents = self.latents.expand(len(patches), -1, -1)
+        latents = self.latents.expand(patches.shape[0], -1, -1)
         for layer in self.layers:
             attention, widen = layer.children()
             latents = latents + attention(patches, latents)

@@ -199,7 +199,7 @@ class PrefixBackbone(Backbone):
         """Leave out what would close a frame before the first one of a sequence."""
         is_closing = torch.arange(layout.mask.shape[1], device=layout.mask.device) < self.num_closing_tokens
         read = 0 if kv_cache is None else kv_cache.num_frames
-        is_first = torch.as_tensor(read, device=layout.mask.device).expand(len(layout.mask)) == 0
+        is_first = torch.as_tensor(read, device=layout.mask.device).expand(layout.mask.shape[0]) == 0
         return layout._replace(mask=layout.mask & ~(is_first[:, None] & is_closing))
 
     def _join(
@@ -253,7 +253,7 @@ class PrefixBackbone(Backbone):
     ) -> Bool[Tensor, "n _s"]:
         """Mark the last real token of the text in every frame, not yet packed."""
         is_last = text_mask & (text_mask.cumsum(1) == text_mask.sum(1, keepdim=True))
-        n = len(text_mask)
+        n = text_mask.shape[0]
         marked = self._frame(is_last, is_last.new_zeros(n, num_image_tokens), is_last.new_zeros(n, q))
         return repeat(marked, "n s -> n (t s)", t=t)
 

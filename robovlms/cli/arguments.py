@@ -21,7 +21,8 @@ FLAGS = {*MULTIRUN, *HELP, VERSION, "--hydra-help", "--resolve", "--run", "-r", 
 VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
           "--experimental-rerun", "--info", "-i"}  # fmt: skip
 PATHS = {"checkpoint", "output_dir", "root", "init_from", "resume", "folders", "cache_dir", "file", "image_folder",
-         "source", "statistics_file", "few_shot_file", "tokenizer", "token", "tls_certificate", "tls_key"}  # fmt: skip
+         "source", "statistics_file", "few_shot_file", "tokenizer", "token", "server", "server_token",
+         "tls_certificate", "tls_key"}  # fmt: skip
 # Options of `evaluation` that a run's own config decides, unless they are given.
 AS_TRAINED = ("execution", "execute_steps", "decision_steps", "latency", "executions", "language", "language_episodes",
               "videos_per_task", "source")  # fmt: skip

@@ -14,6 +14,7 @@ from robovlms.config.commands import (
     ConvertCheckpointConfig,
     ConvertDataConfig,
     EvaluateConfig,
+    ExportConfig,
     InspectConfig,
     MergeLoRAConfig,
     ServeConfig,
@@ -38,6 +39,11 @@ def evaluate() -> None:
 def serve() -> None:
     """Run `python scripts/serve.py` or `robovlms-serve`."""
     entry("serve", ServeConfig, _serve)
+
+
+def export() -> None:
+    """Run `python scripts/export.py` or `robovlms-export`."""
+    entry("export", ExportConfig, _export)
 
 
 def collect_demos() -> None:
@@ -87,7 +93,14 @@ def _evaluate(config: EvaluateConfig) -> None:
     if config.verify is not None:
         from robovlms.commands.verify import verify
 
-        verdict = verify(Path(config.verify), config.share, config.checkpoint)
+        verdict = verify(
+            Path(config.verify),
+            config.share,
+            config.checkpoint,
+            server=config.server,
+            server_token=config.server_token,
+            server_patience_s=config.server_patience_s,
+        )
         show(str(verdict))
         sys.exit(0 if verdict.holds else 1)
     from robovlms.commands.evaluate import evaluate_in_launch as run
@@ -97,6 +110,12 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 def _serve(config: ServeConfig) -> None:
     from robovlms.commands.serve import serve as run
+
+    run(config)
+
+
+def _export(config: ExportConfig) -> None:
+    from robovlms.commands.export import export as run
 
     run(config)
 

@@ -1,18 +1,18 @@
-"""A checkpoint acts in a simulator: results, report and videos."""
+"""A policy acts in a simulator: results, report and videos."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from robovlms.actions.contract import check_contract
-from robovlms.actions.plan import DataPlan, Source
-from robovlms.commands.acting import Stage, device_name, ways_of_execution
+from robovlms.actions.plan import DataPlan
+from robovlms.commands.acting import CheckpointPolicy, Stage, find_server
 from robovlms.config.choices import CheckpointChoice
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
@@ -39,8 +39,6 @@ from robovlms.policy.checkpoint import (
     run_folder_of,
     step_of,
 )
-from robovlms.policy.manifest import checkpoint_digest
-from robovlms.policy.spec import check_observations
 from robovlms.registry import SIMULATORS
 from robovlms.reports.checkpoints_page import write_checkpoints_page
 from robovlms.reports.evaluation_page import write_report
@@ -50,7 +48,7 @@ from robovlms.training.figures import plot_run
 from robovlms.training.follow import follow
 from robovlms.training.launch import end_with_launcher
 from robovlms.training.run_folder import CHECKPOINTS
-from robovlms.training.tracking import EvaluationTracker
+from robovlms.training.tracking import METRICS, EvaluationTracker
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +70,8 @@ def evaluate_in_launch(config: EvaluateConfig) -> Path:
 
 
 def evaluate(config: EvaluateConfig, share: Share | None = None) -> Path:
-    """Let a checkpoint, or several of a run, act in a simulator; write results and reports, log the tables, return the
-    path of the page.
+    """Let a checkpoint, several of a run, or the policy behind a server act in a simulator; write results and reports,
+    log the tables, return the path of the page.
 
     Args:
         config: what is evaluated.
@@ -81,9 +79,12 @@ def evaluate(config: EvaluateConfig, share: Share | None = None) -> Path:
 
     Raises:
         FileNotFoundError: no checkpoint there.
+        ConnectionError: no server there.
         UserError: the policy does not fit the simulator, or the folder holds another evaluation.
     """
     share, path = share or Share(), Path(config.checkpoint)
+    if config.server is not None:
+        return evaluate_served(config, share)
     if config.watch or _choice(config).every is not None:
         return evaluate_several(config, share)
     checkpoint = share.on_main(lambda: str(resolve_checkpoint(path)))
@@ -184,58 +185,85 @@ def evaluate_checkpoint(
     if config.output_dir:
         folder = Path(config.output_dir) / (checkpoint.name if is_one_of_several else "")
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    plan = DataPlan.of(trained.data, trained.view.views)
-    source = plan.find(config.evaluation.source, simulator.contract)
-    check_simulator(simulator, source)
-    ways = ways_of_execution(config.evaluation, trained)
+    policy = CheckpointPolicy.of(checkpoint, weights, config.evaluation, simulator)
+    results = play_all(config, Stage(policy, simulator, share), folder, {"train": asdict(trained)})
+    evaluated = Evaluated(folder / REPORT, results, trained, sim.name)
+    if results is not None:
+        names = DataPlan.of(trained.data, trained.view.views).action_names
+        training = plot_run(run_folder, names) if (run_folder / METRICS).is_file() else {}
+        report(folder, results, f"{trained.name}, {sim.name}", training)
+    return evaluated
+
+
+def evaluate_served(config: EvaluateConfig, share: Share) -> Path:
+    """Evaluate the policy behind a server; return the path of the page.
+
+    Raises:
+        ConnectionError: nobody listens there.
+        UserError: as `evaluate`, or the server says so.
+    """
+    assert config.server is not None
+    assert config.sim is not None
+    policy = find_server(config.server, config.server_token, config.server_patience_s)
+    spec, sim = policy.handshake.spec, config.sim
+    run = re.sub(r"[^\w-]+", "-", spec.name)
+    folder = Path(config.output_dir or f"runs/{run}_served/{sim.name}_{policy.identity.digest[:8]}")
+    stage = Stage(policy, SIMULATORS.get(sim.name)(sim), share)
+    evaluation = replace(config.evaluation, source=config.evaluation.source or policy.handshake.source)
+    results = play_all(replace(config, evaluation=evaluation), stage, folder, {"policy_spec": spec.to_json()})
+    if results is not None:
+        report(folder, results, f"{spec.name}, {sim.name}", {})
+    return folder / REPORT
+
+
+def play_all(config: EvaluateConfig, stage: Stage, folder: Path, described: Mapping[str, Any]) -> Results | None:
+    """Play what is planned, write results into a folder and log them; None: another process of the launch has them.
+
+    Args:
+        config: what is evaluated.
+        stage: what plays.
+        folder: of the evaluation.
+        described: what results say of the policy besides its identity, JSON values.
+    """
+    simulator, policy, share = stage.simulator, stage.policy, stage.share
+    policy.check(simulator, config.evaluation)
     episodes = plan_episodes(simulator, config.evaluation)
     simulator.close()
-    asked = {"train": asdict(trained), **asdict(config), "sim": asdict(sim)}
-    stage = Stage(checkpoint, weights, simulator, source, share)
-    evaluated = Evaluated(folder / REPORT, None, trained, sim.name)
+    identity = policy.identity
     with ExitStack() as stack:
         share.on_main(lambda: stack.enter_context(evaluation_folder(folder, overwrite=config.overwrite)))
         played = stage.play(config.evaluation, episodes, folder)
-        points = stage.measure_latency(config.evaluation, ways, played, folder)
+        points = stage.measure_latency(config.evaluation, played, folder)
         if not share.is_main:
-            return evaluated
-        results = summarize(played, config=asked, versions=environment_versions(simulator.packages))
+            return None
+        asked = {**described, **asdict(replace(config, server_token=None)), "sim": asdict(simulator.config)}
+        versions = {**environment_versions(simulator.packages), **identity.versions}
+        results = summarize(played, config=asked, versions=versions)
         if points:
             results["latency"] = points
         results = certify(
             results,
-            checkpoint=checkpoint,
-            checkpoint_digest=checkpoint_digest(weights),
+            checkpoint=identity.place,
+            checkpoint_digest=identity.digest,
             renderer=simulator.renderer,
-            device=device_name(config.evaluation.engine),
+            device=identity.device,
             argv=sys.argv,
         )
         write_results(folder / RESULTS, results)
-    log.info("%s: %d episodes\n%s", checkpoint.name, len(played), format_table(results))
-    figures = draw_figures(results, folder, run_folder, plan.action_names)
-    report = write_report(folder, results, name=f"{trained.name}, {sim.name}", figures=figures)
-    log.info("report: %s", report)
-    return evaluated._replace(results=results)
+    log.info("%s: %d episodes\n%s", identity.place, len(played), format_table(results))
+    return results
 
 
-def check_simulator(simulator: Simulator, source: Source) -> None:
-    """Refuse a simulator whose actions mean something else, or that shows less than the policy was trained with.
+def report(folder: Path, results: Results, name: str, training: Mapping[str, list[Path]]) -> None:
+    """Draw success and write the page of an evaluation.
 
-    Raises:
-        UserError: lists both sides of every disagreement.
-    """
-    name = f"sim={simulator.config.name}"
-    check_contract(source.interface, simulator.contract, name)
-    check_observations(source.views, source.proprio_names, simulator.views, simulator.proprio_names, name)
-
-
-def draw_figures(results: Results, folder: Path, run_folder: Path, action_names: list[str]) -> dict[str, list[Path]]:
-    """Draw success rates into the evaluation's folder, and where the run is at hand its training; return them by
-    heading.
+    Args:
+        folder: of the evaluation.
+        results: that were written into it.
+        name: title of the page.
+        training: figures of the run by heading; {}: it is not at hand.
     """
     figures = {"Success rates": [plot_success(results, folder / SUCCESS)]}
     if "latency" in results:
         figures["Success against latency"] = [plot_latency(results["latency"], folder / LATENCY / "latency.png")]
-    if (run_folder / "metrics.jsonl").is_file():
-        figures |= plot_run(run_folder, action_names)
-    return figures
+    log.info("report: %s", write_report(folder, results, name=name, figures={**figures, **training}))

@@ -11,7 +11,8 @@ from types import TracebackType
 import torch
 
 from robovlms.actions.plan import DataPlan
-from robovlms.commands.evaluate import check_simulator, evaluate
+from robovlms.commands.acting import check_simulator
+from robovlms.commands.evaluate import evaluate
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
 from robovlms.data.opening import join_sources, open_sources, open_validation

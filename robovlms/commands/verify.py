@@ -11,9 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
-from robovlms.actions.plan import DataPlan
-from robovlms.commands.acting import Stage, device_name
+from robovlms.commands.acting import CheckpointPolicy, Stage, find_server
 from robovlms.config.closed_loop import EvaluationConfig, SimConfig
+from robovlms.config.commands import is_address
 from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
 from robovlms.evaluation.analysis.certificate import compare_replay, content_digest, machine_name
@@ -22,7 +22,7 @@ from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.folder import RESULTS
 from robovlms.evaluation.results import environment_versions, summarize
 from robovlms.evaluation.share import Share
-from robovlms.policy.checkpoint import CONFIG, load_config, read_typed
+from robovlms.policy.checkpoint import read_typed
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, checkpoint_digest
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator
@@ -47,15 +47,27 @@ class Verdict:
         return "\n".join([*lines, "the results hold" if self.holds else "the results do NOT hold"])
 
 
-def verify(path: Path, share: float, checkpoint: str = "") -> Verdict:
-    """Check results without and, where nothing is found so, with their checkpoint.
+def verify(
+    path: Path,
+    share: float,
+    checkpoint: str = "",
+    *,
+    server: str | None = None,
+    server_token: str | None = None,
+    server_patience_s: float = 60.0,
+) -> Verdict:
+    """Check results without and, where nothing is found so, with their policy.
 
     Args:
         path: of results.json, or of the folder of the evaluation.
         share: of the episodes that are played again, at least one.
-        checkpoint: where it is now; "": where it was.
+        checkpoint: where it is now; "", without `server`: where it was.
+        server: address of one that serves it now.
+        server_token: that the server demands.
+        server_patience_s: with the server.
 
     Raises:
+        ConnectionError: nobody listens there.
         UserError: it is no such file, one without a certificate, or its checkpoint is not there.
     """
     results = read_results(path / RESULTS if path.is_dir() else path, must_hold=False)
@@ -64,20 +76,27 @@ def verify(path: Path, share: float, checkpoint: str = "") -> Verdict:
     checked = ["digest of the file, rates against episodes"]
     if faults := content_faults(results):
         return Verdict(faults, checked)
-    folder = Path(checkpoint or results["certificate"]["checkpoint"])
-    if not folder.is_dir():
-        raise UserError(f"the checkpoint {folder} is not there: say where it is now, checkpoint=...")
-    checked.append(f"files of {folder}")
-    if faults := checkpoint_faults(folder, results["certificate"]["checkpoint_digest"]):
+    certificate = results["certificate"]
+    place, expected = server or checkpoint or certificate["checkpoint"], certificate["checkpoint_digest"]
+    served = find_server(place, server_token, server_patience_s) if is_address(place) else None
+    if served is not None:
+        checked.append(f"the checkpoint that {place} serves")
+        faults = digest_faults(place, served.identity.digest, expected)
+    elif Path(place).is_dir():
+        checked.append(f"files of {place}")
+        faults = checkpoint_faults(Path(place), expected)
+    else:
+        raise UserError(f"the checkpoint {place} is not there: say where it is now, checkpoint=... or server=...")
+    if faults:
         return Verdict(faults, checked)
     config = results["config"]
     sim: SimConfig = read_typed(schema_of("sim", config["sim"]["name"]), config["sim"])
     evaluation = replace(read_typed(EvaluationConfig, config["evaluation"]), num_workers=1)
-    trained = load_config(folder / CONFIG)
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    source = DataPlan.of(trained.data, trained.view.views).find(evaluation.source, simulator.contract)
+    policy = served or CheckpointPolicy.of(Path(place), Path(place), evaluation, simulator)
+    policy.check(simulator, evaluation)
     simulator.close()
-    stage = Stage(folder, folder, simulator, source, Share())
+    stage = Stage(policy, simulator, Share())
     with TemporaryDirectory() as journal:
         again = replay(
             results,
@@ -85,8 +104,9 @@ def verify(path: Path, share: float, checkpoint: str = "") -> Verdict:
             lambda episodes: stage.play(evaluation, episodes, Path(journal)),
             {
                 "renderer": simulator.renderer,
-                "machine": machine_name(device_name(evaluation.engine)),
+                "machine": machine_name(policy.identity.device),
                 **environment_versions(simulator.packages),
+                **policy.identity.versions,
             },
         )
     return Verdict(again.faults, [*checked, *again.checked])
@@ -99,7 +119,12 @@ def checkpoint_faults(folder: Path, expected: str) -> list[str]:
         found = checkpoint_digest(folder)
     except DamagedCheckpointError as error:
         return [str(error)]
-    return [] if found == expected else [f"{folder} is another checkpoint: its digest is {found}"]
+    return digest_faults(str(folder), found, expected)
+
+
+def digest_faults(place: str, found: str, expected: str) -> list[str]:
+    """List what tells the checkpoint at a place from the one with the digest `expected`."""
+    return [] if found == expected else [f"{place} is another checkpoint: its digest is {found}"]
 
 
 def content_faults(results: Mapping[str, Any]) -> list[str]:
@@ -149,8 +174,10 @@ def replay(results: Mapping[str, Any], share: float, play_again: Play, here: Map
     keys = [key for key in {**was, **here} if was.get(key) != here.get(key)]
     different = [f"{key} was {was.get(key)}, is {here.get(key)}" for key in keys]
     faults = compare_replay(chosen, replayed, is_exact=not different)
-    if faults and not different and results["config"].get("evaluation", {}).get("num_workers", 1) > 1:
-        different = ["several workers shared batches, which may round otherwise, and not all steps are the same"]
+    config = results["config"]
+    shares_batches = config.get("server") or config.get("evaluation", {}).get("num_workers", 1) > 1
+    if faults and not different and shares_batches:
+        different = ["others shared the batches, which may round otherwise, and not all steps are the same"]
         faults = compare_replay(chosen, replayed, is_exact=False)
     how = f"by a test of their successes, as {'; '.join(different)}" if different else "step by step"
     return Verdict(faults, [f"{count} of {len(recorded)} episodes, played again, {how}"])

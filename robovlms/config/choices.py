@@ -214,6 +214,19 @@ class ScheduleName(StrEnum):
     cosine = auto()
 
 
+class ExportFormat(StrEnum):
+    """What `scripts/export.py` writes: ONNX, or a program of torch.export."""
+
+    onnx = auto()
+    torch = auto()
+
+
+class Quantization(StrEnum):
+    """How the backbone's matrices are stored while a policy acts."""
+
+    int8 = auto()
+
+
 class EngineDtype(StrEnum):
     """Arithmetic of a policy that acts."""
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from robovlms.config.choices import MISSING, ActingWeights, CheckpointChoice, EngineDtype, Execution, Language
+from robovlms.config.choices import (
+    MISSING,
+    ActingWeights,
+    CheckpointChoice,
+    EngineDtype,
+    Execution,
+    Language,
+    Quantization,
+)
 from robovlms.config.fields import DEMO, MAX_PORT, MAX_PROCESSES, marked, number
 from robovlms.config.schemas import schema
 from robovlms.errors import UserError
@@ -71,6 +79,18 @@ class EngineConfig:
     max_batch_size: int = number(32, at_least=1, at_most=4096)  # rows in one forward
     max_wait_ms: float = number(2.0, at_least=0, at_most=10_000)  # that a request waits for others to share a forward
     compile: bool = False  # the vision tower, by torch.compile; with CUDA graphs on a GPU
+    quantize: Quantization | None = None  # the backbone's matrices, which are not computed with but stored so
+    # that `quantize` may make, at most, in normalised units (the arm's range is 2, and so is a gripper that changes its
+    # mind), for synthetic observations; unset: any
+    max_action_change: float | None = number(None, above=0, at_most=2)
+
+    def check(self, option: str) -> None:
+        """Refuse a bound on what is not done."""
+        if self.max_action_change is not None and self.quantize is None:
+            raise UserError(
+                f"{option}.max_action_change={self.max_action_change} bounds what {option}.quantize changes: set "
+                f"{option}.quantize=int8, or leave it out."
+            )
 
 
 @dataclass(kw_only=True)

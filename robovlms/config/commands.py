@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from urllib.parse import urlsplit
 
 from robovlms.config.checks import (
     check_data,
@@ -13,7 +14,9 @@ from robovlms.config.choices import (
     MISSING,
     CheckpointChoice,
     Execution,
+    ExportFormat,
     ImageFormat,
+    Quantization,
     Split,
 )
 from robovlms.config.closed_loop import CollectConfig, EngineConfig, EvaluationConfig, ProtocolConfig, SimConfig
@@ -44,10 +47,13 @@ class PackConfig:
 @schema("evaluate")
 @dataclass(kw_only=True)
 class EvaluateConfig(Checked):
-    """Closed-loop evaluation of a checkpoint, or of several of a run (`scripts/evaluate.py`)."""
+    """Closed-loop evaluation of a checkpoint, several of a run, or what a server serves (`scripts/evaluate.py`)."""
 
     # or a run: `runs/quickstart_nano`; with `verify` only where it is no longer where it was
     checkpoint: str = ""
+    server: str | None = None  # instead of a checkpoint: where it is served, e.g. ws://gpu:8000, protocol=openpi
+    server_token: str | None = None  # that the server demands
+    server_patience_s: float = number(60.0, above=0)  # for an answer, and with a server that is busy
     verify: str | None = None  # a results.json, or its folder: find out whether it holds, and evaluate nothing
     share: float = number(0.02, above=0, at_most=1)  # of its episodes that are played again, at least one
     checkpoints: str | None = None  # of a run: last | all | every:<steps>; unset: `evaluation.checkpoints`
@@ -59,11 +65,14 @@ class EvaluateConfig(Checked):
     evaluation: EvaluationConfig = MISSING
 
     def check(self, _: str) -> None:
-        """Ask for a checkpoint where one is evaluated, and refuse a choice of them that cannot be read or made."""
-        if not self.checkpoint and self.verify is None:
+        """Ask for a policy where one is evaluated, and refuse a choice of checkpoints that cannot be read or made."""
+        if self.server is not None:
+            self._check_server(self.server)
+        elif not self.checkpoint and self.verify is None:
             raise UserError(
                 "checkpoint: not set. Say on the command line, e.g. checkpoint=runs/quickstart_nano, or "
-                "checkpoint=runs/quickstart_nano/checkpoints/step_1000"
+                "checkpoint=runs/quickstart_nano/checkpoints/step_1000, or where a policy is served: "
+                "server=ws://127.0.0.1:8000"
             )
         if self.checkpoints is not None:
             choice = CheckpointChoice.parse(self.checkpoints)
@@ -72,6 +81,48 @@ class EvaluateConfig(Checked):
                     "watch=true evaluates checkpoints as they appear, and checkpoints=last is known at the end alone: "
                     "give checkpoints=all or e.g. every:10000, or leave watch out."
                 )
+
+    def _check_server(self, address: str) -> None:
+        """Refuse what is not known of a policy behind a server, or is the server's to decide."""
+        if not is_address(address):
+            raise UserError(
+                f"server={address} must be ws://<host>:<port>, or wss:// where it has a certificate; the token is "
+                "server_token=... or the environment variable ROBOVLMS_TOKEN."
+            )
+        if self.checkpoint:
+            raise UserError(f"checkpoint={self.checkpoint} and server={address} are two policies: leave one out.")
+        if self.verify is not None:
+            return
+        if self.sim is None:
+            raise UserError(
+                "sim: not set, and a server does not tell what its run was trained to be evaluated in: choose a "
+                "simulator, e.g. sim=metaworld."
+            )
+        of_runs = {
+            "checkpoints": self.checkpoints,
+            "watch": self.watch or None,
+            "evaluation.checkpoints": self.evaluation.checkpoints,
+        }
+        if wrong := [f"{name}={str(value).lower()}" for name, value in of_runs.items() if value is not None]:
+            raise UserError(f"{wrong[0]} chooses checkpoints of a run, and server={address} has one: leave it out.")
+        default = EngineConfig()
+        for item in fields(EngineConfig):
+            if (value := getattr(self.evaluation.engine, item.name)) != getattr(default, item.name):
+                raise UserError(
+                    f"evaluation.engine.{item.name}={value}: the policy computes where it is served. Serve with "
+                    f"engine.{item.name}={value}, and leave it out here."
+                )
+
+
+def is_address(text: str) -> bool:
+    """Tell whether a text is the address of a websocket and nothing more."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return False
+    is_bare = not (parts.query or parts.fragment or parts.username or parts.password)
+    return parts.scheme in ("ws", "wss") and bool(parts.hostname) and is_bare
 
 
 @schema("serve")
@@ -114,6 +165,31 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@schema("export")
+@dataclass(kw_only=True)
+class ExportConfig(Checked):
+    """A checkpoint's control step as a program that needs neither this package nor torch (`scripts/export.py`)."""
+
+    checkpoint: str = ask("runs/quickstart_nano")
+    output: str = ask("policy.onnx")  # .onnx, or with format=torch .pt2
+    format: ExportFormat = ExportFormat.onnx
+    source: str | None = None  # of a mixture: whose actions are given; a policy of one data set needs none
+    # height and width (px) of the pictures that it is given, and resizes; unset: they have the model's own size
+    picture: list[int] | None = number(None, at_least=1, at_most=8192)
+    # texts whose token ids are written into the program, so that it is played without a tokenizer
+    instructions: list[str] = field(default_factory=list)
+    quantize: Quantization | None = None  # as `engine.quantize`: int8 matrices in the program
+    overwrite: bool = False
+
+    def check(self, _: str) -> None:
+        """Refuse a size that is none, and a name that says another format."""
+        if self.picture is not None and len(self.picture) != 2:
+            raise UserError(f"picture={self.picture} must be height and width in px, e.g. picture=[480,640].")
+        ending = ".onnx" if self.format is ExportFormat.onnx else ".pt2"
+        if not self.output.endswith(ending):
+            raise UserError(f"output={self.output} must end with {ending} for format={self.format}.")
 
 
 @schema("collect_demos")

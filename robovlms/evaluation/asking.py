@@ -39,6 +39,9 @@ class AskingPolicy:
         action: Float32[np.ndarray, "a"] = ask((begins, replace(observation, frames=frames, proprio=proprio)))
         return action
 
+    def close(self) -> None:
+        """Leave the engine, which knows processes and not policies."""
+
 
 class SharedEngine:
     """Answers `AskingPolicy` of all processes, each with a session of its own."""

@@ -12,10 +12,15 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from robovlms.config.choices import Language
+from robovlms.errors import UserError
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.video import annotate, side_by_side, write_video
 from robovlms.sims.base import Episode, Simulator
 from robovlms.types import Observation
+
+
+class PolicyGoneError(UserError):
+    """The policy is elsewhere and cannot be asked any more, which is nothing that an episode ended in."""
 
 
 @runtime_checkable
@@ -27,6 +32,9 @@ class Policy(Protocol):
 
     def step(self, observation: Observation) -> Float32[np.ndarray, "a"]:
         """Return the next action, in environment units."""
+
+    def close(self) -> None:
+        """Leave whoever is asked."""
 
 
 Start: TypeAlias = Callable[[], tuple[Policy, Simulator]]
@@ -62,7 +70,11 @@ def rollout(policy: Policy, simulator: Simulator, episode: Episode) -> tuple[Epi
 
 
 def attempt(policy: Policy, simulator: Simulator, episode: Episode, videos: Path) -> EpisodeResult:
-    """Play an episode and write its video; an error becomes part of the result, so that it can cross processes."""
+    """Play an episode and write its video; an error becomes part of the result, so that it can cross processes.
+
+    Raises:
+        PolicyGoneError: there is no result.
+    """
     started = time.perf_counter()
     try:
         result, frames = rollout(policy, simulator, episode)
@@ -71,6 +83,8 @@ def attempt(policy: Policy, simulator: Simulator, episode: Episode, videos: Path
             told = ", then ".join(f"“{goal.instruction}”" for goal in episode.goals)
             clip = annotate(frames, told, verdict, is_good, hold=round(simulator.contract.control_hz))
             write_video(videos / result.video_name, clip, simulator.contract.control_hz)
+    except PolicyGoneError:
+        raise
     except Exception:
         return result_of(episode, started, error=traceback.format_exc())
     return result

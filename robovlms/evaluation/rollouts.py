@@ -54,6 +54,7 @@ def run_episodes(
         Exception: what `start` raises, as it was raised.
         RuntimeError: an episode failed with an error; names it. Earlier results stay, the same call goes on from there.
             One of which two processes died is a result instead, and is played again by the next call.
+        PolicyGoneError: the policy, elsewhere, cannot be asked any more. Earlier results stay, too.
     """
     share = share or Share()
     journal = Journal(folder, conditions, episodes, share.name)
@@ -97,6 +98,7 @@ def _player(start: Start, videos: Path) -> Iterator[Callable[[Episode], EpisodeR
     try:
         yield lambda episode: attempt(policy, simulator, episode, videos)
     finally:
+        policy.close()
         simulator.close()
 
 

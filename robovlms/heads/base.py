@@ -74,7 +74,7 @@ def newest(frames: Shaped[Tensor, "b w *rest"], lengths: Int64[Tensor, "b"] | No
     """Return what belongs to every row's newest frame."""
     if lengths is None:
         return frames[:, -1]
-    return frames[torch.arange(len(frames), device=frames.device), lengths - 1]
+    return frames[torch.arange(frames.shape[0], device=frames.device), lengths - 1]
 
 
 def start_query(config: HeadConfig, sizes: HeadSizes) -> nn.Parameter:

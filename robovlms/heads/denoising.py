@@ -143,19 +143,29 @@ class DenoisingHead(ActionHead):
         action_dims: Bool[Tensor, "b a"] | None = None,
         lengths: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
-        """Read once, then carry the stored noise to the newest frame's chunk; a prefix is inpainted on the way.
+        """Read once, then carry the stored noise to the newest frame's chunk."""
+        start = repeat(self.noise, "k e -> b 1 k e", b=b)
+        return self.denoise(read(self.queries(b, w)), start, prefix, action_dims, lengths)
+
+    def denoise(
+        self,
+        features: Float[Tensor, "b w q d"],
+        start: Float[Tensor, "b 1 k e"],
+        prefix: Prefix | None = None,
+        action_dims: Bool[Tensor, "b a"] | None = None,
+        lengths: Int64[Tensor, "b"] | None = None,
+    ) -> Float[Tensor, "b k a"]:
+        """Carry noise to the newest frame's chunk, as `act` says; a prefix is inpainted on the way.
 
         Source of the inpainting: replacement, as in RePaint (arXiv:2201.09865), with the weights of arXiv:2506.07339.
         """
-        features = read(self.queries(b, w))
 
         def estimate(noisy: Float[Tensor, "b 1 k e"], time: float) -> Float[Tensor, "b 1 k e"]:
-            times = noisy.new_full((b, 1), time)
+            times = noisy.new_full((noisy.shape[0], 1), time)
             return self.estimate(features, noisy, times, action_dims=action_dims, lengths=lengths).float()
 
-        start = repeat(self.noise, "k e -> b 1 k e", b=b)
         if prefix is None:
-            prefix = Prefix(torch.zeros_like(start[:, 0]), start.new_zeros(b, self.chunk_size))
+            prefix = Prefix(torch.zeros_like(start[:, 0]), start.new_zeros(start.shape[0], self.chunk_size))
         arm = inpaint(self.sample(estimate, start, prefix), prefix, prefix.arm[:, None])[:, 0].clamp(-1, 1)
         gripper = self.gripper(rearrange(newest(features, lengths), "b q d -> b (q d)"))
         return torch.cat([arm, torch.where(gripper > 0, 1.0, -1.0)[..., None]], dim=-1)

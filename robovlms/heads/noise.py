@@ -23,7 +23,7 @@ def uniform(seeds: Int64[Tensor, "b"], shape: tuple[int, ...], stream: int = 0) 
     first = stream * STREAM + 1
     places = torch.arange(first, first + math.prod(shape), device=seeds.device)
     bits = _shifted(_mix(seeds[:, None] + STEP * places), 64 - BITS)
-    return ((bits.float() + 0.5) * 0.5**BITS).view(len(seeds), *shape)
+    return ((bits.float() + 0.5) * 0.5**BITS).view(seeds.shape[0], *shape)
 
 
 def normal(seeds: Int64[Tensor, "b"], shape: tuple[int, ...], stream: int = 0) -> Float32[Tensor, "b *shape"]:

@@ -44,6 +44,7 @@ class TokensHead(ActionHead):
         self.reads_again = not config.parallel
         self.chunk_size, self.action_dim = sizes.chunk_size, sizes.action_dim
         num_slots = sizes.chunk_size * sizes.action_dim
+        self.zero_bin = int(to_bins(torch.zeros(()), config.num_bins))  # the target at what is not recorded
         if config.parallel:
             self.slots = nn.Parameter((sizes.embedding_rms or 1.0) * torch.randn(num_slots, sizes.feature_dim))
         else:
@@ -107,13 +108,14 @@ class TokensHead(ActionHead):
         else:
             answer = read(self.queries(b, w))
             written: list[Tensor] = []
-            zero = to_bins(answer.new_zeros(()), self.config.num_bins)  # the target at what is not recorded
             for i in range(self.chunk_size * self.action_dim):
                 if i:
                     answer = read(self.embed[written[-1]][:, None, None], behind=True)
                 token = (answer[:, -1, -1] @ self.unembed.T.float()).argmax(-1)
                 written.append(
-                    token if action_dims is None else torch.where(action_dims[:, i % self.action_dim], token, zero)
+                    token
+                    if action_dims is None
+                    else torch.where(action_dims[:, i % self.action_dim], token, self.zero_bin)
                 )
             bins = rearrange(torch.stack(written, dim=1), "b (k a) -> b k a", k=self.chunk_size)
         actions = from_bins(bins, self.config.num_bins)

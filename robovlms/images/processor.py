@@ -134,6 +134,7 @@ class Processor:
         """
         views = []
         for view in self.views:
+            w = batch.frames[view].shape[1]
             frames = rearrange(batch.frames[view], "b w h x c -> (b w) c h x")
             drawn = (batch.crops, batch.shifts, batch.colors, batch.hues)
             crops, shifts, colors, hues = (d[view].flatten(0, 1) if d and view in d else None for d in drawn)
@@ -144,7 +145,7 @@ class Processor:
                 frames = shift_images(frames, shifts)
             if colors is not None or hues is not None:
                 frames = jitter_colors(frames, colors, hues)
-            views.append(rearrange(frames, "(b w) c h x -> b w c h x", b=len(batch)))
+            views.append(rearrange(frames, "(b w) c h x -> b w c h x", w=w))
         return self.normalize(torch.stack(views, dim=2))
 
     def normalize(self, images: UInt8[Tensor, "*n c h x"]) -> Float[Tensor, "*n c h x"]:

@@ -113,8 +113,10 @@ class BatchedPolicy:
 
     def _decode(self, memories: Sequence[Memory], prefix: Prefix | None) -> Float[Tensor, "b k a"]:
         """Let the head decode features that were read before."""
-        rows = [torch.stack(features_of(memory) or []) for memory in memories]
-        features, lengths = pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
+        rows = [features_of(memory) or [] for memory in memories]
+        lengths = torch.tensor([len(row) for row in rows])
+        read = torch.stack([features for row in rows for features in row])  # at once: a call for each would cost more
+        features = pad_sequence(read.split(lengths.tolist()), batch_first=True)
         newest = stack_windows([[memory.frames[-1]] for memory in memories]).to(self.device)
         sizes = (*features.shape[:2], prefix, newest.action_dims, lengths.to(self.device))
         return self.policy.head.act(lambda queries: features, *sizes)
@@ -162,7 +164,7 @@ def features_of(memory: Memory) -> list[Float[Tensor, "q d"]] | None:
 def stack_windows(windows: Sequence[Sequence[Frame]]) -> Batch:
     """Return the rows of a batch without pixels, each with the instruction of its newest frame."""
     newest = [frames[-1].step for frames in windows]
-    proprio = [[f.step.proprio[0, 0] for f in frames if f.step.proprio is not None] for frames in windows]
+    proprio = [[f.step.proprio[0] for f in frames if f.step.proprio is not None] for frames in windows]
     return Batch(
         frames={},
         text_ids=pad_sequence([step.text_ids[0] for step in newest], batch_first=True),
@@ -170,7 +172,7 @@ def stack_windows(windows: Sequence[Sequence[Frame]]) -> Batch:
         action_dims=stack_masks([step.action_dims for step in newest]),
         view_mask=stack_masks([step.view_mask for step in newest]),
         frame_mask=mask_of([len(frames) for frames in windows]),
-        proprio=pad_sequence([torch.stack(row) for row in proprio], batch_first=True) if proprio[0] else None,
+        proprio=pad_sequence([torch.cat(row) for row in proprio], batch_first=True) if proprio[0] else None,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from robovlms.actions.contract import check_contract
@@ -24,9 +24,11 @@ from robovlms.errors import UserError
 from robovlms.heads.base import Prefix
 from robovlms.policy.acting import BatchedPolicy, CompiledForSizes
 from robovlms.policy.checkpoint import load_average, load_policy
-from robovlms.policy.execution import ChunkExecutor
+from robovlms.policy.execution import ChunkExecutor, check_execute_steps
 from robovlms.policy.memory import start_memory
 from robovlms.policy.policy import VLAPolicy
+from robovlms.policy.quantization.change import EPISODES, action_change, synthetic_observations
+from robovlms.policy.quantization.int8 import quantize_linears
 from robovlms.policy.sessions import Session
 from robovlms.types import Observation
 
@@ -53,31 +55,30 @@ class PolicyEngine:
         """Take a policy and say how it computes.
 
         Args:
-            policy: in any state; it is set to evaluation and moved to the device, and where the arithmetic is bf16, its
-                backbone's matrices are rounded.
+            policy: in any state; it is set to evaluation and moved to the device, and where the arithmetic is bf16 or
+                `quantize` is set, its backbone's matrices are rounded.
             sources: the data that it was trained on, with what its actions are normalised by.
             window_size: frames that a session remembers.
             cache: of interleaved streaming.
             config: how it computes.
 
         Raises:
-            UserError: a weight is not finite, named.
+            UserError: a weight is not finite, named; or quantisation changes actions more than it may.
         """
         config = config or EngineConfig()
         check_weights(policy)
         self.device, self.dtype = device_of(config), dtype_of(config)
         self.policy, self.window_size = policy.to(self.device).eval(), window_size
-        if self.dtype is not torch.float32:
-            round_matrices(policy.backbone, self.dtype)
-        encode = policy.backbone.encode
-        self._batched = BatchedPolicy(
-            policy, config.max_batch_size, CompiledForSizes(encode, config.max_batch_size) if config.compile else encode
-        )
         self._normalizers = {source.name: normalizer for source, normalizer in sources}
         self._sources = [source for source, _ in sources]
         self._start_memory = partial(start_memory, policy, window_size, cache)
         self._start_memory()  # refuses a cache that does not fit
         self._numbers = count(1)
+        self._batched = BatchedPolicy(policy, config.max_batch_size)
+        self._store_weights(config)
+        if config.compile:
+            encode = CompiledForSizes(policy.backbone.encode, config.max_batch_size)
+            self._batched = BatchedPolicy(policy, config.max_batch_size, encode)
 
     @classmethod
     def from_checkpoint(cls, folder: Path, config: EngineConfig | None = None) -> PolicyEngine:
@@ -126,10 +127,7 @@ class PolicyEngine:
         chosen, chunk_size = find_source(self._sources, source), self.policy.head.chunk_size
         if contract is not None:
             check_contract(chosen.interface, contract, "the environment")
-        if not 1 <= execute_steps <= chunk_size:
-            raise UserError(
-                f"evaluation.execute_steps={execute_steps} must lie in 1..{chunk_size}, the policy's chunk_size."
-            )
+        check_execute_steps(execute_steps, chunk_size)
         if execution is Execution.real_time and not self.policy.head.supports_prefix:
             raise UserError("evaluation.execution=real_time needs a head that goes on from a chunk: flow, diffusion.")
         return Session(
@@ -181,17 +179,51 @@ class PolicyEngine:
     def predict(self, requests: Sequence[Request]) -> list[Float32[np.ndarray, "k _a"] | Exception]:
         """Return for every session a fresh chunk, in environment units; errors are as in `step`.
 
-        For a caller that executes chunks itself: a session is either stepped or predicted.
+        For a caller that executes chunks itself, and may say what it has decided of the coming one
+        (`Observation.prefix`): a session is either stepped or predicted.
         """
         steps = self._observe(requests)
-        asking = [session for (session, _), step in zip(requests, steps, strict=True) if isinstance(step, int)]
-        chunks = dict(zip(asking, self._act(asking, [None] * len(asking)), strict=True))
+        asking = {session: step for (session, _), step in zip(requests, steps, strict=True) if isinstance(step, int)}
+        prefixes = [session.prefix(step) for session, step in asking.items()]
+        chunks = dict(zip(asking, self._act(list(asking), prefixes), strict=True))
 
         def finish(session: Session, step: int | Exception) -> Float32[np.ndarray, "k _a"]:
             made = unwrap(step)
             return session.denormalize(unwrap(chunks[session]), made)
 
         return [attempt(finish, session, step) for (session, _), step in zip(requests, steps, strict=True)]
+
+    def _store_weights(self, config: EngineConfig) -> None:
+        """Round the backbone's matrices as the config says.
+
+        Raises:
+            UserError: quantisation changes actions more than it may; says by how much.
+        """
+        allowed = config.max_action_change
+        before = None if allowed is None else self.act_on_reference()
+        if config.quantize is not None:
+            quantize_linears(self.policy.backbone)
+        if self.dtype is not torch.float32:
+            round_matrices(self.policy.backbone, self.dtype)
+        if before is None or allowed is None:
+            return
+        change = action_change(before, self.act_on_reference())
+        if change.largest > allowed:
+            raise UserError(
+                f"engine.quantize={config.quantize} changes {change}: more than "
+                f"engine.max_action_change={allowed}. Leave engine.quantize out, or allow {change.largest:.3g}."
+            )
+
+    def act_on_reference(self) -> Float[Tensor, "n k a"]:
+        """Return the normalised chunks of every source for synthetic observations, the same at every call."""
+        chunks: list[Tensor] = []
+        for source in self._sources:
+            episodes = [synthetic_observations(self.policy, source, seed) for seed in range(EPISODES)]
+            sessions = [self.open(source.name) for _ in episodes]
+            for seen in zip(*episodes, strict=True):
+                self._observe(list(zip(sessions, seen, strict=True)))
+                chunks += [unwrap(chunk) for chunk in self._act(sessions, [None] * len(sessions))]
+        return torch.stack(chunks)
 
     def _observe(self, requests: Sequence[Request]) -> list[int | Exception]:
         """Show every session its observation; return the control steps."""
@@ -246,11 +278,22 @@ def device_of(config: EngineConfig) -> torch.device:
         raise UserError(f"engine.device={config.device}: {reason}. Use auto, cpu, or a GPU that is there.") from error
 
 
+def device_name(device: torch.device) -> str:
+    """Return what a policy runs on: the name of the GPU, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def dtype_of(config: EngineConfig) -> torch.dtype:
     """Return the arithmetic: bfloat16 is what `precision=bf16` trains in."""
     is_gpu = device_of(config).type == "cuda"
     is_low = config.dtype is EngineDtype.bf16 or (config.dtype is EngineDtype.auto and is_gpu)
     return torch.bfloat16 if is_low else torch.float32
+
+
+def arithmetic_of(config: EngineConfig) -> str:
+    """Return in a word how a policy computes: what its actions depend on beside its weights."""
+    name = str(dtype_of(config)).removeprefix("torch.")
+    return name if config.quantize is None else f"{name}, {config.quantize} weights"
 
 
 def round_matrices(backbone: nn.Module, dtype: torch.dtype) -> None:

@@ -36,6 +36,7 @@ class ChunkExecutor:
         execute_steps: int = 1,
         *,
         has_gripper: bool = True,
+        gripper: tuple[float, float] = (-1.0, 1.0),
         latency: int = 0,
         is_delta: bool = True,
     ) -> None:
@@ -44,7 +45,8 @@ class ChunkExecutor:
         Args:
             mode: what is executed of a chunk.
             execute_steps: actions of a chunk before the next one is asked for.
-            has_gripper: whether the last entry is a gripper, of which a mean is made -1 or +1.
+            has_gripper: whether the last entry is a gripper, of which a mean is made closed or open.
+            gripper: what closed and open are.
             latency: control steps that every decision but the first takes, for robots that do not wait.
             is_delta: whether an arm is held by an action of zeros; else by its last action once more.
 
@@ -57,6 +59,7 @@ class ChunkExecutor:
                 "must be 1. Use evaluation.execution=chunk to execute more of a chunk."
             )
         self.mode, self.execute_steps, self.has_gripper = mode, execute_steps, has_gripper
+        self._closed, self._open = gripper
         self.latency, self._is_delta = latency, is_delta
         self.chunks: list[Chunk] = []  # oldest first
         self._last: Float32[np.ndarray, "a"] | None = None  # action
@@ -84,10 +87,9 @@ class ChunkExecutor:
         return self._last
 
     def _due(self, step: int) -> Float32[np.ndarray, "a"]:
-        there = [chunk for chunk in self.chunks if chunk.ready <= step]
-        due = [chunk.actions[step - chunk.made] for chunk in there if 0 <= step - chunk.made < len(chunk.actions)]
+        due = [chunk.actions[step - chunk.made] for chunk in self.reaching(step)]
         if not due and self.latency and self._last is not None:
-            return self._held(self._last)
+            return self.held()
         if not due:
             made, count = self.chunks[-1].made, len(self.chunks[-1].actions)
             raise TimeoutError(
@@ -99,15 +101,33 @@ class ChunkExecutor:
         weights = np.exp(-ENSEMBLE_DECAY * np.arange(len(due)))
         mean = (np.stack(due) * (weights / weights.sum())[:, None]).sum(0).astype(np.float32)
         if self.has_gripper:
-            mean[-1] = 1.0 if mean[-1] > 0 else -1.0
+            is_open = (mean[-1] - self._closed) / (self._open - self._closed) > 0.5
+            mean[-1] = self._open if is_open else self._closed
         return mean
 
-    def _held(self, last: Float32[np.ndarray, "a"]) -> Float32[np.ndarray, "a"]:
-        """Return the action that leaves the robot where it is, with its gripper as it was."""
-        action = last.copy()
+    def reaching(self, step: int) -> list[Chunk]:
+        """Return the chunks that are there and have an action for a step, the oldest first."""
+        return [each for each in self.chunks if each.ready <= step and 0 <= step - each.made < len(each.actions)]
+
+    def held(self) -> Float32[np.ndarray, "a"]:
+        """Return the action that leaves the robot where it is, with its gripper as it was, once it has moved."""
+        assert self._last is not None, "nothing was executed yet"
+        action = self._last.copy()
         if self._is_delta:
             action[: len(action) - self.has_gripper] = 0.0
         return action
+
+
+def check_execute_steps(execute_steps: int, chunk_size: int) -> None:
+    """Refuse to execute more of a chunk than there is.
+
+    Raises:
+        UserError: names the option.
+    """
+    if not 1 <= execute_steps <= chunk_size:
+        raise UserError(
+            f"evaluation.execute_steps={execute_steps} must lie in 1..{chunk_size}, the policy's chunk_size."
+        )
 
 
 def continuity(chunk_size: int, passed: int, delay: int) -> list[float]:

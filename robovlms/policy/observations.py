@@ -14,6 +14,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from robovlms.errors import UserError
+from robovlms.types import ActionPrefix
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 DARKEST = 16.0  # a float picture that is neither within 0 to 1 nor reaches this says not which range it has
@@ -78,6 +79,30 @@ def read_proprio(value: Any, names: Sequence[str]) -> Float32[np.ndarray, "p"]:
     ]:
         raise UserError(f"proprioception is not finite: {', '.join(wrong)}.")
     return row
+
+
+def read_prefix(value: ActionPrefix, names: Sequence[str], chunk_size: int) -> tuple[Float32[np.ndarray, "n a"], int]:
+    """Return the actions of a prefix, and how many of them will have been executed.
+
+    Args:
+        value: what a robot sends.
+        names: of an action's entries.
+        chunk_size: actions that a chunk has, and a prefix at most.
+
+    Raises:
+        UserError: they are no such actions, or not finite.
+    """
+    actions, delay = _numbers(value.actions), value.delay
+    if actions is None or actions.ndim != 2 or len(actions) > chunk_size or actions.shape[1] != len(names):
+        found = _what(value.actions if actions is None else actions)
+        raise UserError(f"a prefix must be up to {chunk_size} actions of {', '.join(names)}; it is {found}.")
+    with np.errstate(over="ignore"):
+        actions = actions.astype(np.float32)
+    if not np.isfinite(actions).all():
+        raise UserError("a prefix must be of actions that are finite.")
+    if not isinstance(delay, int | np.integer) or isinstance(delay, bool) or delay < 0:
+        raise UserError(f"the delay of a prefix must be a number of actions, 0 or more, not {str(delay)[:80]}.")
+    return actions, int(delay)
 
 
 def _array(value: Any, view: str) -> np.ndarray:

@@ -16,9 +16,9 @@ from robovlms.errors import UserError
 from robovlms.heads.base import Prefix
 from robovlms.policy.execution import Chunk, ChunkExecutor, continuity
 from robovlms.policy.memory import Memory
-from robovlms.policy.observations import read_instruction, read_picture, read_proprio
+from robovlms.policy.observations import read_instruction, read_picture, read_prefix, read_proprio
 from robovlms.policy.policy import VLAPolicy
-from robovlms.types import Batch, Observation
+from robovlms.types import ActionPrefix, Batch, Observation
 
 
 class Session:
@@ -50,6 +50,11 @@ class Session:
         self.policy, self._normalizer, self._clock = policy, normalizer, clock
         self._may_be_silent = may_be_silent
         self._start_memory, self._start_executor = start_memory, start_executor
+        dims, views, size = source.interface_dims, policy.processor.views, policy.processor.image_spec.size
+        self._action_dims = masked([i in dims for i in range(normalizer.action_dim)])
+        self._view_mask = masked([view in source.views for view in views])
+        black = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        self._black = {view: black for view in views if view not in source.views}
         self.reset()
 
     def __str__(self) -> str:
@@ -59,6 +64,7 @@ class Session:
         """Forget the episode."""
         self.memory, self.executor = self._start_memory(), self._start_executor()
         self.delay = 0
+        self._given: Prefix | None = None  # of the chunk that is asked for, by a robot that executes chunks itself
         self._last: tuple[int, Tensor] | None = None  # the last chunk, normalised, "k a", and the step it is made from
         self._num_actions = 0
         self._started = self._clock() if self._clock else 0.0
@@ -66,24 +72,41 @@ class Session:
     def observe(self, observation: Observation) -> int:
         """Take the newest observation and return the number of the control step it is of.
 
+        Of `earlier` as many are read as the memory holds beside the newest.
+
         Raises:
-            UserError: it lacks something that the policy was trained with, or holds something that cannot be read; the
-                session is as it was.
+            UserError: it lacks something that the policy was trained with, or holds something that cannot be read, or
+                a prefix that the head cannot continue; the session is as it was.
         """
-        step = self.now()
-        self.memory.observe(self.read(observation))
+        step, prefix = self.now(), self.read_prefix(observation.prefix)
+        num_forgotten = max(0, len(observation.earlier) + 1 - self.memory.window_size)
+        for batch in [self.read(each) for each in (*observation.earlier[num_forgotten:], observation)]:
+            self.memory.observe(batch)
+        self._given = prefix
         return step
 
     def prefix(self, step: int) -> Prefix | None:
         """Return what is already decided (b = 1) of a chunk made at `step`; None: nothing."""
-        if self.executor.mode is not Execution.real_time or self._last is None:
-            return None
+        if self._given is not None or self.executor.mode is not Execution.real_time or self._last is None:
+            return self._given
         made, chunk = self._last
-        arm, passed = chunk[:, :-1], step - made
-        if passed >= len(arm):
+        return prefix_of(chunk[step - made :, :-1], len(chunk), self.delay)
+
+    def read_prefix(self, given: ActionPrefix | None) -> Prefix | None:
+        """Return, normalised, what a robot has decided of the coming chunk; None: nothing.
+
+        Raises:
+            UserError: the head cannot continue a chunk, or these are not up to k actions as the policy gives them.
+        """
+        if given is None:
             return None
-        rest = torch.cat([arm[passed:], torch.zeros_like(arm[:passed])])
-        return Prefix(rest[None], arm.new_tensor(continuity(len(arm), passed, self.delay))[None])
+        if not self.policy.head.supports_prefix:
+            raise UserError("a prefix of actions needs a head that goes on from a chunk: flow, diffusion.")
+        chunk_size = self.policy.head.chunk_size
+        actions, delay = read_prefix(given, self.source.interface.names, chunk_size)
+        whole = torch.zeros(len(actions), self._normalizer.action_dim)
+        whole[:, self.source.interface_dims] = torch.from_numpy(actions)
+        return prefix_of(self._normalizer.normalize(whole)[:, :-1], chunk_size, delay)
 
     def denormalize(self, chunk: Float[Tensor, "k _a"], step: int) -> Float32[np.ndarray, "k _b"]:
         """Return a chunk in environment units, with the entries of `source.interface`.
@@ -91,14 +114,15 @@ class Session:
         Raises:
             FloatingPointError: it is not finite; names the entries.
         """
-        actions = self._normalizer.denormalize(chunk)[:, self.source.interface_dims]
-        finite = actions.isfinite().all(0).tolist()
-        if wrong := [name for name, is_good in zip(self.source.interface.names, finite, strict=True) if not is_good]:
+        actions = self._normalizer.denormalize(chunk).numpy()[:, self.source.interface_dims]
+        if not (finite := np.isfinite(actions)).all():
+            names = zip(self.source.interface.names, finite.all(0), strict=True)
+            wrong = [name for name, is_good in names if not is_good]
             raise FloatingPointError(
                 f"the policy predicts actions that are not finite at step {step}, in {', '.join(wrong)}: nothing was "
                 "sent to the robot."
             )
-        return actions.numpy()
+        return actions
 
     def execute(self, chunk: Float[Tensor, "k a"], step: int) -> None:
         """Take the chunk that was made from the observation of `step`.
@@ -135,20 +159,18 @@ class Session:
         processor, needed = self.policy.processor, self.source.views
         if missing := [view for view in processor.views if view in needed and view not in observation.frames]:
             raise UserError(f"the policy needs the views {missing}; the observation has {list(observation.frames)}.")
-        size = processor.image_spec.size
-        black = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-        frames = {
+        frames = self._black | {
             view: torch.from_numpy(processor.host_frames(read_picture(observation.frames[view], view)[None]))
             for view in needed
         }
         instruction = read_instruction(observation.instruction, may_be_empty=self._may_be_silent)
         text_ids, text_mask = processor.text([instruction])
         return Batch(
-            frames={view: frames.get(view, black)[None] for view in processor.views},
+            frames={view: frames[view][None] for view in processor.views},
             text_ids=text_ids,
             text_mask=text_mask,
-            action_dims=masked([i in self.source.interface_dims for i in range(self._normalizer.action_dim)]),
-            view_mask=masked([view in needed for view in processor.views]),
+            action_dims=self._action_dims,
+            view_mask=self._view_mask,
             proprio=self._proprio(observation),
         )
 
@@ -158,6 +180,21 @@ class Session:
         whole = torch.full((len(self.policy.proprio.mean),), torch.nan)
         whole[self.source.proprio_dims] = torch.from_numpy(read_proprio(observation.proprio, self.source.proprio_names))
         return whole[None, None]
+
+
+def prefix_of(rest: Float[Tensor, "n e"], chunk_size: int, delay: int) -> Prefix | None:
+    """Return what a chunk must keep of the last one (b = 1); None: nothing.
+
+    Args:
+        rest: what the last one has of the steps of the new one.
+        chunk_size: actions of the new one, k.
+        delay: control steps that the new one takes to arrive.
+    """
+    if not len(rest):
+        return None
+    passed = chunk_size - len(rest)
+    arm = torch.cat([rest, rest.new_zeros(passed, rest.shape[1])])
+    return Prefix(arm[None], arm.new_tensor(continuity(chunk_size, passed, delay))[None])
 
 
 def masked(is_there: list[bool]) -> Bool[Tensor, "1 n"] | None:

@@ -130,14 +130,27 @@ class PolicySpec:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        return cls.from_json(values, str(path))
+
+    @classmethod
+    def from_json(cls, values: Any, name: str) -> PolicySpec:
+        """Read what `to_json` returned; `name` is where it is from, for messages.
+
+        Raises:
+            UserError: it is damaged, or of another version.
+        """
+        try:
+            values = dict(values)
             if values.pop("version") != VERSION:
-                raise UserError(f"{path} was written by another version of robovlms.")
-            values["sources"] = {name: _read_source(source) for name, source in values["sources"].items()}
+                raise UserError(f"{name} was written by another version of robovlms.")
+            values["sources"] = {source: _read_source(each) for source, each in values["sources"].items()}
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+            raise UserError(f"{name} is damaged: {type(error).__name__}: {error}") from error
 
 
 def check_observations(

@@ -6,6 +6,7 @@ taken, and an array is one of numbers or it is refused. Nothing is unpickled or 
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
 import re
@@ -28,6 +29,9 @@ NPY_HEADER = re.compile(
     rb"\{'descr': '(\S{3})', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,100})\), \}\s*", re.ASCII
 )
 PICTURES = {"png": "PNG", "jpeg": "JPEG"}
+BUSY = "the server is busy"  # how what it says begins, when the same may be asked again later
+QUICK_BYTES = 2**20  # of a message that is read in less time than another thread takes to be asked
+PICTURE = b"__image__"  # in a message with encoded pictures
 
 Decode = Callable[[dict[Any, Any]], Any]
 Encode = Callable[[Any], Any]
@@ -72,6 +76,12 @@ class Codec(NamedTuple):
             raise
         except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
             raise WireError(f"the message is not read: {type(error).__name__}: {str(error)[:200]}") from error
+
+    async def receive(self, data: bytes) -> Any:
+        """Return the value of a message, as `unpack`; what may take long is done in a thread."""
+        if len(data) <= QUICK_BYTES and PICTURE not in data:
+            return self.unpack(data)
+        return await asyncio.to_thread(self.unpack, data)
 
     def pack(self, value: Any) -> bytes:
         """Return a value as a message."""

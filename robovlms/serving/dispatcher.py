@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,6 +16,7 @@ from jaxtyping import Float32
 
 from robovlms.errors import UserError
 from robovlms.policy.sessions import Session
+from robovlms.serving.codecs import BUSY
 from robovlms.serving.metrics import BATCH_SIZE, STAGE, Metrics
 from robovlms.types import Observation
 
@@ -103,7 +105,7 @@ class Dispatcher:
         if self._task is None or self._task.done():
             raise BusyError("the server has ended.")
         if len(self._waiting) >= self._max_waiting:
-            raise BusyError(f"the server is busy: {self._max_waiting} requests wait (max_waiting). Ask again later.")
+            raise BusyError(f"{BUSY}: {self._max_waiting} requests wait (max_waiting). Ask again later.")
         now = time.perf_counter()
         request = Waiting(session, observation, asyncio.get_running_loop().create_future(), now)
         self._last_asked[session] = now
@@ -152,16 +154,12 @@ class Dispatcher:
         while not self._waiting:
             self._arrived.clear()
             await self._arrived.wait()
-        deadline = self._waiting[0].since + self._max_wait_s
-        while self._waiting and not self._is_full():
-            left = deadline - time.perf_counter()
-            if left <= 0:
-                return
-            self._arrived.clear()
-            try:
-                await asyncio.wait_for(self._arrived.wait(), left)
-            except TimeoutError:
-                return
+        left = self._waiting[0].since + self._max_wait_s - time.perf_counter()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(left, 0)):
+                while self._waiting and not self._is_full():
+                    self._arrived.clear()
+                    await self._arrived.wait()
 
     def _is_full(self) -> bool:
         """Tell whether all sessions that may ask have asked, or as many as a batch has room for."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from robovlms.config.commands import ServeConfig
 from robovlms.policy.checkpoint import load_policy, resolve_checkpoint
 from robovlms.policy.engine import PolicyEngine
+from robovlms.policy.manifest import checkpoint_digest
 from robovlms.policy.spec import SPEC, PolicySpec
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.base import Protocol
@@ -28,7 +29,8 @@ def load_service(config: ServeConfig) -> Service:
         UserError: an option does not fit the policy.
     """
     folder = resolve_checkpoint(Path(config.checkpoint))
-    return Service(PolicyEngine.from_checkpoint(folder, config.engine), spec_of(folder), config)
+    engine = PolicyEngine.from_checkpoint(folder, config.engine)
+    return Service(engine, spec_of(folder), config, checkpoint_digest(folder))
 
 
 def spec_of(folder: Path) -> PolicySpec:

@@ -16,13 +16,14 @@ import numpy as np
 
 from robovlms.actions.contract import GRIPPER, check_contract
 from robovlms.config.choices import Execution
+from robovlms.config.closed_loop import ProtocolConfig
 from robovlms.config.commands import ServeConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.policy.engine import PolicyEngine, unwrap
 from robovlms.policy.sessions import Session
 from robovlms.policy.spec import PolicySpec, check_observations, read_contract
-from robovlms.serving.codecs import numbers_of
+from robovlms.serving.codecs import BUSY, numbers_of
 from robovlms.serving.dispatcher import Actions, BusyError, Dispatcher, Request
 from robovlms.serving.metrics import Metrics
 from robovlms.types import Observation
@@ -30,7 +31,7 @@ from robovlms.types import Observation
 DRAIN_S = 10.0  # that requests under way may take when the server ends
 WARM_UP = "warm up"  # an instruction
 MAX_INSTRUCTION = 4096  # characters
-RESULTS = {BusyError: "busy", UserError: "refused", np.ndarray: "ok"}
+ANSWERED = (UserError, FloatingPointError)  # errors after which a client's sessions are as they were
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,19 @@ log = logging.getLogger(__name__)
 class Service:
     """One policy, its clients and its state; protocols open a `Client` for everybody who connects."""
 
-    def __init__(self, engine: PolicyEngine, spec: PolicySpec, config: ServeConfig) -> None:
+    def __init__(self, engine: PolicyEngine, spec: PolicySpec, config: ServeConfig, digest: str | None = None) -> None:
         """Take a policy.
+
+        Args:
+            engine: that answers.
+            spec: of its policy.
+            config: of the server.
+            digest: of the checkpoint; None: it is of none.
 
         Raises:
             UserError: `source` or `execution` does not fit it, or its clients show less than it needs.
         """
-        self.engine, self.spec, self.config = engine, spec, config
+        self.engine, self.spec, self.config, self.digest = engine, spec, config, digest
         self.source, self.metrics = spec.find(config.source), Metrics()
         self.contract = replace(  # of the actions that clients get
             self.source.contract,
@@ -55,7 +62,6 @@ class Service:
         self.is_ready = False
         self._clients: set[Client] = set()
         self._num_working = 0
-        check_client(spec, config)
         self.dispatcher = Dispatcher(
             self._predict if self.execution is None else self._step,
             self.metrics,
@@ -70,9 +76,10 @@ class Service:
         if self.execution is not None:
             self.open_session = partial(self.open_session, execution=self.execution, execute_steps=config.execute_steps)
         try:
-            self.open_session()
+            self.views = self.open_session().source.views  # that clients must show
         except UserError as error:  # the engine names options as an evaluation has them
             raise UserError(str(error).replace("evaluation.", "")) from error
+        check_client(self.views, self.source.proprio_names, config.protocol)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -83,9 +90,15 @@ class Service:
             yield
 
     async def _warm_up(self) -> None:
-        """Answer an example, and where forwards are compiled, as many at once as the sizes that are compiled."""
-        largest = self.config.engine.max_batch_size if self.config.engine.compile else 1
-        for size in (2**i for i in range(largest.bit_length())):
+        """Answer an example, and where forwards are compiled, as many at once as the sizes that are compiled.
+
+        Three times: what is compiled in the first forward of all may depend on what that forward imports, and a CUDA
+        graph is recorded when what was compiled runs again.
+        """
+        engine = self.config.engine
+        largest = engine.max_batch_size if engine.compile else 1
+        sizes = [min(2**i, largest) for i in range((largest - 1).bit_length() + 1)]
+        for size in sizes * (3 if engine.compile else 1):
             sessions = [self.open_session(name=WARM_UP) for _ in range(size)]
             await asyncio.gather(*(self.dispatcher.ask(session, self.example()) for session in sessions))
             for session in sessions:
@@ -103,6 +116,14 @@ class Service:
         """Actions in an answer."""
         return self.spec.chunk_size if self.execution is None else 1
 
+    @property
+    def joins(self) -> list[Execution]:
+        """How clients may join chunks; none where they are executed here."""
+        if self.execution is not None:
+            return []
+        can_continue = [Execution.real_time] if self.engine.policy.head.supports_prefix else []
+        return [Execution.chunk, Execution.ensemble, *can_continue]
+
     def connect(self, name: str) -> Client:
         """Return a new client; `name` is for the log.
 
@@ -112,18 +133,26 @@ class Service:
         if not self.is_ready:
             raise BusyError("the server is not ready, or about to end: connect again later.")
         if len(self._clients) >= self.config.max_sessions:
-            raise BusyError(f"the server is busy: it has {len(self._clients)} clients (max_sessions). Try later.")
+            raise BusyError(f"{BUSY}: it has {len(self._clients)} clients (max_sessions). Try later.")
         client = Client(self, name)
         self._clients.add(client)
         log.info("%s connected", name)
         return client
 
+    def refuse(self, name: str, error: Exception) -> str:
+        """Log and count that a request gets no actions; return what its client is told."""
+        result = "busy" if isinstance(error, BusyError) else "refused" if isinstance(error, UserError) else "failed"
+        self.metrics.count(result)
+        if isinstance(error, ANSWERED):
+            log.warning("%s: %s", name, error)
+            return str(error)
+        log.error("%s: this is our fault", name, exc_info=error)
+        return "internal error: see the server's log"
+
     def check_room(self) -> None:
         """Raise BusyError where there are as many sessions as the server takes."""
         if self.num_sessions >= self.config.max_sessions:
-            raise BusyError(
-                f"the server is busy: it has {self.config.max_sessions} sessions (max_sessions). Try later."
-            )
+            raise BusyError(f"{BUSY}: it has {self.config.max_sessions} sessions (max_sessions). Try later.")
 
     @property
     def num_sessions(self) -> int:
@@ -192,6 +221,7 @@ class Client:
     def __init__(self, service: Service, name: str) -> None:
         self.name, self._service = name, service
         self.has_greeted = False  # whether its handshake is over, where the protocol has one
+        self._may_be_silent = False  # whether an empty instruction is meant so
         self.sessions: list[Session] = []
         theirs, ours = service.config.protocol.proprio_names, service.source.proprio_names
         self._entries = [theirs.index(each) for each in ours] if theirs else None
@@ -206,7 +236,7 @@ class Client:
 
         Args:
             environment: fields of an action contract, as far as they are known; `views` and `proprio_names` that the
-                robot has.
+                robot has; `may_be_silent`, whether an empty instruction is meant so, else it is refused.
 
         Raises:
             UserError: it means something else, or shows less than the policy needs; lists both sides.
@@ -215,7 +245,10 @@ class Client:
             raise UserError(f"environment must be a map, not {type(environment).__name__}.")
         said = dict(environment)
         views, proprio_names = said.pop("views", None), said.pop("proprio_names", None)
-        spec, source = self._service.spec, self._service.source
+        may_be_silent = said.pop("may_be_silent", self._may_be_silent)
+        if not isinstance(may_be_silent, bool):
+            raise UserError("environment.may_be_silent must be true or false.")
+        needed, source = self._service.views, self._service.source
         contract = replace(self._service.contract, **read_contract(said, "environment"))
         for name, words in (("views", views), ("proprio_names", proprio_names)):
             if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
@@ -223,12 +256,13 @@ class Client:
         self._check_gripper(contract)
         check_contract(self._service.contract, contract, self.name)
         check_observations(
-            list(spec.views),
+            needed,
             source.proprio_names,
-            views if views is not None else list(spec.views),
+            views if views is not None else needed,
             proprio_names if proprio_names is not None else source.proprio_names,
             self.name,
         )
+        self._may_be_silent = may_be_silent
 
     def _check_gripper(self, theirs: ActionContract) -> None:
         """Refuse another gripper, which the server could convert."""
@@ -245,21 +279,18 @@ class Client:
 
         Raises:
             UserError: an observation is not what the policy needs, or the policy has no answer. BusyError: ask again
-                later.
-            Exception: a fault of ours, logged.
+                later. FloatingPointError: the policy predicts actions that are not finite.
+            Exception: a fault of ours.
         """
-        metrics = self._service.metrics
         while len(self.sessions) < len(observations):
             self._service.check_room()
-            self.sessions.append(self._service.open_session(name=f"{self.name} [{len(self.sessions)}]"))
+            name = f"{self.name} [{len(self.sessions)}]"
+            self.sessions.append(self._service.open_session(name=name, may_be_silent=self._may_be_silent))
         asking = zip(self.sessions[: len(observations)], map(self._ours, observations), strict=True)
         answers = await asyncio.gather(*(self._ask(session, each) for session, each in asking))
-        for answer in answers:
-            metrics.count(next((name for kind, name in RESULTS.items() if isinstance(answer, kind)), "failed"))
-        try:
-            return [self._theirs(unwrap(answer)) for answer in answers]
-        except FloatingPointError as error:
-            raise UserError(str(error)) from error
+        for _ in (answer for answer in answers if isinstance(answer, np.ndarray)):
+            self._service.metrics.count("ok")
+        return [self._theirs(unwrap(answer)) for answer in answers]
 
     async def _ask(self, session: Session, observation: Observation) -> Actions | Exception:
         """Return actions, or what is wrong."""
@@ -284,6 +315,7 @@ class Client:
     def _ours(self, observation: Observation) -> Observation:
         """Return an observation with the entries of proprioception that the policy was trained with."""
         check_instruction(observation.instruction)
+        observation = replace(observation, earlier=[self._ours(each) for each in observation.earlier])
         if self._entries is None or observation.proprio is None:
             return observation
         given = numbers_of(observation.proprio, "proprioception")
@@ -305,21 +337,20 @@ def check_instruction(value: Any) -> None:
         raise UserError(f"the instruction has {len(value)} characters, more than {MAX_INSTRUCTION}.")
 
 
-def check_client(spec: PolicySpec, config: ServeConfig) -> None:
+def check_client(views: Sequence[str], proprio_names: Sequence[str], protocol: ProtocolConfig) -> None:
     """Refuse names of `protocol` that do not cover what the policy needs.
 
     Raises:
         UserError: names what is missing, and the option.
     """
-    source, protocol = spec.find(config.source), config.protocol
-    if missing := [view for view in spec.views if protocol.views and view not in protocol.views]:
+    if missing := [view for view in views if protocol.views and view not in protocol.views]:
         raise UserError(
-            f"the policy sees {', '.join(spec.views)}: say what clients call {', '.join(missing)}, e.g. "
+            f"the policy sees {', '.join(views)}: say what clients call {', '.join(missing)}, e.g. "
             f"protocol.views.{missing[0]}=front."
         )
     names = protocol.proprio_names
-    if missing := [name for name in source.proprio_names if names and name not in names]:
+    if missing := [name for name in proprio_names if names and name not in names]:
         raise UserError(
             f"protocol.proprio_names={names} lacks {', '.join(missing)}, which the policy was trained with: "
-            f"{', '.join(source.proprio_names)}."
+            f"{', '.join(proprio_names)}."
         )

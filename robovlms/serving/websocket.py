@@ -85,8 +85,8 @@ class WebSocketProtocol(Protocol):
         """Return the answer to a message, errors of the client's included; None: there is none."""
 
     @abstractmethod
-    def error(self, error: Exception) -> bytes | str:
-        """Return what a client is sent before a connection ends that is no longer of use."""
+    def error(self, text: str) -> bytes | str:
+        """Return an error that belongs to no message, as a client is sent it before its connection ends."""
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
@@ -121,8 +121,7 @@ class WebSocketProtocol(Protocol):
         try:
             client = self.service.connect(name)
         except BusyError as error:
-            log.warning("%s is turned away: %s", name, error)
-            await connection.send(self.error(error))
+            await connection.send(self.error(self.service.refuse(name, error)))
             await connection.close(TRY_AGAIN, "busy")
             return
         try:
@@ -134,8 +133,7 @@ class WebSocketProtocol(Protocol):
             log.info("%s is silent, or does not listen, for %g s", name, self.service.config.idle_timeout_s)
             await connection.close(AWAY, "idle")
         except Exception as error:
-            log.exception("%s is disconnected: this is our fault", name)
-            await connection.send(self.error(error))
+            await connection.send(self.error(self.service.refuse(name, error)))
             await connection.close(INTERNAL_ERROR, "internal error")
         finally:
             client.close()
@@ -145,11 +143,16 @@ class WebSocketProtocol(Protocol):
         if (greeting := self.greeting()) is not None:
             await connection.send(greeting)
         while True:
-            message = await asyncio.wait_for(connection.recv(decode=False), patience)
+            async with asyncio.timeout(patience):
+                message = await connection.recv(decode=False)
+            if not self.service.is_ready:  # it would not be answered before the connection ends
+                await connection.close(AWAY, "the server ends")
+                return
             with self.service.working():
                 answer = await self.answer(bytes(message), client)
                 if answer is not None:
-                    await asyncio.wait_for(connection.send(answer), patience)
+                    async with asyncio.timeout(patience):
+                        await connection.send(answer)
 
 
 def name_of(connection: ServerConnection) -> str:

@@ -74,6 +74,42 @@ def test_what_cannot_be_served_is_refused_with_the_option_to_change(what):
     assert named in ended.stderr
 
 
+COMPILED = """
+import numpy as np
+import served as server
+from concurrent.futures import ThreadPoolExecutor
+from served import SINGLE, chunks, config_of, observation, served
+from torch._dynamo.utils import counters
+from robovlms.client import PolicyClient
+
+def seen(step):
+    return {**observation(step).frames, "instruction": observation(step).instruction}
+
+server.PATIENCE_S = 240.0
+with served(config_of(SINGLE, "engine.compile=true", "engine.max_batch_size=3")) as (address, service):
+    ready = dict(counters["stats"])
+    robots = [PolicyClient(address) for _ in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        for step, expected in enumerate(chunks(config_of(SINGLE), range(6))):
+            asking = robots[: 1 + step % 3]
+            found = list(threads.map(lambda robot: robot.act(seen(step)), asking))
+            np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-5)
+    later = counters["stats"]["unique_graphs"] - ready["unique_graphs"]
+    print("compiled:", ready["unique_graphs"] > 0, "later:", later)
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_policy_is_warm_when_the_server_is_ready_and_answers_the_same():
+    """In a process without run-time checks of shapes, which torch does not compile; batches of one to three robots."""
+    paths = [ROOT, ROOT / "tests", ROOT / "tests" / "serving"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, "-c", COMPILED]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "compiled: True later: 0"
+
+
 def test_a_port_that_is_taken_is_named():
     with served(config_of(SINGLE)) as (address, _):
         port = address.rpartition(":")[2]

@@ -27,6 +27,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "serve",
+    "export",
     "collect_demos",
     "inspect_data",
     "convert_data",

@@ -77,6 +77,9 @@ class Obedient:
     def step(self, observation: Observation) -> np.ndarray:
         return np.array([0.3 if "right" in observation.instruction else -0.3, 1], np.float32)
 
+    def close(self) -> None:
+        pass
+
 
 class Stubborn(Obedient):
     """Goes right whatever it hears."""

@@ -29,7 +29,7 @@ def test_the_device_resizes_as_pil_does(spec, fit, shape):
     ours = resize_frames(torch.from_numpy(frame).permute(2, 0, 1)[None], spec, fit)[0].permute(1, 2, 0).numpy()
     assert exact.shape == ours.shape == (spec.size, spec.size, 3)
     difference = np.abs(ours.astype(int) - exact)
-    assert difference.max() <= 2
+    assert difference.max() <= (2 if spec.interpolation is Resampling.LANCZOS else 1)  # 2 on a GPU
     assert difference.mean() < 0.5
 
 

@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from robovlms.errors import UserError
+from robovlms.policy.manifest import checkpoint_digest
 from robovlms.policy.spec import PolicySpec
 from robovlms.serving.codecs import OPENPI
 
@@ -280,6 +281,17 @@ def test_a_source_of_a_mixture_speaks_its_own_contract():
     close(actions, chunks(config, [0])[0])
 
 
+def test_a_server_that_ends_is_not_ready_and_takes_nobody():
+    with served(CONFIG) as (address, service):
+        service.is_ready = False
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            page(address, "/healthz")
+        with connect(address) as client:
+            assert "about to end" in client.recv()
+            with pytest.raises(ConnectionClosed, match="1013"):
+                client.recv()
+
+
 def test_a_message_that_comes_while_the_server_ends_is_answered():
     with served(CONFIG) as (address, _):
         client = Plain(address)
@@ -301,3 +313,38 @@ def test_openpis_own_client_and_broker_get_the_actions(server):
     close(np.array(printed["steps"][:3]), fresh[0])
     close(np.array(printed["steps"][3]), fresh[1][0])
     assert "wrist" in printed["error"]
+
+
+def test_a_mixtures_robot_shows_what_its_source_has_and_is_told_whose_actions_it_gets():
+    config = config_of(MIXTURE, "source=arm")
+    with served(config) as (address, _), Plain(address) as client:
+        said = client.metadata["server"]
+        assert (said["source"], said["views"], said["execution"]) == ("arm", ["side"], None)
+        assert isinstance(client.ask({"environment": {"views": ["side"], "control_hz": 10}}), dict)
+        assert "side" in client.ask({"environment": {"views": ["wrist"]}})
+        seen = observation(0)
+        close(
+            client.ask({"side": seen.frames["side"], "instruction": seen.instruction})["actions"],
+            chunks(config, [0])[0],
+        )
+
+
+def test_an_empty_instruction_is_answered_where_the_client_says_that_it_means_it(server):
+    seen = observation(0)
+    silent = {**seen.frames, "instruction": ""}
+    with Plain(server[0]) as client:
+        assert "instruction is empty" in client.ask(silent)
+    with Plain(server[0]) as client:
+        assert "may_be_silent" in client.ask({"environment": {"may_be_silent": "yes"}})
+        client.ask({"environment": {"may_be_silent": True}})
+        assert client.ask(silent)["actions"].shape == (3, 7)
+    with Plain(server[0]) as client:
+        assert "instruction is empty" in client.ask(silent)
+
+
+def test_the_metadata_say_which_checkpoint_answers_and_where(server):
+    with Plain(server[0]) as client:
+        said = client.metadata["server"]
+    assert said["checkpoint_digest"] == checkpoint_digest(SINGLE / "checkpoints" / "step_000002")
+    assert (said["device"], said["dtype"], said["execution"], said["execute_steps"]) == ("cpu", "float32", None, 1)
+    assert said["versions"].keys() == {"robovlms", "torch"}

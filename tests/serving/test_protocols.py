@@ -35,6 +35,9 @@ class OpenPIClient:
     def act(self, step):
         return self.client.ask(message(step))["actions"]
 
+    def reset(self):
+        self.client.ask({"reset": True})
+
     def wrong(self):
         return self.client.ask({"prompt": "x"})
 
@@ -68,6 +71,10 @@ class VLAEvalClient:
     def act(self, step):
         return self.ask("observation", self.payload(step))["payload"]["actions"][None]
 
+    def reset(self):
+        self.send("episode_end", {})
+        self.send("episode_start", {"task": {"name": "x"}})
+
     def wrong(self):
         return self.ask("observation", {"images": {}, "task_description": "x"})["payload"]["error"]
 
@@ -92,6 +99,9 @@ class StarVLAClient:
         answer = self.ask([self.example(step)])
         assert (answer["ok"], answer["request_id"]) == (True, "7")
         return answer["data"]["actions"][0]
+
+    def reset(self):
+        assert self.client.ask({"type": "reset", "request_id": 1})["ok"] is True
 
     def wrong(self):
         return self.ask([{"image": [], "lang": "x"}])["error"]["message"]
@@ -131,6 +141,9 @@ class GR00TClient:
         assert isinstance(answer, list), answer
         return np.concatenate(list(answer[0].values()), axis=-1)[0]
 
+    def reset(self):
+        assert self.ask("reset") == {}
+
     def wrong(self):
         return self.ask("get_action", {"observation": {"video": {}, "language": {"task": [["x"]]}}})["error"]
 
@@ -155,7 +168,8 @@ class LeRobotClient:
     """As lerobot's RobotClient speaks."""
 
     def __init__(self, address, features=FEATURES, **metadata):
-        self.channel = grpc.insecure_channel(address.removeprefix("grpc://"))
+        own = [("grpc.use_local_subchannel_pool", 1)]  # channels of a process share a connection otherwise
+        self.channel = grpc.insecure_channel(address.removeprefix("grpc://"), options=own)
         self.metadata = list(metadata.items())
         self.call("Ready", "Empty", "Empty")
         self.call("SendPolicyInstructions", "PolicySetup", "Empty", data=of_lerobot(RemotePolicyConfig(features)))
@@ -190,6 +204,9 @@ class LeRobotClient:
         self.send(of_lerobot(TimedObservation(self.seen(step), step)))
         self.answer = self.call("GetActions", "Empty", "Actions").data
         return np.stack([action.action.numpy() for action in unpickled(self.answer)])
+
+    def reset(self):
+        self.call("Ready", "Empty", "Empty")
 
     def wrong(self):
         self.send(of_lerobot(TimedObservation({"shoulder.pos": 0.5, "task": "x"}, 0)))

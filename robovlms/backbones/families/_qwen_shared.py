@@ -60,9 +60,9 @@ class QwenFamily(HuggingFaceBackbone):
         side = images.shape[-1] // p
         if vision._attn_implementation == "sdpa":  # `set_attn_implementation` would look for a package of that name
             vision._attn_implementation = EQUAL_SEGMENTS
-        grids = torch.full((len(images), 3), side, device=images.device)
+        grids = torch.full((images.shape[0], 3), side, device=images.device)
         grids[:, 0] = 1
-        return tower(patches.to(tower.dtype), grid_thw=grids, **self.geometry(len(images), side, images.device))
+        return tower(patches.to(tower.dtype), grid_thw=grids, **self.geometry(images.shape[0], side, images.device))
 
     def geometry(self, n: int, side: int, device: torch.device) -> dict[str, Any]:
         """Say what transformers would read off `grid_thw`, which stops the GPU: where patches stand, where images end.

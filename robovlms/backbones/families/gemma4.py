@@ -104,7 +104,7 @@ class Gemma4(HuggingFaceBackbone):
         row = torch.arange(side, device=images.device).expand(side, side).T
         places = torch.stack([row.T.flatten(), row.flatten()], dim=-1)
         patches = rearrange(images, "n c (h p) (x q) -> n (h x) (p q c)", p=size, q=size)
-        return patches, places.expand(len(images), -1, -1)
+        return patches, places.expand(images.shape[0], -1, -1)
 
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Return the pooled patches between the family's marks, unscaled: only the text embedding multiplies by
@@ -114,7 +114,7 @@ class Gemma4(HuggingFaceBackbone):
         pooled = self.model.vision_tower(pixel_values=patches, pixel_position_ids=places).last_hidden_state
         # The tower drops padding, so to torch.compile the number of its tokens is data.
         m = patches.shape[1] // self.model.config.vision_config.pooling_kernel_size**2
-        tokens: Tensor = self.model.embed_vision(inputs_embeds=pooled).view(len(images), m, -1)
+        tokens: Tensor = self.model.embed_vision(inputs_embeds=pooled).view(images.shape[0], m, -1)
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:

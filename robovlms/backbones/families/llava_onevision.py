@@ -76,5 +76,5 @@ class LlavaOnevision(HuggingFaceBackbone):
         """
         states = self.model.vision_tower(images, output_hidden_states=True).hidden_states
         patches = self.model.multi_modal_projector(states[self.model.config.vision_feature_layer])
-        newline = repeat(self.model.image_newline, "d -> n 1 d", n=len(images)).to(patches.dtype)
+        newline = repeat(self.model.image_newline, "d -> n 1 d", n=images.shape[0]).to(patches.dtype)
         return torch.cat([patches, newline], dim=1).to(self.embedding.weight.dtype)

@@ -56,7 +56,7 @@ class Qwen25VL(QwenFamily):
 
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Return the merged patches between the family's marks."""
-        tokens = rearrange(self.run_vision(images).pooler_output, "(n m) d -> n m d", n=len(images))
+        tokens = rearrange(self.run_vision(images).pooler_output, "(n m) d -> n m d", n=images.shape[0])
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
     def geometry(self, n: int, side: int, device: torch.device) -> dict[str, Any]:

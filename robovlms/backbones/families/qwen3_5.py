@@ -76,7 +76,7 @@ class Qwen35(QwenFamily):
 
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Return the merged patches between the family's marks."""
-        tokens = rearrange(self.run_vision(images).pooler_output, "(n m) d -> n m d", n=len(images))
+        tokens = rearrange(self.run_vision(images).pooler_output, "(n m) d -> n m d", n=images.shape[0])
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:

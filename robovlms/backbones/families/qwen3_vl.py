@@ -71,7 +71,7 @@ class Qwen3VL(QwenFamily):
         """Return the merged patches between the family's marks; behind each token, what earlier layers saw of it."""
         output = self.run_vision(images)
         layers = torch.cat([output.pooler_output, *output.deepstack_features], dim=-1)
-        tokens = rearrange(layers, "(n m) e -> n m e", n=len(images))
+        tokens = rearrange(layers, "(n m) e -> n m e", n=images.shape[0])
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
 
     def decode(self, embeds: Float[Tensor, "n s e"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:

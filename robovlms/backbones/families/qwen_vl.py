@@ -105,7 +105,7 @@ class Resampler(nn.Module):
     def forward(self, patches: Float[Tensor, "n p e"]) -> Float[Tensor, "n m d"]:
         values = self.patch_norm(self.project(patches))
         keys = values + interpolate_square(self.positions, values.shape[1])
-        queries = repeat(self.latent_norm(self.latents) + self.positions, "m d -> n m d", n=len(patches))
+        queries = repeat(self.latent_norm(self.latents) + self.positions, "m d -> n m d", n=patches.shape[0])
         keys, queries = keys.to(self.latents.dtype), queries.to(self.latents.dtype)  # sums with a float32 table
         return self.out(self.norm(self.attention(queries, keys, values, need_weights=False)[0]))
 

@@ -89,7 +89,7 @@ class VisionTower(nn.Module):
 
     def forward(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m e"]:
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2) + self.position_embedding.weight
-        tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        tokens = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
         return self.norm(self.encoder(inputs_embeds=tokens).last_hidden_state)
 
 
@@ -108,7 +108,7 @@ class Pooler(nn.Module):
         self.projection = nn.Linear(vision, text)
 
     def forward(self, patches: Float[Tensor, "n p e"]) -> Float[Tensor, "n m d"]:
-        latents = self.latents.expand(len(patches), -1, -1)
+        latents = self.latents.expand(patches.shape[0], -1, -1)
         if self.projects_patches:
             return self.layer(latents, self.projection(patches))
         return self.projection(self.layer(latents, patches))

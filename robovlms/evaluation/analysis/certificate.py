@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from robovlms.evaluation.analysis.comparison import LEVEL
 from robovlms.evaluation.analysis.paired import sign_test
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from robovlms.evaluation.results import Results
 
 CPUS = Path("/proc/cpuinfo")
+SECRET = re.compile(r"^(\W*server_token=).*", re.DOTALL)
 
 
 class Certificate(TypedDict):
     """How results were made; versions, config and episodes stand beside it."""
 
-    checkpoint: str  # its folder
+    checkpoint: str  # its folder, or the address of the server that it acted behind
     checkpoint_digest: str  # SHA-256 over the SHA-256 of all its files
     renderer: str
     machine: str  # processor and accelerator: others may round otherwise
@@ -32,26 +34,35 @@ class Certificate(TypedDict):
     content_digest: str  # SHA-256 of everything else in the file
 
 
+class PolicyIdentity(NamedTuple):
+    """What results say of the policy that they are of."""
+
+    place: str  # the checkpoint's folder, or the address of the server that it acts behind
+    digest: str  # of the checkpoint
+    device: str  # where it runs
+    versions: dict[str, str]  # that it depends on, besides those of this process
+
+
 def certify(
-    results: Results, *, checkpoint: Path, checkpoint_digest: str, renderer: str, device: str, argv: Sequence[str]
+    results: Results, *, checkpoint: Path | str, checkpoint_digest: str, renderer: str, device: str, argv: Sequence[str]
 ) -> Results:
     """Return results with a certificate.
 
     Args:
         results: what `summarize` returned.
-        checkpoint: its folder.
+        checkpoint: its folder, or the address of the server that it acts behind.
         checkpoint_digest: of what is in it.
         renderer: what drew the pictures.
         device: where the policy ran.
-        argv: the command.
+        argv: the command; a token in it is not written down.
     """
     certificate: Certificate = {
-        "checkpoint": str(checkpoint.resolve()),
+        "checkpoint": str(checkpoint.resolve()) if isinstance(checkpoint, Path) else checkpoint,
         "checkpoint_digest": checkpoint_digest,
         "renderer": renderer,
         "machine": machine_name(device),
         "seeds": sorted({episode["seed"] for episode in results["episodes"]}),
-        "command": shlex.join(argv),
+        "command": shlex.join(SECRET.sub(r"\1***", argument) for argument in argv),
         "content_digest": "",
     }
     return seal({**results, "certificate": certificate})

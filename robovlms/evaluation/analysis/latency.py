@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from robovlms.config.choices import Execution
 from robovlms.config.closed_loop import EvaluationConfig
+from robovlms.errors import UserError
 from robovlms.evaluation.analysis.comparison import score_of
 from robovlms.evaluation.episodes import EpisodeResult
 
@@ -23,6 +24,21 @@ class Point(TypedDict):
     low: float  # 95 % interval
     high: float
     episodes: int
+
+
+def check_latencies(config: EvaluationConfig, chunk_size: int) -> None:
+    """Refuse chunks that have no action left when they arrive.
+
+    Raises:
+        UserError: names the option.
+    """
+    late = {"decision_steps": config.decision_steps, **{f"latency[{i}]": k for i, k in enumerate(config.latency)}}
+    for name, steps in late.items():
+        if steps > chunk_size:
+            raise UserError(
+                f"evaluation.{name}={steps} must be at most {chunk_size}, the policy's chunk_size: later than that no "
+                "action of a chunk is left to execute."
+            )
 
 
 def measure(

@@ -6,7 +6,6 @@ Source: Isaac-GR00T, gr00t/policy/server_client.py.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,12 +15,14 @@ import numpy as np
 import zmq
 import zmq.asyncio
 
+from robovlms.config.closed_loop import ProtocolConfig
 from robovlms.config.commands import is_loopback
 from robovlms.errors import UserError
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.base import Protocol
-from robovlms.serving.codecs import GROOT, GROOT_ND, WireError
-from robovlms.serving.service import Client
+from robovlms.serving.codecs import BUSY, GROOT, GROOT_ND, WireError
+from robovlms.serving.dispatcher import BusyError
+from robovlms.serving.service import Client, Service
 from robovlms.serving.websocket import pages_beside
 from robovlms.types import Observation
 
@@ -30,8 +31,6 @@ PING = {"status": "ok", "message": "Server is running"}
 ENDPOINTS = ("ping", "get_modality_config", "get_action", "reset")  # `kill` is for whoever runs the server
 UNAUTHORIZED = "Unauthorized: Invalid API token"
 INSTRUCTIONS = ("annotation.human.task_description", "task", "annotation.human.action.task_description")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,10 +46,15 @@ class Peer:
 class GR00T(Protocol):
     """Requests are maps of endpoint, data and api_token; an error is a map of error."""
 
+    def __init__(self, config: ProtocolConfig, service: Service) -> None:
+        """Take the options of the protocol's schema and what answers."""
+        super().__init__(config, service)
+        self._peers: dict[bytes, Peer] = {}
+
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
         """Serve clients until the block ends."""
-        config, self._peers = self.service.config, dict[bytes, Peer]()
+        config = self.service.config
         if config.tls_certificate is not None:
             raise UserError("protocol=groot has no TLS: unset tls_certificate and tls_key, and tunnel the port.")
         context = zmq.asyncio.Context()
@@ -79,8 +83,10 @@ class GR00T(Protocol):
         answering = set[asyncio.Task[None]]()
         while True:
             identity, *_, message = await socket.recv_multipart()
-            if len(answering) >= self.service.config.max_waiting:
-                await send(socket, identity, GROOT.pack({"error": "the server is busy. Ask again later."}))
+            if not self.service.is_ready or len(answering) >= self.service.config.max_waiting:
+                error = BusyError(f"{BUSY} (max_waiting), or about to end. Ask again later.")
+                text = self.service.refuse(f"groot {identity.hex()}", error)
+                await send(socket, identity, GROOT.pack({"error": text}))
                 continue
             task = asyncio.create_task(self._respond(socket, identity, message))
             answering.add(task)
@@ -88,18 +94,17 @@ class GR00T(Protocol):
 
     async def _respond(self, socket: zmq.asyncio.Socket, identity: bytes, message: bytes) -> None:
         """Answer a message."""
+        with self.service.working():
+            await send(socket, identity, await self.answer(message, identity))
+
+    async def answer(self, message: bytes, identity: bytes) -> bytes:
+        """Return the answer to a message, errors included, with arrays as the message has them."""
         is_new = NEW_ARRAY in message and b"__ndarray_class__" not in message
         codec, name = GROOT_ND if is_new else GROOT, f"groot {identity.hex()}"
-        with self.service.working():
-            try:
-                answer = await self._answer(await asyncio.to_thread(codec.unpack, message), identity, name)
-            except UserError as error:
-                log.warning("%s: %s", name, error)
-                answer = {"error": str(error)}
-            except Exception:
-                log.exception("%s: this is our fault", name)
-                answer = {"error": "internal error: see the server's log"}
-            await send(socket, identity, codec.pack(answer))
+        try:
+            return codec.pack(await self._answer(await codec.receive(message), identity, name))
+        except Exception as error:
+            return codec.pack({"error": self.service.refuse(name, error)})
 
     async def _answer(self, request: Any, identity: bytes, name: str) -> Any:
         if not isinstance(request, dict):
@@ -148,7 +153,7 @@ class GR00T(Protocol):
         """Return what the policy sees and says in GR00T's words, and as `PolicySpec`."""
         spec, source = self.service.spec, self.service.source
         keys = {
-            "video": [self.config.views.get(view, view).split("|")[0] for view in spec.views],
+            "video": [self.config.views.get(view, view).split("|")[0] for view in self.service.views],
             "state": list(source.proprio_names),
             "language": [INSTRUCTIONS[0]],
         }
@@ -172,9 +177,7 @@ class GR00T(Protocol):
                 f"state has no {', '.join(missing)}: the policy needs {', '.join(names)}, it has {list(state)}."
             )
         if not frames:
-            raise WireError(
-                f"video has none of the policy's views, {', '.join(self.service.spec.views)}: {list(video)}."
-            )
+            raise WireError(f"video has none of the policy's views, {', '.join(self.service.views)}: {list(video)}.")
         sizes = {len(rows) for rows in (*frames.values(), *(state[name] for name in names))}
         if len(sizes) != 1:
             raise WireError(f"video, state and language must be of as many robots each, not {sorted(sizes)}.")

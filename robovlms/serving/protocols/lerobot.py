@@ -6,7 +6,6 @@ Source: lerobot 0.4.4, src/lerobot/transport/services.proto and src/lerobot/asyn
 from __future__ import annotations
 
 import asyncio
-import logging
 import pickle
 import time
 from collections.abc import AsyncIterator
@@ -33,7 +32,16 @@ BEGIN, END = 1, 3  # states of a transfer in pieces
 LAYOUT = {"Empty": (), "Observation": ("state", "data"), "Actions": ("data",), "PolicySetup": ("data",)}
 END_S = 5.0
 
-log = logging.getLogger(__name__)
+
+class TokenError(UserError):
+    """A call without the token, or with a wrong one."""
+
+
+CODES = {  # the first that an error is one of
+    BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TokenError: grpc.StatusCode.UNAUTHENTICATED,
+    UserError: grpc.StatusCode.INVALID_ARGUMENT,
+}
 
 
 class TimedAction:
@@ -134,18 +142,9 @@ class LeRobot(Protocol):
                 with self.service.working():
                     self._check_token(context)
                     return await call(request, self._robot(name))
-            except BusyError as error:
-                log.warning("%s: %s", name, error)
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-            except PermissionError as error:
-                log.warning("%s: %s", name, error)
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-            except UserError as error:
-                log.warning("%s: %s", name, error)
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            except Exception:
-                log.exception("%s: this is our fault", name)
-                await context.abort(grpc.StatusCode.INTERNAL, "internal error: see the server's log")
+            except Exception as error:
+                code = next((each for kind, each in CODES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+                await context.abort(code, self.service.refuse(name, error))
 
         return guarded
 
@@ -153,7 +152,7 @@ class LeRobot(Protocol):
         said = dict(context.invocation_metadata() or ()).get("authorization", "")
         text = said.decode(errors="replace") if isinstance(said, bytes) else said
         if not self.service.admits(text.removeprefix("Bearer ").strip()):
-            raise PermissionError("a token is needed in the metadata: authorization: Bearer <token>.")
+            raise TokenError("a token is needed in the metadata: authorization: Bearer <token>.")
 
     def _robot(self, name: str) -> Robot:
         if name not in self._robots:

@@ -6,8 +6,6 @@ Source: starVLA, deployment/model_server/tools/websocket_policy_server.py and po
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from typing import Any
 
 import numpy as np
@@ -15,14 +13,12 @@ import numpy as np
 from robovlms.errors import UserError
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.codecs import OPENPI, WireError
-from robovlms.serving.service import Client
+from robovlms.serving.service import ANSWERED, Client
 from robovlms.serving.websocket import WebSocketProtocol
 from robovlms.types import Observation
 
 VERSION = "1.0"  # LoongForge's
 INFER = ("infer", "predict_action")
-
-log = logging.getLogger(__name__)
 
 
 @PROTOCOLS.register("starvla")
@@ -57,7 +53,7 @@ class StarVLA(WebSocketProtocol):
         """Return what a request asks for, or an error in its envelope."""
         kind, request_id = "unknown", "default"
         try:
-            values = await asyncio.to_thread(OPENPI.unpack, message)
+            values = await OPENPI.receive(message)
             if not isinstance(values, dict):
                 raise WireError(f"a request must be a map, not {type(values).__name__}.")
             kind, request_id = values.get("type", "infer"), values.get("request_id", request_id)
@@ -69,14 +65,13 @@ class StarVLA(WebSocketProtocol):
             if kind not in INFER:
                 raise WireError(f"type {kind!r:.100} is none of ping, reset, infer.")
             data = {"actions": await self._infer(values.get("payload", values), client)}
-        except UserError as error:
-            log.warning("%s: %s", client.name, error)
-            return reply(kind if isinstance(kind, str) else "unknown", request_id, ok=False, error=str(error))
+        except ANSWERED as error:
+            text = self.service.refuse(client.name, error)
+            return reply(kind if isinstance(kind, str) else "unknown", request_id, ok=False, error=text)
         return reply("inference_result", request_id, ok=True, data=data)
 
-    def error(self, error: Exception) -> bytes:
+    def error(self, text: str) -> bytes:
         """Return an error that belongs to no request."""
-        text = str(error) if isinstance(error, UserError) else "internal error: see the server's log"
         return reply("unknown", "default", ok=False, error=text)
 
     async def _infer(self, payload: Any, client: Client) -> np.ndarray:

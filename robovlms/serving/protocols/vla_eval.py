@@ -6,7 +6,6 @@ version 1.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
@@ -19,7 +18,7 @@ from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.registry import PROTOCOLS
 from robovlms.serving.codecs import VLA_EVAL, WireError
-from robovlms.serving.service import Client
+from robovlms.serving.service import ANSWERED, Client
 from robovlms.serving.websocket import Pages, WebSocketProtocol
 from robovlms.types import Observation
 
@@ -67,7 +66,7 @@ class VLAEval(WebSocketProtocol):
         """Return hello, an action or an error; None: the message has no answer."""
         kind, seq = "message", 0
         try:
-            values = await asyncio.to_thread(VLA_EVAL.unpack, message)
+            values = await VLA_EVAL.receive(message)
             kind, payload, seq = envelope(values)
             if kind == "hello":
                 return pack("hello", self._hello(payload, client), seq)
@@ -81,14 +80,13 @@ class VLAEval(WebSocketProtocol):
                 log.warning("%s: %.500s", client.name, payload)
             else:
                 raise WireError(f"the type {kind!r:.100} does not exist")
-        except UserError as error:
-            log.warning("%s: %s", client.name, error)
-            return pack("error", {"error": f"{kind}_failed: {type(error).__name__}: {error}"[:2000]}, seq)
+        except ANSWERED as error:
+            text = self.service.refuse(client.name, error)
+            return pack("error", {"error": f"{kind}_failed: {type(error).__name__}: {text}"[:2000]}, seq)
         return None
 
-    def error(self, error: Exception) -> bytes:
+    def error(self, text: str) -> bytes:
         """Return an error that belongs to no message."""
-        text = str(error) if isinstance(error, UserError) else "internal error: see the server's log"
         return pack("error", {"error": text}, 0)
 
     def _hello(self, payload: dict[str, Any], client: Client) -> dict[str, Any]:
@@ -106,7 +104,7 @@ class VLAEval(WebSocketProtocol):
             "model_server": "robovlms",
             "capabilities": {"policy_spec": service.spec.to_json()},
             "observation_params": {
-                "send_wrist_image": len(service.spec.views) > 1,
+                "send_wrist_image": len(service.views) > 1,
                 "send_state": needs_state,
                 "absolute_action": service.contract.representation is Representation.absolute,
             },

@@ -1,8 +1,10 @@
-"""A policy on a server, asked from a robot's process: needs numpy, websockets and msgpack, and no torch."""
+"""A policy on a server, asked by a robot that waits for the answers."""
 
 from __future__ import annotations
 
+import socket
 import ssl
+import struct
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -12,13 +14,18 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
 from robovlms.errors import UserError
-from robovlms.serving.codecs import OPENPI
+from robovlms.serving.codecs import BUSY, OPENPI, WireError
 
 MAX_ANSWER_BYTES = 2**26
+CLOSE_S = 1.0  # that a server may take to say goodbye
 
 
 class RefusedError(UserError):
     """What the server has against a client or an observation, in its words; the connection stays."""
+
+
+class BusyError(RefusedError):
+    """The server has as much to do as it takes: the same may be asked again later."""
 
 
 class PolicyClient:
@@ -44,13 +51,15 @@ class PolicyClient:
             address: ws://host:port, or wss:// with TLS.
             token: that the server demands.
             environment: what the robot is: fields of an action contract as far as they are known (`control_hz`,
-                `rotation`, ...), `views` and `proprio_names`. A policy that means something else is refused.
+                `rotation`, ...), `views` and `proprio_names`. A policy that means something else is refused. With
+                `may_be_silent` an empty instruction is meant so, and is not refused.
             timeout_s: that connecting and every answer may take.
             tls: of wss://; None: what the system trusts.
 
         Raises:
             ConnectionError: nobody listens there, or the token is not the right one.
             RefusedError: the policy does not fit `environment`; lists both sides.
+            BusyError: there are too many clients.
         """
         headers = {"Authorization": f"Bearer {token}"} if token else None
         self.address, self._timeout_s = address, timeout_s
@@ -61,17 +70,19 @@ class PolicyClient:
                 compression=None,
                 max_size=MAX_ANSWER_BYTES,
                 open_timeout=timeout_s,
+                close_timeout=CLOSE_S,
                 ssl=tls,
             )
         except (OSError, InvalidHandshake) as error:
             raise ConnectionError(f"{address}: {error}") from error
-        self.metadata = self._receive()
-        if environment is not None:
-            try:
+        give_up_sending(self._socket.socket, timeout_s)
+        try:
+            self.metadata = self._receive()
+            if environment is not None:
                 self._ask({"environment": dict(environment)})
-            except RefusedError:
-                self.close()
-                raise
+        except (RefusedError, ConnectionError):
+            self.close()
+            raise
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -91,7 +102,7 @@ class PolicyClient:
                 needs it.
 
         Raises:
-            RefusedError: the observation is not what the policy needs, or the server is busy.
+            RefusedError: the observation is not what the policy needs. BusyError: the server has too much to do.
             ConnectionError: the server is gone.
             TimeoutError: no answer within `timeout_s`; the connection is closed, for the next answer would be to this
                 observation.
@@ -115,23 +126,53 @@ class PolicyClient:
         self.close()
 
     def _ask(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            self._socket.send(OPENPI.pack(dict(values)))
-        except ConnectionClosed as error:
-            raise ConnectionError(f"{self.address}: the connection is closed: {error}") from error
+        self.send(values)
         return self._receive()
 
     def _receive(self) -> dict[str, Any]:
         try:
-            answer = self._socket.recv(timeout=self._timeout_s)
-        except TimeoutError as error:
+            return self.receive(self._timeout_s)
+        except TimeoutError:
             self.close()
-            raise TimeoutError(f"{self.address} gave no answer within {self._timeout_s:g} s.") from error
+            raise
+
+    def send(self, values: Mapping[str, Any]) -> None:
+        """Send a message whose answer `receive` returns.
+
+        Raises:
+            ConnectionError: the server is gone.
+        """
+        try:
+            self._socket.send(OPENPI.pack(dict(values)))
+        except ConnectionClosed as error:
+            raise ConnectionError(f"{self.address}: the connection is closed: {error}") from error
+
+    def receive(self, timeout_s: float) -> dict[str, Any]:
+        """Return the next message of the server, which may be the answer to an earlier one than the last.
+
+        Raises:
+            RefusedError: it is an error's text.
+            ConnectionError: the server is gone, or does not speak openpi's protocol.
+            TimeoutError: there is none within `timeout_s`.
+        """
+        try:
+            answer = self._socket.recv(timeout=timeout_s)
+        except TimeoutError as error:
+            raise TimeoutError(f"{self.address} gave no answer within {timeout_s:g} s.") from error
         except ConnectionClosed as error:
             raise ConnectionError(f"{self.address}: the connection is closed: {error}") from error
         if isinstance(answer, str):
-            raise RefusedError(answer)
-        found = OPENPI.unpack(answer)
+            raise (BusyError if answer.startswith(BUSY) else RefusedError)(answer)
+        try:
+            found = OPENPI.unpack(answer)
+        except WireError as error:
+            raise ConnectionError(f"{self.address} does not speak openpi's protocol: {error}") from error
         if not isinstance(found, dict):
             raise ConnectionError(f"{self.address} does not speak openpi's protocol.")
         return found
+
+
+def give_up_sending(connection: socket.socket, timeout_s: float) -> None:
+    """Let what is sent fail where the other side takes nothing for so long, as a robot out of reach does not."""
+    seconds, rest = divmod(timeout_s, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(1e6 * rest)))
