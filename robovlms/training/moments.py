@@ -81,9 +81,8 @@ def store_moments(moments: dict[str, Tensor], kind: Moments, noise: torch.Genera
         return moments
     if kind is Moments.bf16_stochastic:
         return {key: round_randomly(each, noise) if noise else each.bfloat16() for key, each in moments.items()}
-    stored: dict[
-        str, Tensor
-    ] = {}  # of the second moment its root, which is as large as the first: no root is 0 below a first that is not
+    # Of the second moment the root is stored: it is as large as the first, so neither is lost where the other is not.
+    stored: dict[str, Tensor] = {}
     for key, each in moments.items():
         codes, scales = quantize(each if key == FIRST else each.sqrt(), is_signed=key == FIRST)
         stored |= {key: codes, f"{key}_scale": scales}
