@@ -80,7 +80,7 @@ def _renamed(overrides: list[str]) -> list[str]:
         for old, new in RENAMED.items():
             key = re.sub(rf"(?<![\w.]){re.escape(old)}(?![\w])", new, key)
         word = {"true": True, "false": False}.get(value.lower())
-        if key not in (override.partition("=")[0], "") and word in REPLACED.get(key, {}):
+        if key != override.partition("=")[0] and word in REPLACED.get(key, {}):
             value = REPLACED[key][word]
         value = value.replace("${data.parts", "${data.sources")
         if key + sign + value != override:
