@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Tokenizer,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from robovlms.backbones.layout import KVCache, Layout
 from robovlms.backbones.loading import check_attention, check_tied_head, load, load_vocabulary_head
@@ -91,6 +92,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         self.num_marks = (len(before), len(behind))
         for module in self.unused():
             module.requires_grad_(False)
+        self.find_last_mlp()
 
     mark_ids: Int64[Tensor, "_marks"]
 
@@ -177,12 +179,15 @@ class HuggingFaceBackbone(PrefixBackbone):
         else:
             backbone = cls(*load(config, cls.model_type, cls.check_config, cls.original))
         backbone.prompt = config.prompt
-        if config.gradient_checkpointing:
-            backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.resample is not None:
             backbone.add_resampler(config.resample)
+        backbone.save_activations(config.checkpointing)
         select_trainable(backbone, config)
         return backbone
+
+    def layers(self) -> list[nn.Module]:
+        """Return what transformers itself would checkpoint."""
+        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def last_ids(self, count: int) -> list[int]:
         """Return V0 - 1, V0 - 2, ..., where V0 is what `vocab_size` says, less the special tokens and ten more.

@@ -183,6 +183,30 @@ class ImageFormat(StrEnum):
     jpeg = auto()  # quality 95, 4:4:4
 
 
+@dataclass(frozen=True)
+class Checkpointing:
+    """Which activations a backbone computes again in the backward pass instead of keeping them."""
+
+    every: int = 0  # every so many-th layer as a whole; 0: none
+    attention: bool = False  # the attention of every layer
+
+    @classmethod
+    def parse(cls, text: str, option: str = "backbone.checkpointing") -> Checkpointing:
+        """Read `none`, `attention`, `every_n:<layers>` or `full`.
+
+        Raises:
+            UserError: anything else; names `option` and the forms.
+        """
+        known = {"none": cls(), "attention": cls(attention=True), "full": cls(every=1)}
+        match = re.fullmatch(r"every_n:\s*([1-9][0-9]{0,3})", text)
+        if text not in known and match is None:
+            raise UserError(
+                f"{option}={text} does not exist: write none, attention, full, or e.g. every_n:2 for every second "
+                "layer."
+            )
+        return known[text] if match is None else cls(every=int(match[1]))
+
+
 class ScheduleName(StrEnum):
     """Learning rate after the warm-up."""
 
@@ -222,10 +246,26 @@ class CompileMode(StrEnum):
 
 
 class Precision(StrEnum):
-    """Arithmetic of forward and backward; weights and optimizer state stay float32."""
+    """Arithmetic of forward and backward; what the optimizer changes, and checkpoints keep, is float32 in all."""
 
     fp32 = auto()
-    bf16 = auto()
+    bf16 = auto()  # the backbone's weights and activations, with float32 masters behind them; the head's by autocast
+    bf16_autocast = auto()  # float32 weights, rounded for every product
+
+
+class Moments(StrEnum):
+    """How the optimizer stores its two moments of every weight."""
+
+    fp32 = auto()  # 8 bytes a weight
+    bf16_stochastic = auto()  # 4: rounded at random, so that small changes add up on average
+    int8 = auto()  # 2: one of 256 values, and a scale for every 256 of them
+
+
+class ActingWeights(StrEnum):
+    """Which of a checkpoint's weights act."""
+
+    trained = auto()
+    ema = auto()  # their moving average, of a run with `ema`
 
 
 class Parallel(StrEnum):

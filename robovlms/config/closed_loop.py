@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from robovlms.config.choices import (
     MISSING,
+    ActingWeights,
     CheckpointChoice,
     CompileMode,
     EngineDtype,
@@ -74,6 +75,7 @@ class EngineConfig:
     """How a policy that acts computes, for many sessions at once."""
 
     device: str = "auto"  # as torch calls it, e.g. cuda:1; auto: a GPU if there is one
+    weights: ActingWeights = ActingWeights.trained
     dtype: EngineDtype = EngineDtype.auto  # auto: bf16 on a GPU, fp32 elsewhere
     max_batch_size: int = number(32, at_least=1, at_most=4096)  # rows in one forward
     max_wait_ms: float = number(2.0, at_least=0, at_most=10_000)  # that a request waits for others to share a forward

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from robovlms.config.choices import (
     MISSING,
     ArmLoss,
+    Checkpointing,
     FrameCache,
     HeadKind,
     ModelSize,
@@ -48,11 +49,16 @@ class BackboneConfig:
     # only the last so many decoder layers are trained; unset: all
     train_text_layers: int | None = number(None, at_least=1)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
-    gradient_checkpointing: bool = False
+    # what the backward pass computes again instead of keeping it: none | attention | every_n:<layers> | full
+    checkpointing: str = "none"
     attn_implementation: str = "sdpa"
     weights: WeightType = WeightType.fp32
     # tokens per view, by a perceiver trained from scratch; unset: the family's own
     resample: int | None = number(None, at_least=1)
+
+    def check(self, option: str) -> None:
+        """Refuse a way of checkpointing that cannot be read."""
+        Checkpointing.parse(self.checkpointing, f"{option}.checkpointing")
 
 
 @schema("head/base")

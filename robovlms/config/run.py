@@ -17,6 +17,7 @@ from robovlms.config.training import (
     ClusterConfig,
     CotrainConfig,
     DebugConfig,
+    EMAConfig,
     OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
@@ -52,6 +53,7 @@ class TrainConfig(Checked):
     trainer: TrainerConfig = marked(keeps=RUN)
     debug: DebugConfig = field(default_factory=DebugConfig)
     cotrain: CotrainConfig | None = marked(None, keeps=RUN)
+    ema: EMAConfig | None = marked(None, keeps=RUN)
     sim: SimConfig | None = marked(None, keeps=RUN)
     collect: CollectConfig = marked(keeps=RUN)
     evaluation: EvaluationConfig = marked(keeps=RUN)

@@ -8,6 +8,7 @@ from robovlms.config.choices import (
     MISSING,
     CompileMode,
     Duration,
+    Moments,
     Parallel,
     Precision,
     ScheduleName,
@@ -30,6 +31,7 @@ class OptimizerConfig:
     eps: float = number(1e-8, above=0, at_most=1)
     weight_decay: float = number(0.0, at_least=0, at_most=10)
     max_grad_norm: float | None = number(1.0, above=0, hint="null turns clipping off")
+    moments: Moments = Moments.fp32
 
     def check(self, option: str) -> None:
         """Refuse other than two betas."""
@@ -135,6 +137,16 @@ class TrainerConfig:
                 f"{option}.overwrite=true with {option}.resume={self.resume} would delete what is to be resumed: give "
                 "one of them."
             )
+
+
+@dataclass(kw_only=True)
+class EMAConfig:
+    """A moving average of the trained weights, kept beside them in float32 and in every checkpoint."""
+
+    name: str = MISSING
+    decay: float = number(0.999, at_least=0, below=1, hint="ema=null trains without an average")
+    warmup: bool = True  # the decay of step t is at most (1 + t) / (10 + t)
+    validate: bool = True  # validation measures the average instead of the newest weights
 
 
 @dataclass(kw_only=True)

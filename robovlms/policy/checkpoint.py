@@ -35,6 +35,7 @@ from robovlms.policy.spec import SPEC, PolicySpec
 T = TypeVar("T")
 
 CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
+EMA = "ema.safetensors"  # moving average of what is trained, of a run with `ema`
 VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
 BACKBONE, STATE = "backbone", "training_state"
 MAX_CONFIG_BYTES, MAX_DEPTH = 1_000_000, 20  # of a config that is read: ours have some kB, and 5 levels
@@ -187,6 +188,26 @@ def _check_spec(trained: Trained, folder: Path) -> None:
         raise UserError(
             f"{folder / SPEC} is not of this checkpoint's {CONFIG} and {STATS}: one of the files was changed."
         )
+
+
+def load_average(policy: VLAPolicy, folder: Path) -> None:
+    """Put the moving average of what was trained in its place.
+
+    Raises:
+        DamagedCheckpointError: the file cannot be read.
+        UserError: the checkpoint has none.
+    """
+    if not (folder / EMA).is_file():
+        raise UserError(
+            f"engine.weights=ema: {folder} has no {EMA}, since it was trained without ema=default. Use "
+            "engine.weights=trained."
+        )
+    with reading(folder, EMA):
+        average = load_file(folder / EMA)
+    known = policy.state_dict()
+    if wrong := sorted(key for key, value in average.items() if key not in known or known[key].shape != value.shape):
+        raise UserError(f"{folder / EMA} does not fit this policy, e.g. {wrong[0]}. {ADVICE}")
+    policy.load_state_dict(average, strict=False)
 
 
 def load_stats(folder: Path) -> dict[str, Statistics]:

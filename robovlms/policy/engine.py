@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from robovlms.actions.contract import check_contract
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.plan import Source, find_source
-from robovlms.config.choices import CompileMode, EngineDtype, Execution, FrameCache, Representation
+from robovlms.config.choices import ActingWeights, CompileMode, EngineDtype, Execution, FrameCache, Representation
 from robovlms.config.closed_loop import EngineConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.heads.base import Prefix
 from robovlms.policy.acting import BatchedPolicy, CompiledForSizes
-from robovlms.policy.checkpoint import load_policy
+from robovlms.policy.checkpoint import load_average, load_policy
 from robovlms.policy.compiling import compile_policy
 from robovlms.policy.execution import ChunkExecutor, check_execute_steps
 from robovlms.policy.memory import start_memory
@@ -87,6 +87,8 @@ class PolicyEngine:
     def from_checkpoint(cls, folder: Path, config: EngineConfig | None = None) -> PolicyEngine:
         """Load a checkpoint folder (`checkpoints/step_<number>`)."""
         trained = load_policy(folder)
+        if config is not None and config.weights is ActingWeights.ema:
+            load_average(trained.policy, folder)
         return cls(
             trained.policy,
             list(zip(trained.plan.sources, trained.plan.normalizers(trained.statistics), strict=True)),

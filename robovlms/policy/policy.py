@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robovlms.actions.plan import DataPlan
 from robovlms.backbones.base import Backbone
@@ -20,6 +22,8 @@ from robovlms.heads.base import ActionHead, HeadSizes, Prefix, Targets
 from robovlms.images.processor import Processor
 from robovlms.registry import BACKBONES, HEADS
 from robovlms.types import Batch, Conversations, Losses
+
+TEXT_CHUNK = 512  # tokens whose logits exist at the same time: 0.5 GB of float32 for a vocabulary of 257 k
 
 
 class ProprioEncoder(nn.Module):
@@ -122,7 +126,8 @@ class VLAPolicy(nn.Module):
 
     def encode(self, batch: Batch) -> Float[Tensor, "b w v m e"]:
         """Return the tokens of every image."""
-        return self.backbone.encode(self.processor.images(batch))
+        with self.backbone.arithmetic():
+            return self.backbone.encode(self.processor.images(batch))
 
     def ask(
         self,
@@ -134,7 +139,8 @@ class VLAPolicy(nn.Module):
         """Ask about frames whose images are encoded; of `batch`, instruction and proprioception are read."""
         question = self.question(batch, queries)
         masks = (self.view_mask(batch, queries), self.frame_mask(batch))
-        features = self.backbone.read(self.fold(image), *question, kv_cache, *masks)
+        with self.backbone.arithmetic():
+            features = self.backbone.read(self.fold(image), *question, kv_cache, *masks)
         return features.reshape(queries.shape).float()
 
     def fold(self, frames: Float[Tensor, "b w *rest"]) -> Float[Tensor, "n t *rest"]:
@@ -182,11 +188,10 @@ class VLAPolicy(nn.Module):
         assert text_head is not None
         images = rearrange(self.processor.normalize(conversations.images.movedim(-1, 1)), "b c h x -> b 1 1 c h x")
         text = (conversations.text_ids, conversations.text_mask, conversations.reply_ids)
-        features = text_head.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
-        logits = text_head.lm_logits(features.flatten(0, 1)[conversations.supervised])
-        wanted = conversations.reply_ids.flatten()[conversations.supervised]
-        is_right = (logits.detach().argmax(-1) == wanted).float()
-        return {"text_loss": F.cross_entropy(logits, wanted), "text_accuracy": is_right.mean()}
+        with self.backbone.arithmetic():
+            features = text_head.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
+            wanted = conversations.reply_ids.flatten()[conversations.supervised]
+            return text_losses(text_head.lm_logits, features.flatten(0, 1)[conversations.supervised], wanted)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float[Tensor, "b k a"]:
@@ -202,6 +207,25 @@ class VLAPolicy(nn.Module):
 
     def _act(self, image: Float[Tensor, "b w v m e"], batch: Batch) -> Float[Tensor, "b k a"]:
         return FeatureReader(self, image, batch).act()
+
+
+def text_losses(
+    lm_logits: Callable[[Tensor], Tensor], features: Float[Tensor, "y d"], wanted: Int64[Tensor, "y"]
+) -> Losses:
+    """Return the mean cross-entropy of tokens and how many are predicted first.
+
+    Logits over the vocabulary are made for a few tokens at a time, and once more in the backward pass: of all tokens
+    together they would be the largest tensors of a step.
+    """
+
+    def losses(some: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = lm_logits(some)
+        return F.cross_entropy(logits, targets, reduction="sum"), (logits.detach().argmax(-1) == targets).sum()
+
+    pieces = zip(torch.split(features, TEXT_CHUNK), torch.split(wanted, TEXT_CHUNK), strict=True)
+    found = [checkpoint(losses, some, targets, use_reentrant=False) for some, targets in pieces]
+    entropy, right = (torch.stack(each).sum() / len(wanted) for each in zip(*found, strict=True))
+    return {"text_loss": entropy, "text_accuracy": right}
 
 
 class FeatureReader:

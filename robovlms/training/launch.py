@@ -43,7 +43,7 @@ def launched(config: TrainConfig) -> Iterator[Accelerator]:
     end_with_launcher()
     parallel = config.parallel
     accelerator = Accelerator(
-        mixed_precision={Precision.fp32: "no", Precision.bf16: "bf16"}[config.precision.name],
+        mixed_precision="no" if config.precision.name is Precision.fp32 else "bf16",
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[
             {Parallel.ddp: DistributedDataParallelKwargs}[parallel.name](

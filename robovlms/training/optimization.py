@@ -8,13 +8,19 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from robovlms.config.choices import Duration, ScheduleName
+from robovlms.config.choices import Duration, Moments, ScheduleName
 from robovlms.config.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 from robovlms.errors import UserError
+from robovlms.training.moments import SmallMomentAdamW
+from robovlms.training.precision import MasterWeights
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return fused AdamW over the trainable parameters.
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, masters: MasterWeights | None = None, seed: int = 0
+) -> torch.optim.Optimizer:
+    """Return AdamW, fused where its moments are float32, over the trainable parameters, which it knows by name.
+
+    Where a parameter has a float32 master, that is what it changes.
 
     Weight decay goes to matrices and kernels only: biases, norms, embeddings, learned positions and queries are spared.
 
@@ -23,20 +29,35 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     """
     if config.name != "adamw":
         raise UserError(f"optimizer.name={config.name!r} does not exist: choose optimizer=adamw.")
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    decayed: list[tuple[str, nn.Parameter]] = []
+    spared: list[tuple[str, nn.Parameter]] = []
     listed: set[int] = set()  # of parameters; modules may share one
-    for module in model.modules():
+    for place, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in listed:
                 listed.add(id(parameter))
                 is_matrix = parameter.ndim >= 2 and name.startswith("weight") and not isinstance(module, nn.Embedding)
-                (decayed if is_matrix else spared).append(parameter)
+                named = f"{place}.{name}".removeprefix("."), masters.of(parameter) if masters else parameter
+                (decayed if is_matrix else spared).append(named)
     if not decayed and not spared:
         raise UserError("no parameter is trainable: set one of backbone.freeze_* to false.")
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
     beta1, beta2 = config.betas
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+    if config.moments is Moments.fp32:
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+    return SmallMomentAdamW(
+        groups, moments=config.moments, seed=seed, lr=config.lr, betas=(beta1, beta2), eps=config.eps
+    )
+
+
+def named_weights(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """Return what an optimizer of `make_optimizer` changes, by the policy's name of it, in its order."""
+    return {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

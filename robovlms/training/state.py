@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from robovlms.config.choices import Moments
 from robovlms.config.fields import RUN, change_keeps
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import CONFIG, STATE, checkpoints, load_config, run_folder_of, step_of
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, reading
+from robovlms.training.moments import SmallMomentAdamW, converted
+from robovlms.training.optimization import named_weights
 
 log = logging.getLogger(__name__)
 
@@ -27,26 +31,27 @@ OPTIMIZER, REST = "optimizer.safetensors", "state.json"
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """What a run needs besides the weights to go on bit for bit."""
+    """What a run needs besides the weights to go on bit for bit.
+
+    Nothing in it depends on how the run computes: the same optimizer tensors belong to the same parameters whatever the
+    precision, the number of ranks or the order of parameters.
+    """
 
     step: int
-    optimizer: dict[str, Any]  # state_dict of the optimizer
+    parameters: list[str]  # that are trained, by the policy's name
+    optimizer: dict[str, Tensor]  # of `optimizer_tensors`
     rng: list[dict[str, Tensor]]  # one entry per rank
     data: dict[str, Any] = field(default_factory=dict)  # of `feeding.record_data`; empty in checkpoints before it
+    numbered: bool = False  # whether parameters are numbers, in the optimizer's order: checkpoints before names
 
     def save(self, folder: Path) -> None:
         """Write tensors as safetensors, the rest as JSON."""
         folder.mkdir()
-        tensors = {
-            f"{index}.{name}": value.contiguous()
-            for index, entry in self.optimizer["state"].items()
-            for name, value in entry.items()
-        }
-        save_file(tensors, folder / OPTIMIZER)
+        save_file({key: value.contiguous() for key, value in self.optimizer.items()}, folder / OPTIMIZER)
         for rank, state in enumerate(self.rng):
             save_file(state, folder / f"rng_{rank}.safetensors")
-        rest = {"step": self.step, "num_ranks": len(self.rng), "param_groups": self.optimizer["param_groups"]}
-        (folder / REST).write_text(json.dumps(rest | {"data": self.data}, indent=2) + "\n", encoding="utf-8")
+        rest = {"step": self.step, "num_ranks": len(self.rng), "parameters": self.parameters, "data": self.data}
+        (folder / REST).write_text(json.dumps(rest, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> TrainingState:
@@ -58,20 +63,20 @@ class TrainingState:
         checkpoint = folder.parent
         with reading(checkpoint, f"{STATE}/{REST}"):
             rest = json.loads((folder / REST).read_text(encoding="utf-8"))
-            step, num_ranks, groups = int(rest["step"]), int(rest["num_ranks"]), list(rest["param_groups"])
+            step, num_ranks, numbered = int(rest["step"]), int(rest["num_ranks"]), "param_groups" in rest
+            parameters = _numbers(rest["param_groups"]) if numbered else [str(name) for name in rest["parameters"]]
             if checkpoint.name.startswith("step_") and step != step_of(checkpoint):
                 raise ValueError(f"it is of step {step}, the folder of step {step_of(checkpoint)}")
-        state: dict[int, dict[str, Tensor]] = {}
         with reading(checkpoint, f"{STATE}/{OPTIMIZER}"):
-            for key, value in load_file(folder / OPTIMIZER).items():
-                index, name = key.split(".", 1)
-                state.setdefault(int(index), {})[name] = value
+            tensors = load_file(folder / OPTIMIZER)
+            if numbered:
+                tensors = {"/".join(key.split(".", 1)[::-1]): value for key, value in tensors.items()}
         rng = []
         for rank in range(num_ranks):
             with reading(checkpoint, f"{STATE}/rng_{rank}.safetensors"):
                 rng.append(load_file(folder / f"rng_{rank}.safetensors"))
-        optimizer = {"state": state, "param_groups": groups}
-        return cls(step=step, optimizer=optimizer, rng=rng, data=dict(rest.get("data") or {}))
+        data = dict(rest.get("data") or {})
+        return cls(step=step, parameters=parameters, optimizer=tensors, rng=rng, data=data, numbered=numbered)
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Load the moments into an optimizer; rate, decay, betas and eps stay those of the run's config.
@@ -79,14 +84,24 @@ class TrainingState:
         Raises:
             UserError: it is of other parameters.
         """
-        fresh, groups = optimizer.state_dict()["param_groups"], self.optimizer["param_groups"]
-        ours, theirs = ([len(group["params"]) for group in each] for each in (fresh, groups))
-        if ours != theirs:
+        weights = named_weights(optimizer)
+        ours, theirs = list(weights), self.parameters
+        if self.numbered:
+            ours = [str(number) for number in range(len(ours))]
+        if sorted(ours) != sorted(theirs):
+            others = sorted(set(ours) ^ set(theirs))
             raise UserError(
-                f"the optimizer state of step {self.step} is of {theirs} parameters with and without weight decay, "
-                f"this run trains {ours}: give the options that it was trained with."
+                f"the optimizer state of step {self.step} is of {len(theirs)} parameters, this run trains {len(ours)}: "
+                f"{len(others)} are of one alone, e.g. {others[0]}. Give the options that it was trained with."
             )
-        optimizer.load_state_dict({"state": self.optimizer["state"], "param_groups": fresh})
+        by_name = dict(zip(ours, weights.values(), strict=True))
+        states: dict[str, dict[str, Tensor]] = {}
+        for key, value in self.optimizer.items():
+            kind, name = key.split("/", 1)
+            states.setdefault(name, {})[kind] = value.to(by_name[name].device)
+        moments = optimizer.moments if isinstance(optimizer, SmallMomentAdamW) else Moments.fp32
+        for name, state in states.items():
+            optimizer.state[by_name[name]] = converted(state, moments, by_name[name].shape)
 
     def check_data(self, now: dict[str, Any]) -> None:
         """Refuse to resume with other data than the run was trained on so far.
@@ -110,6 +125,19 @@ class TrainingState:
             "the data are not those that this run was trained on:\n" + "\n".join(told) + "\nResume it with the same "
             "data, or start a new run from its weights with trainer.init_from=<run> and another output_dir=..."
         )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the moments and counts of an optimizer of `make_optimizer`, as `<kind>/<name of the parameter>`."""
+    return {
+        f"{kind}/{name}": value
+        for name, parameter in named_weights(optimizer).items()
+        for kind, value in optimizer.state[parameter].items()
+    }
+
+
+def _numbers(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [str(number) for group in groups for number in group["params"]]
 
 
 def rng_state() -> dict[str, Tensor]:

@@ -25,17 +25,19 @@ from robovlms.actions.statistics import Statistics, save_statistics
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.files import atomic_file
-from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
+from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, save_config, save_policy
 from robovlms.policy.compiling import compile_policy
 from robovlms.policy.manifest import new_checkpoint
 from robovlms.policy.policy import VLAPolicy
+from robovlms.training.ema import MovingAverage
 from robovlms.training.feeding import make_feed, mean_actions, record_data
 from robovlms.training.figures import draw_first_batch
 from robovlms.training.interval import Interval, profiled
 from robovlms.training.launch import StopSignals, end, launched, on_main
-from robovlms.training.optimization import Steps, check_finite, learning_rate, make_optimizer
+from robovlms.training.optimization import Steps, check_finite, learning_rate, make_optimizer, named_weights
+from robovlms.training.precision import master_weights
 from robovlms.training.run_folder import CHECKPOINTS, DURATIONS, FIRST_BATCH, PROFILE, RunFolder, check_init_from
-from robovlms.training.state import TrainingState, find_resume, rng_state, set_rng_state
+from robovlms.training.state import TrainingState, find_resume, optimizer_tensors, rng_state, set_rng_state
 from robovlms.training.tracking import Tracker, check_trackers, duration
 from robovlms.training.validation import VALIDATION_ACTIONS, validate
 from robovlms.types import Batch, Conversations
@@ -113,14 +115,17 @@ class Trainer:
         if state:
             state.check_data(self.data)
         policy.to(self.device)
-        optimizer = make_optimizer(policy, self.config.optimizer)
-        if state and self.resume_from:
-            load_weights(policy, self.resume_from)
-            state.restore(optimizer)
+        self.masters = master_weights(policy, self.config.precision.name, self.resume_from)
+        optimizer = make_optimizer(policy, self.config.optimizer, self.masters, self.config.seed)
         self._feed(validation_set)  # of the policy as it is now: what a head encodes targets with is loaded, too
         compile_policy(policy, self.config.trainer.compile)
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
-        self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self.parameters = list(named_weights(optimizer).values())
+        self.ema = MovingAverage(self.config.ema, named_weights(optimizer)) if self.config.ema else None
+        if state and self.resume_from:
+            state.restore(optimizer)
+            if self.ema:
+                self.ema.restore(self.resume_from)
         set_seed(self.config.seed + 1 + self.accelerator.process_index)
         if state and self.accelerator.process_index < len(state.rng):
             set_rng_state(state.rng[self.accelerator.process_index])
@@ -250,12 +255,16 @@ class Trainer:
                 self.accelerator.backward(losses["loss"] * self.world_size)  # DDP averages over ranks
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0) + value.detach()
+        self.masters.collect_gradients()
         max_norm = self.config.optimizer.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if max_norm is None else max_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(self.step)
+            group["lr"], group["number"] = self._lr(self.step), self.step
         self.optimizer.optimizer.found_inf = (~(norm + terms["loss"]).isfinite()).float()
         self.optimizer.step()
+        self.masters.copy_back()
+        if self.ema:
+            self.ema.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         return {**terms, "grad_norm": norm / self.world_size}  # summed over ranks like the others
 
@@ -272,7 +281,8 @@ class Trainer:
             return {}
         sources, rng = [source.name for source in self.plan.sources], rng_state()
         try:
-            with self.accelerator.autocast():
+            averaged = self.ema.for_validation(self.masters) if self.ema else nullcontext()
+            with averaged, self.accelerator.autocast():
                 loader = self.feed.validation
                 metrics, examples = validate(self.policy, loader, self.mean_actions, sources, self._sum)
         except Exception:
@@ -297,11 +307,13 @@ class Trainer:
 
     def _write(self, rng: list[dict[str, Tensor]]) -> None:
         check_finite(self.policy, self.step)
-        optimizer = self.optimizer.optimizer.state_dict()
-        state = TrainingState(step=self.step, optimizer=optimizer, rng=rng, data=self.data)
+        names, tensors = list(named_weights(self.optimizer)), optimizer_tensors(self.optimizer.optimizer)
+        state = TrainingState(step=self.step, parameters=names, optimizer=tensors, rng=rng, data=self.data)
         started, target = time.perf_counter(), self._checkpoint(self.step)
         with new_checkpoint(target) as partial:
             save_policy(partial, Trained(self.config, self.policy, self.stats, self.plan))
             state.save(partial / STATE)
+            if self.ema:
+                self.ema.save(partial)
         self.run.kept(self.step)
         log.info("saved %s in %s", target, duration(time.perf_counter() - started))
