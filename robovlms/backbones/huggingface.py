@@ -28,7 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from robovlms.backbones.layout import KVCache, Layout
 from robovlms.backbones.loading import check_attention, check_tied_head, load, load_vocabulary_head
-from robovlms.backbones.masks import causal_mask, mutual_mask
+from robovlms.backbones.masks import PADDING_LAST, causal_mask, mutual_mask, without_reading
 from robovlms.backbones.prefix import PrefixBackbone, PrefixTextHead
 from robovlms.backbones.text_head import FamilyTokenizer
 from robovlms.backbones.trainable import select_trainable
@@ -69,6 +69,7 @@ class HuggingFaceBackbone(PrefixBackbone):
     original: ClassVar[str | None] = None  # hub id of what scripts/convert_backbone.py makes a readable folder of
     can_cache: ClassVar[bool] = True  # whether what was read can be kept
     reads_last_layer: bool = True  # False: features are what the last layer would read
+    hybrid_layers: ClassVar[tuple[str, ...]] = ()  # kinds of a decoder's layers, where each takes a mask of its own
     can_parallel = True
     image_marks: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())  # tokens before and behind every image
 
@@ -250,10 +251,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         if positions is not None:
             options["position_ids"] = positions[..., -embeds.shape[1] :].contiguous()
         if "attention_mask" not in options:
-            whole = layout.mask.long()
-            options["attention_mask"] = (
-                self.additive(causal_mask(layout), layout, embeds) if self.bidirectional_queries else whole
-            )
+            options["attention_mask"] = self.attention_mask(embeds, layout)
         if not self.reads_last_layer:
             options["output_hidden_states"] = True
         past: Any = None if cache is None else DynamicCache(cache)
@@ -262,6 +260,15 @@ class HuggingFaceBackbone(PrefixBackbone):
             cache[:] = [[layer.keys, layer.values] for layer in past.layers]
         hidden: Tensor = output.last_hidden_state if self.reads_last_layer else output.hidden_states[-2]
         return hidden
+
+    def attention_mask(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Any:
+        """Return what the decoder is told about who attends to whom: of causal ones, what is padding."""
+        if self.bidirectional_queries:
+            return self.additive(causal_mask(layout), layout, embeds)
+        if self.hybrid_layers and self.decoder.config._attn_implementation == "sdpa":
+            return dict.fromkeys(self.hybrid_layers)  # whatever follows the last token that is read, is padding
+        without_reading(self.decoder.config, PADDING_LAST)
+        return layout.mask.long()
 
     def additive(
         self, allowed: Bool[Tensor, "n l l"], layout: Layout, embeds: Float[Tensor, "n s d"]

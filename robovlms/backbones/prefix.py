@@ -198,8 +198,8 @@ class PrefixBackbone(Backbone):
     def _open_first(self, layout: Layout, kv_cache: KVCache | None) -> Layout:
         """Leave out what would close a frame before the first one of a sequence."""
         is_closing = torch.arange(layout.mask.shape[1], device=layout.mask.device) < self.num_closing_tokens
-        read = 0 if kv_cache is None else kv_cache.num_frames
-        is_first = torch.as_tensor(read, device=layout.mask.device).expand(layout.mask.shape[0]) == 0
+        n, read = layout.mask.shape[0], 0 if kv_cache is None else kv_cache.num_frames
+        is_first = is_closing.new_full((n,), read == 0) if isinstance(read, int) else read == 0
         return layout._replace(mask=layout.mask & ~(is_first[:, None] & is_closing))
 
     def _join(

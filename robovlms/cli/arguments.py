@@ -11,6 +11,7 @@ from typing import Any
 from robovlms.config.presets import groups, options
 from robovlms.config.renamed import RENAMED, REPLACED, rename
 from robovlms.errors import UserError
+from robovlms.hub.repository import is_on_hub
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +160,10 @@ def _as_trained(overrides: list[str]) -> list[str]:
     if "checkpoint" not in given:
         return []
     folder = Path(given["checkpoint"].strip("'").replace("\\'", "'")).expanduser()
+    if is_on_hub(folder):
+        from robovlms.policy.checkpoint import resolve_checkpoint
+
+        folder = resolve_checkpoint(folder)
     changed = [key for key in given if key.lstrip("+~").startswith("sim.") and "sim" not in given]
     if not changed and not (folder / "config.yaml").is_file():
         return []
@@ -176,7 +181,7 @@ def _of_simulator(saved: Any, option: str) -> list[str]:
 
 
 def _literals(group: str, values: dict[str, Any]) -> list[str]:
-    return [f"{group}.{key}={_literal(value)}" for key, value in values.items()]
+    return [f"{group}.{key}={literal(value)}" for key, value in values.items()]
 
 
 def _saved_config(folder: Path) -> dict[str, Any]:
@@ -191,8 +196,8 @@ def _saved_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
     if not file.is_file():
         raise UserError(
-            f"checkpoint={folder} is neither a checkpoint nor a run with one: give runs/<name> or "
-            "runs/<name>/checkpoints/step_<number>."
+            f"checkpoint={folder} is neither a checkpoint nor a run with one: give runs/<name>, "
+            "runs/<name>/checkpoints/step_<number>, or hf://<owner>/<name> for one on the Hub."
         )
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -203,12 +208,12 @@ def _saved_config(folder: Path) -> dict[str, Any]:
     return {key: group for key, group in found.items() if isinstance(group, dict)} if isinstance(found, dict) else {}
 
 
-def _literal(value: object) -> str:
+def literal(value: object) -> str:
     """Write a value so that Hydra reads the same."""
     if isinstance(value, list):
-        return f"[{','.join(_literal(each) for each in value)}]"
+        return f"[{','.join(literal(each) for each in value)}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_literal(each)}" for key, each in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{literal(each)}" for key, each in value.items()) + "}"
     if isinstance(value, str):
         escaped = value.replace("'", "\\'")
         return f"'{escaped}'"

@@ -17,6 +17,7 @@ from robovlms.config.commands import (
     ExportConfig,
     InspectConfig,
     MergeLoRAConfig,
+    PushToHubConfig,
     ServeConfig,
 )
 from robovlms.config.run import TrainConfig
@@ -79,6 +80,11 @@ def compare() -> None:
 def merge_lora() -> None:
     """Run `python scripts/merge_lora.py` or `robovlms-merge-lora`."""
     entry("merge_lora", MergeLoRAConfig, _merge_lora)
+
+
+def push_to_hub() -> None:
+    """Run `python scripts/push_to_hub.py` or `robovlms-push-to-hub`."""
+    entry("push_to_hub", PushToHubConfig, _push_to_hub)
 
 
 def _train(config: TrainConfig) -> None:
@@ -170,3 +176,10 @@ def _merge_lora(config: MergeLoRAConfig) -> None:
     from robovlms.policy.checkpoint import resolve_checkpoint
 
     run(resolve_checkpoint(Path(config.checkpoint)), Path(config.output_dir))
+
+
+def _push_to_hub(config: PushToHubConfig) -> None:
+    from robovlms.cli.recipe import command_of
+    from robovlms.commands.push_to_hub import push_to_hub as run
+
+    show(run(config, command_of))

@@ -24,6 +24,7 @@ from robovlms.evaluation.folder import LATENCY
 from robovlms.evaluation.rollout import Policy
 from robovlms.evaluation.rollouts import run_episodes
 from robovlms.evaluation.share import Share
+from robovlms.hub.repository import address_of
 from robovlms.policy.checkpoint import CONFIG, load_config
 from robovlms.policy.engine import PolicyEngine, arithmetic_of, device_name, device_of
 from robovlms.policy.manifest import checkpoint_digest
@@ -84,7 +85,7 @@ class CheckpointPolicy:
     @cached_property
     def identity(self) -> PolicyIdentity:
         """Its folder and digest, and what it runs on."""
-        place, digest = str(self.checkpoint.resolve()), checkpoint_digest(self.weights)
+        place, digest = address_of(self.checkpoint), checkpoint_digest(self.weights)
         return PolicyIdentity(place, digest, device_name(device_of(self.engine)), {})
 
     def conditions(self, config: EvaluationConfig) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from robovlms.evaluation.analysis.reading import JOURNALS, read_evaluation, read
 from robovlms.evaluation.folder import RESULTS
 from robovlms.evaluation.results import summarize
 from robovlms.files import read_json_lines, write_text
-from robovlms.policy.checkpoint import CONFIG, load_config, load_policy, resolve_checkpoint
+from robovlms.hub.repository import is_on_hub
+from robovlms.policy.checkpoint import CONFIG, load_config, load_policy, resolve_checkpoint, run_folder_of
 from robovlms.policy.runner import PolicyRunner
 from robovlms.reports.comparison_page import Table, tables_of, write_comparison
 from robovlms.reports.plots import plot_comparison, plot_differences
@@ -87,6 +88,7 @@ def compare(
     comparison = compare_runs(evaluated, is_sequential=sequential) if len(evaluated) > 1 else None
     target = Path(output_dir) if output_dir else Path(folders[0])
     target = target if target.suffix != ".json" else target.parent
+    target = run_folder_of(resolve_checkpoint(target)) if is_on_hub(target) else target
     target.mkdir(parents=True, exist_ok=True)
     tables = [Table("Runs", COLUMNS, [run.cells() for run in runs]), *(tables_of(comparison) if comparison else [])]
     text = "\n\n".join(table.markdown() for table in tables)
@@ -109,7 +111,8 @@ def _readable(folders: Sequence[Path], latency_steps: int, sequential: bool) -> 
     """Read every run and every evaluation without one that the folders are or hold."""
     for place in dict.fromkeys(place for folder in folders for place in _places(folder)):
         try:
-            yield read_run(place, latency_steps, sequential) if is_run(place) else _read_loose(place, sequential)
+            is_model = is_run(place) or is_on_hub(place)
+            yield read_run(place, latency_steps, sequential) if is_model else _read_loose(place, sequential)
         except (UserError, FileNotFoundError) as error:
             log.warning("left out: %s: %s", place, error)
 
@@ -131,7 +134,9 @@ def _places(folder: Path) -> list[Path]:
 
 
 def read_run(folder: Path, latency_steps: int, sequential: bool = False) -> RunSummary:
-    """Read one run's results and metrics, and time its policy unless `latency_steps` is 0."""
+    """Read one run's results and metrics, and time its policy unless `latency_steps` is 0; of a checkpoint on the Hub
+    only the policy is at hand.
+    """
     checkpoint = resolve_checkpoint(folder)
     config = load_config(checkpoint / CONFIG)
     speed = last(folder / METRICS, "train/samples_per_s")

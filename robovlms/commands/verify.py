@@ -22,7 +22,8 @@ from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.folder import RESULTS
 from robovlms.evaluation.results import environment_versions, summarize
 from robovlms.evaluation.share import Share
-from robovlms.policy.checkpoint import read_typed
+from robovlms.hub.repository import is_on_hub
+from robovlms.policy.checkpoint import read_typed, resolve_checkpoint
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, checkpoint_digest
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator
@@ -79,21 +80,23 @@ def verify(
     certificate = results["certificate"]
     place, expected = server or checkpoint or certificate["checkpoint"], certificate["checkpoint_digest"]
     served = find_server(place, server_token, server_patience_s) if is_address(place) else None
+    folder = Path(place)
     if served is not None:
         checked.append(f"the checkpoint that {place} serves")
         faults = digest_faults(place, served.identity.digest, expected)
-    elif Path(place).is_dir():
-        checked.append(f"files of {place}")
-        faults = checkpoint_faults(Path(place), expected)
     else:
-        raise UserError(f"the checkpoint {place} is not there: say where it is now, checkpoint=... or server=...")
+        folder = resolve_checkpoint(folder) if is_on_hub(folder) else folder
+        if not folder.is_dir():
+            raise UserError(f"the checkpoint {place} is not there: say where it is now, checkpoint=... or server=...")
+        checked.append(f"files of {folder}")
+        faults = checkpoint_faults(folder, expected)
     if faults:
         return Verdict(faults, checked)
     config = results["config"]
     sim: SimConfig = read_typed(schema_of("sim", config["sim"]["name"]), config["sim"])
     evaluation = replace(read_typed(EvaluationConfig, config["evaluation"]), num_workers=1)
     simulator: Simulator = SIMULATORS.get(sim.name)(sim)
-    policy = served or CheckpointPolicy.of(Path(place), Path(place), evaluation, simulator)
+    policy = served or CheckpointPolicy.of(folder, folder, evaluation, simulator)
     policy.check(simulator, evaluation)
     simulator.close()
     stage = Stage(policy, simulator, Share())

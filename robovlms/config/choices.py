@@ -235,6 +235,16 @@ class EngineDtype(StrEnum):
     auto = "auto"
 
 
+class CompileMode(StrEnum):
+    """What is run by torch.compile."""
+
+    off = auto()  # nothing: no waiting at the start
+    layers = auto()  # every layer of vision tower and decoder, alike ones by one graph: seconds of compiling
+    # the forward as one graph as far as it goes, which takes minutes for a large model; acting: the vision tower, by
+    # CUDA graphs on a GPU
+    model = auto()
+
+
 class Precision(StrEnum):
     """Arithmetic of forward and backward; what the optimizer changes, and checkpoints keep, is float32 in all."""
 
@@ -258,10 +268,11 @@ class ActingWeights(StrEnum):
     ema = auto()  # their moving average, of a run with `ema`
 
 
-class Parallel(StrEnum):
-    """How a step is spread over processes."""
+class ReduceDtype(StrEnum):
+    """What gradients are rounded to on their way between processes; each keeps and sums its own as they are."""
 
-    ddp = auto()  # every process has all weights, gradients are averaged
+    fp32 = auto()
+    bf16 = auto()  # half the bytes
 
 
 class TrackerName(StrEnum):

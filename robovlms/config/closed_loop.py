@@ -9,6 +9,7 @@ from robovlms.config.choices import (
     MISSING,
     ActingWeights,
     CheckpointChoice,
+    CompileMode,
     EngineDtype,
     Execution,
     Language,
@@ -78,7 +79,7 @@ class EngineConfig:
     dtype: EngineDtype = EngineDtype.auto  # auto: bf16 on a GPU, fp32 elsewhere
     max_batch_size: int = number(32, at_least=1, at_most=4096)  # rows in one forward
     max_wait_ms: float = number(2.0, at_least=0, at_most=10_000)  # that a request waits for others to share a forward
-    compile: bool = False  # the vision tower, by torch.compile; with CUDA graphs on a GPU
+    compile: CompileMode = CompileMode.off
     quantize: Quantization | None = None  # the backbone's matrices, which are not computed with but stored so
     # that `quantize` may make, at most, in normalised units (the arm's range is 2, and so is a gripper that changes its
     # mind), for synthetic observations; unset: any

@@ -255,6 +255,20 @@ class MergeLoRAConfig(Checked):
     output_dir: str = ask("runs/calvin_perform_merged")
 
 
+@schema("push_to_hub")
+@dataclass(kw_only=True)
+class PushToHubConfig(Checked):
+    """A checkpoint to be published on the Hugging Face Hub (`scripts/push_to_hub.py`)."""
+
+    checkpoint: str = ask("runs/quickstart_nano")
+    repo: str = ask("my-lab/lift_cup")  # <owner>/<name>; it is created if there is none
+    private: bool = False  # of a repository that is created
+    revision: str | None = None  # branch, which is created if there is none; unset: the main one
+    license: str | None = None  # of the weights, by its identifier on the Hub; unset: that of the backbone, if known
+    datasets: list[str] = field(default_factory=list)  # that it was trained on, by their ids on the Hub
+    output_dir: str | None = None  # the repository is written there, and nothing is uploaded
+
+
 @schema("inspect_data")
 @dataclass(kw_only=True)
 class InspectConfig(Checked):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file
 from torch import Tensor
 
 from robovlms.actions.plan import DataPlan
@@ -27,8 +27,9 @@ from robovlms.config.renamed import rename
 from robovlms.config.run import TrainConfig
 from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
-from robovlms.policy.manifest import HEADER, MANIFEST, check_checkpoint, reading
-from robovlms.policy.policy import VLAPolicy
+from robovlms.hub.repository import download, is_on_hub, origin, repository_of
+from robovlms.policy.manifest import MANIFEST, check_checkpoint, reading
+from robovlms.policy.policy import VLAPolicy, named_tensors, save_weights
 from robovlms.policy.spec import SPEC, PolicySpec
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ def load_config(path: Path) -> TrainConfig:
         node: Any = OmegaConf.load(path)
         rename(node)
         schema = OmegaConf.structured(TrainConfig)
-        for group in ("backbone", "head", "data", "sim"):
+        for group in ("backbone", "head", "data", "sim", "parallel"):
             if node[group] is not None:
                 schema[group] = _typed(group, node[group].name)
         for name, source in (node.data.get("sources") or {}).items():
@@ -88,9 +89,7 @@ def read_typed(schema: type[T], values: Mapping[str, Any]) -> T:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
     except OmegaConfBaseException as error:
-        raise UserError(
-            f"what was written of {schema.__name__} cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"{failed}: {' '.join(str(error).split())}") from error
     assert isinstance(config, schema)
     return config
 
@@ -140,12 +139,16 @@ class Trained(NamedTuple):
 
 def save_policy(folder: Path, trained: Trained) -> None:
     """Write what rollout needs into a `new_checkpoint`: the policy can be rebuilt without the original VLM's files."""
+    save_description(folder, trained)
+    trained.policy.backbone.save_pretrained(folder / BACKBONE, weights=False)
+    save_weights(folder / WEIGHTS, trained.policy, named_tensors(trained.policy))
+
+
+def save_description(folder: Path, trained: Trained) -> None:
+    """Write config, spec and statistics."""
     save_config(trained.config, folder / CONFIG)
     trained.spec.save(folder / SPEC)
     save_statistics(folder / STATS, trained.statistics)
-    policy = trained.policy
-    policy.backbone.save_pretrained(folder / BACKBONE, weights=False)
-    save_model(policy, str(folder / WEIGHTS), metadata=dict(HEADER))
 
 
 def load_policy(folder: Path, **changes: Any) -> Trained:
@@ -189,26 +192,6 @@ def _check_spec(trained: Trained, folder: Path) -> None:
         )
 
 
-def load_average(policy: VLAPolicy, folder: Path) -> None:
-    """Put the moving average of what was trained in its place.
-
-    Raises:
-        DamagedCheckpointError: the file cannot be read.
-        UserError: the checkpoint has none.
-    """
-    if not (folder / EMA).is_file():
-        raise UserError(
-            f"engine.weights=ema: {folder} has no {EMA}, since it was trained without ema=default. Use "
-            "engine.weights=trained."
-        )
-    with reading(folder, EMA):
-        average = load_file(folder / EMA)
-    known = policy.state_dict()
-    if wrong := sorted(key for key, value in average.items() if key not in known or known[key].shape != value.shape):
-        raise UserError(f"{folder / EMA} does not fit this policy, e.g. {wrong[0]}. {ADVICE}")
-    policy.load_state_dict(average, strict=False)
-
-
 def load_stats(folder: Path) -> dict[str, Statistics]:
     """Read the action statistics of a checkpoint, by data set."""
     with reading(folder, STATS):
@@ -249,9 +232,7 @@ def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> None:
 
 def _same_adapters(old: LoRAConfig, new: LoRAConfig) -> bool:
     """Tell whether adapters of one run fit another's; how much of them drops out does not matter."""
-    if old.rank == new.rank == 0:
-        return True
-    return replace(old, dropout=0.0) == replace(new, dropout=0.0)
+    return old.rank == new.rank == 0 or replace(old, dropout=0.0) == replace(new, dropout=0.0)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -298,8 +279,8 @@ def checkpoints(run_folder: Path) -> list[Path]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Tell whether a folder is a checkpoint, even one that has lost a file."""
-    return any((folder / name).exists() for name in (WEIGHTS, MANIFEST, BACKBONE))
+    """Tell whether a folder is a checkpoint, even one that has lost a file, or a path the address of one on the Hub."""
+    return is_on_hub(folder) or any((folder / name).exists() for name in (WEIGHTS, MANIFEST, BACKBONE))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -308,24 +289,34 @@ def step_of(checkpoint: Path) -> int:
 
 
 def run_folder_of(checkpoint: Path) -> Path:
-    """Return the run that a checkpoint belongs to; one that lies alone, e.g. a merged one, is its own."""
+    """Return the run that a checkpoint belongs to; one that lies alone, e.g. a merged one, is its own. What is made of
+    one from the Hub goes into `runs/<owner>--<name>` of the working directory, not into the cache.
+    """
+    if (repository := origin(checkpoint)) is not None:
+        return Path("runs") / repository.name.replace("/", "--")
     folder = checkpoint.absolute()
     return folder.parents[1] if folder.parent.name == "checkpoints" else folder
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """Return the checkpoint folder that `path` means: itself, or the newest one of a run folder.
+    """Return the checkpoint folder that `path` means: itself, the newest one of a run folder, or what is downloaded
+    from the Hub.
 
     Raises:
-        FileNotFoundError: neither.
+        FileNotFoundError: none of them.
+        UserError: it cannot be downloaded, or not all of it has been.
     """
+    if is_on_hub(path):
+        folder = download(repository_of(path), MANIFEST)
+        check_checkpoint(folder, hashes=False)
+        return folder
     if is_checkpoint(path):
         return path
     found = checkpoints(path)
     if not found:
         raise FileNotFoundError(
-            f"checkpoint={path} is neither a checkpoint nor a run with one: give runs/<name> or "
-            "runs/<name>/checkpoints/step_<number>."
+            f"checkpoint={path} is neither a checkpoint nor a run with one: give runs/<name>, "
+            "runs/<name>/checkpoints/step_<number>, or hf://<owner>/<name> for one on the Hub."
         )
     return found[-1]
 

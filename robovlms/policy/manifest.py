@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from robovlms.errors import UserError
 from robovlms.files import atomic_folder, digest, hash_file, write_text
+from robovlms.hub.repository import origin
 
 MANIFEST = "manifest.json"
 HEADER = {"manifest": MANIFEST}  # metadata of model.safetensors: this checkpoint was written with a manifest
@@ -23,10 +24,17 @@ class DamagedCheckpointError(UserError):
     """A checkpoint is not what was written; names it and the file."""
 
     def __init__(self, folder: Path, what: str) -> None:
-        super().__init__(
-            f"checkpoint {folder} is damaged: {what}. Copy it again from where it came, or use an earlier one "
-            "(.../checkpoints/step_<number>; trainer.resume=auto finds the newest whole one)."
+        advice = (
+            "Copy it again from where it came, or use an earlier one (.../checkpoints/step_<number>; "
+            "trainer.resume=auto finds the newest whole one)."
         )
+        if (repository := origin(folder)) is not None:
+            advice = (
+                f"Delete that folder's files in the cache and download {repository} again: `hf download "
+                f"{repository.name} --revision {repository.revision} --force-download`. If it is damaged still, it was "
+                "changed on the Hub: choose an earlier revision."
+            )
+        super().__init__(f"checkpoint {folder} is damaged: {what}. {advice}")
         self.what = what
 
 

@@ -1,7 +1,7 @@
 """Pickles of lerobot's clients, read without running anything that they name.
 
 Unpickling calls whatever a pickle asks for. Here it may ask for three message classes of lerobot and for what numpy
-writes arrays with, and gets inert stand-ins of ours for them; every other name is refused, and so is every
+and torch write arrays with, and gets inert stand-ins of ours for them; every other name is refused, and so is every
 instruction that such a message does not need, before the first is carried out.
 """
 
@@ -10,12 +10,14 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from robovlms.serving.codecs import WireError, array_of, number_type
+from robovlms.serving.tensors import STORAGES, read_storage, view_storage
 
 MAX_INSTRUCTIONS = 100_000  # an observation has some hundred
 HELPERS = "lerobot.async_inference.helpers"
@@ -58,6 +60,25 @@ class Buffer(Stand):
     """Of an array of protocol 5."""
 
 
+class Tensor(Stand):
+    """Of a tensor of torch."""
+
+
+class Storage(Stand):
+    """Of the storage of a tensor, as bytes that torch would load."""
+
+
+class Hooks(Stand):
+    """Of the hooks of a tensor's gradient, an empty dict."""
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """Of a class of storages, which is named and never called."""
+
+    name: str
+
+
 class Message(Stand):
     """Of one of lerobot's messages."""
 
@@ -80,6 +101,9 @@ NAMES: dict[tuple[str, str], Any] = {
     (HELPERS, "TimedAction"): ActionMessage,
     ("numpy", "ndarray"): Array,
     ("numpy", "dtype"): DType,
+    ("torch._utils", "_rebuild_tensor_v2"): Tensor,
+    ("torch.storage", "_load_from_bytes"): Storage,
+    ("collections", "OrderedDict"): Hooks,
 }
 for module in ("numpy.core", "numpy._core"):
     NAMES[f"{module}.multiarray", "_reconstruct"] = Array
@@ -87,8 +111,13 @@ for module in ("numpy.core", "numpy._core"):
     NAMES[f"{module}.numeric", "_frombuffer"] = Buffer
 
 
+STORAGE_NAMES = {("torch", name): StorageType(name) for name in STORAGES}
+
+
 class Unpickler(pickle.Unpickler):
     """Knows the names of `NAMES` and no others."""
+
+    names: Mapping[tuple[str, str], Any] = NAMES
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a name.
@@ -96,13 +125,23 @@ class Unpickler(pickle.Unpickler):
         Raises:
             WireError: the name is not one of those.
         """
-        if (module, name) not in NAMES:
+        if (module, name) not in self.names:
             raise WireError(f"the pickle asks for {module}.{name}"[:200] + ", which is not run here.")
-        return NAMES[module, name]
+        return self.names[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse references to what is outside."""
         raise WireError("the pickle refers to what is outside of it.")
+
+
+class StorageUnpickler(Unpickler):
+    """Knows the classes of storages and nothing else; a reference to a storage is what it says."""
+
+    names = STORAGE_NAMES
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return the reference."""
+        return pid
 
 
 @dataclass(frozen=True)
@@ -135,15 +174,34 @@ def load(data: bytes) -> Loaded:
         raise WireError("the message is nested too deeply.") from error
 
 
-def check_instructions(data: bytes) -> None:
-    """Refuse a pickle with an instruction that no message of lerobot has, or with too many.
+def read_pickles(data: bytes, count: int) -> tuple[list[Any], int]:
+    """Return what so many pickles at the beginning of a storage's bytes say, and where they end.
+
+    Raises:
+        WireError: they are no such pickles.
+    """
+    file, values = io.BytesIO(data), []
+    for _ in range(count):
+        start = file.tell()
+        check_instructions(file, INSTRUCTIONS | {"BINPERSID"})
+        try:
+            values.append(StorageUnpickler(io.BytesIO(data[start : file.tell()])).load())
+        except WireError:
+            raise
+        except Exception as error:  # as in `load`
+            raise WireError(f"a tensor's storage is damaged: {type(error).__name__}: {str(error)[:200]}") from error
+    return values, file.tell()
+
+
+def check_instructions(data: bytes | io.BytesIO, allowed: Collection[str] = INSTRUCTIONS) -> None:
+    """Refuse a pickle with an instruction that is not allowed, or with too many.
 
     Raises:
         WireError: names the instruction.
     """
     try:
         for number, (code, argument, _) in enumerate(pickletools.genops(data)):
-            if code.name not in INSTRUCTIONS:
+            if code.name not in allowed:
                 raise WireError(f"the pickle has the instruction {code.name}, which no observation needs.")
             is_memo = code.name in ("BINPUT", "LONG_BINPUT")  # memory is taken for as many as the number says
             if number >= MAX_INSTRUCTIONS or (is_memo and isinstance(argument, int) and argument > MAX_INSTRUCTIONS):
@@ -159,6 +217,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._num_values = 0
+        self._storages: dict[int, np.ndarray] = {}  # by the stand-in, which lives as long as the message
 
     def read(self, value: Any) -> Any:
         """Return a value without stand-ins.
@@ -180,9 +239,16 @@ class Reader:
             return ordered(data, kind, shape, is_fortran=order == "F")
         if isinstance(value, Number) and len(value.given) == 2:
             return array_of(value.given[1], type_of(value.given[0]), [])[()]
+        if isinstance(value, Tensor) and len(value.given) in (6, 7) and isinstance(value.given[0], Storage):
+            return view_storage(self._storage(value.given[0]), *value.given[1:4])
         if value is None or isinstance(value, bool | int | float | str | bytes):
             return value
-        raise WireError(f"{type(value).__name__} is not taken: send numbers, text and arrays of numpy.")
+        raise WireError(f"{type(value).__name__} is not taken: send numbers, text, and arrays of numpy or torch.")
+
+    def _storage(self, stand: Storage) -> np.ndarray:
+        if id(stand) not in self._storages:
+            self._storages[id(stand)] = read_storage(stand.given[0] if stand.given else None, read_pickles)
+        return self._storages[id(stand)]
 
 
 def array_state(state: Any) -> np.ndarray:

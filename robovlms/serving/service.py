@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from robovlms.actions.contract import GRIPPER, check_contract
-from robovlms.config.choices import Execution
-from robovlms.config.closed_loop import ProtocolConfig
+from robovlms.config.choices import CompileMode, Execution
 from robovlms.config.commands import ServeConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.policy.engine import PolicyEngine, unwrap
 from robovlms.policy.sessions import Session
 from robovlms.policy.spec import PolicySpec, check_observations, read_contract
+from robovlms.serving.checks import check_client, check_instruction
 from robovlms.serving.codecs import BUSY, numbers_of
 from robovlms.serving.dispatcher import Actions, BusyError, Dispatcher, Request
 from robovlms.serving.metrics import Metrics
@@ -30,7 +30,6 @@ from robovlms.types import Observation
 
 DRAIN_S = 10.0  # that requests under way may take when the server ends
 WARM_UP = "warm up"  # an instruction
-MAX_INSTRUCTION = 4096  # characters
 ANSWERED = (UserError, FloatingPointError)  # errors after which a client's sessions are as they were
 
 log = logging.getLogger(__name__)
@@ -96,9 +95,9 @@ class Service:
         graph is recorded when what was compiled runs again.
         """
         engine = self.config.engine
-        largest = engine.max_batch_size if engine.compile else 1
+        largest = engine.max_batch_size if engine.compile is CompileMode.model else 1
         sizes = [min(2**i, largest) for i in range((largest - 1).bit_length() + 1)]
-        for size in sizes * (3 if engine.compile else 1):
+        for size in sizes * (1 if engine.compile is CompileMode.off else 3):
             sessions = [self.open_session(name=WARM_UP) for _ in range(size)]
             await asyncio.gather(*(self.dispatcher.ask(session, self.example()) for session in sessions))
             for session in sessions:
@@ -323,34 +322,3 @@ class Client:
         if len(given) != len(names):
             raise UserError(f"proprioception has {len(given)} entries, not those of {', '.join(names)}.")
         return replace(observation, proprio=given[self._entries])
-
-
-def check_instruction(value: Any) -> None:
-    """Refuse an instruction whose tokenization would keep everybody waiting.
-
-    Raises:
-        UserError: says how long it may be.
-    """
-    while isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    if isinstance(value, str | bytes) and len(value) > MAX_INSTRUCTION:
-        raise UserError(f"the instruction has {len(value)} characters, more than {MAX_INSTRUCTION}.")
-
-
-def check_client(views: Sequence[str], proprio_names: Sequence[str], protocol: ProtocolConfig) -> None:
-    """Refuse names of `protocol` that do not cover what the policy needs.
-
-    Raises:
-        UserError: names what is missing, and the option.
-    """
-    if missing := [view for view in views if protocol.views and view not in protocol.views]:
-        raise UserError(
-            f"the policy sees {', '.join(views)}: say what clients call {', '.join(missing)}, e.g. "
-            f"protocol.views.{missing[0]}=front."
-        )
-    names = protocol.proprio_names
-    if missing := [name for name in proprio_names if names and name not in names]:
-        raise UserError(
-            f"protocol.proprio_names={names} lacks {', '.join(missing)}, which the policy was trained with: "
-            f"{', '.join(proprio_names)}."
-        )

@@ -16,7 +16,7 @@ from robovlms.registry import BACKBONES
 
 NAMES = BACKBONES.names()
 COMPILED = ["kosmos", "nano", "paligemma", "qwen2_5_vl"]
-UNCOMPILED = ["qwen3_5", "qwen3_vl"]  # transformers looks at numbers on the way
+UNCOMPILED: list[str] = []  # where transformers looks at numbers on the way
 NANO = {"image_size": 48, "hidden_dim": 64, "num_layers": 1, "num_heads": 4}  # a saved folder knows better
 
 

@@ -33,6 +33,7 @@ COMMANDS = (
     "convert_data",
     "compare",
     "merge_lora",
+    "push_to_hub",
     "convert_backbone",
     "convert_checkpoint",
 )

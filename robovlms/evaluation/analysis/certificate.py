@@ -14,6 +14,7 @@ from robovlms.evaluation.analysis.comparison import LEVEL
 from robovlms.evaluation.analysis.paired import sign_test
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.files import digest
+from robovlms.hub.repository import address_of
 
 if TYPE_CHECKING:
     from robovlms.evaluation.results import Results
@@ -25,7 +26,7 @@ SECRET = re.compile(r"^(\W*server_token=).*", re.DOTALL)
 class Certificate(TypedDict):
     """How results were made; versions, config and episodes stand beside it."""
 
-    checkpoint: str  # its folder, or the address of the server that it acted behind
+    checkpoint: str  # its folder, its address on the Hub with the commit, or that of the server that it acted behind
     checkpoint_digest: str  # SHA-256 over the SHA-256 of all its files
     renderer: str
     machine: str  # processor and accelerator: others may round otherwise
@@ -57,7 +58,7 @@ def certify(
         argv: the command; a token in it is not written down.
     """
     certificate: Certificate = {
-        "checkpoint": str(checkpoint.resolve()) if isinstance(checkpoint, Path) else checkpoint,
+        "checkpoint": address_of(checkpoint) if isinstance(checkpoint, Path) else checkpoint,
         "checkpoint_digest": checkpoint_digest,
         "renderer": renderer,
         "machine": machine_name(device),
