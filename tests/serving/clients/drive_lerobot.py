@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from lerobot import __version__
 from lerobot.utils import import_utils
 
-import_utils._transformers_available = False  # lerobot 0.4's GR00T cannot be imported beside the transformers of ours
+if __version__.startswith("0.4"):
+    import_utils._transformers_available = False  # its GR00T, unused here, cannot be imported beside transformers 5
 
 from lerobot.async_inference.configs import RobotClientConfig  # noqa: E402
 from lerobot.async_inference.robot_client import RobotClient  # noqa: E402
