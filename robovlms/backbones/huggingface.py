@@ -24,10 +24,11 @@ from transformers import (
     PreTrainedModel,
     Qwen2Tokenizer,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from robovlms.backbones.layout import KVCache, Layout
 from robovlms.backbones.loading import check_attention, check_tied_head, load, load_vocabulary_head
-from robovlms.backbones.masks import causal_mask, mutual_mask
+from robovlms.backbones.masks import PADDING_LAST, causal_mask, mutual_mask, without_reading
 from robovlms.backbones.prefix import PrefixBackbone, PrefixTextHead
 from robovlms.backbones.text_head import FamilyTokenizer
 from robovlms.backbones.trainable import select_trainable
@@ -68,6 +69,7 @@ class HuggingFaceBackbone(PrefixBackbone):
     original: ClassVar[str | None] = None  # hub id of what scripts/convert_backbone.py makes a readable folder of
     can_cache: ClassVar[bool] = True  # whether what was read can be kept
     reads_last_layer: bool = True  # False: features are what the last layer would read
+    hybrid_layers: ClassVar[tuple[str, ...]] = ()  # kinds of a decoder's layers, where each takes a mask of its own
     can_parallel = True
     image_marks: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())  # tokens before and behind every image
 
@@ -90,6 +92,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         self.num_marks = (len(before), len(behind))
         for module in self.unused():
             module.requires_grad_(False)
+        self.find_last_mlp()
 
     mark_ids: Int64[Tensor, "_marks"]
 
@@ -131,8 +134,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     def count_positions(self) -> int | None:
         """Return how many tokens the decoder has positions for; None: any number."""
-        count: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
-        return count
+        return self.model.config.get_text_config().to_dict().get("max_position_embeddings")  # type: ignore[no-any-return]
 
     @classmethod
     def processor_size(cls, processor: Any) -> tuple[int, int]:
@@ -176,12 +178,15 @@ class HuggingFaceBackbone(PrefixBackbone):
         else:
             backbone = cls(*load(config, cls.model_type, cls.check_config, cls.original))
         backbone.prompt = config.prompt
-        if config.gradient_checkpointing:
-            backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.resample is not None:
             backbone.add_resampler(config.resample)
+        backbone.save_activations(config.checkpointing)
         select_trainable(backbone, config)
         return backbone
+
+    def layers(self) -> list[nn.Module]:
+        """Return what transformers itself would checkpoint."""
+        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def last_ids(self, count: int) -> list[int]:
         """Return V0 - 1, V0 - 2, ..., where V0 is what `vocab_size` says, less the special tokens and ten more.
@@ -245,10 +250,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         if positions is not None:
             options["position_ids"] = positions[..., -embeds.shape[1] :].contiguous()
         if "attention_mask" not in options:
-            whole = layout.mask.long()
-            options["attention_mask"] = (
-                self.additive(causal_mask(layout), layout, embeds) if self.bidirectional_queries else whole
-            )
+            options["attention_mask"] = self.attention_mask(embeds, layout)
         if not self.reads_last_layer:
             options["output_hidden_states"] = True
         past: Any = None if cache is None else DynamicCache(cache)
@@ -257,6 +259,15 @@ class HuggingFaceBackbone(PrefixBackbone):
             cache[:] = [[layer.keys, layer.values] for layer in past.layers]
         hidden: Tensor = output.last_hidden_state if self.reads_last_layer else output.hidden_states[-2]
         return hidden
+
+    def attention_mask(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Any:
+        """Return what the decoder is told about who attends to whom: of causal ones, what is padding."""
+        if self.bidirectional_queries:
+            return self.additive(causal_mask(layout), layout, embeds)
+        if self.hybrid_layers and self.decoder.config._attn_implementation == "sdpa":
+            return dict.fromkeys(self.hybrid_layers)  # whatever follows the last token that is read, is padding
+        without_reading(self.decoder.config, PADDING_LAST)
+        return layout.mask.long()
 
     def additive(
         self, allowed: Bool[Tensor, "n l l"], layout: Layout, embeds: Float[Tensor, "n s d"]
@@ -270,13 +281,11 @@ class HuggingFaceBackbone(PrefixBackbone):
     @property
     def embedding(self) -> nn.Embedding:
         """The input embedding of the text."""
-        embedding: nn.Embedding = self.model.get_input_embeddings()
-        return embedding
+        return self.model.get_input_embeddings()  # type: ignore[no-any-return]
 
     def embed_text(self, text_ids: Int64[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
         """Look the text up in the input embedding."""
-        embeds: Tensor = self.embedding(text_ids)
-        return embeds
+        return self.embedding(text_ids)  # type: ignore[no-any-return]
 
     @cached_property
     def tokenize(self) -> FamilyTokenizer:

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.config.choices import MISSING, Duration, Parallel, Precision, ScheduleName, TrackerName, WandbMode
+from robovlms.config.choices import (
+    MISSING,
+    CompileMode,
+    Duration,
+    Moments,
+    Precision,
+    ReduceDtype,
+    ScheduleName,
+    TrackerName,
+    WandbMode,
+)
 from robovlms.config.fields import MAX_PROCESSES, RUN, ask, number, template
+from robovlms.config.schemas import schema
 from robovlms.errors import UserError
 
 MANY = 1e9  # epochs or steps
@@ -21,6 +32,7 @@ class OptimizerConfig:
     eps: float = number(1e-8, above=0, at_most=1)
     weight_decay: float = number(0.0, at_least=0, at_most=10)
     max_grad_norm: float | None = number(1.0, above=0, hint="null turns clipping off")
+    moments: Moments = Moments.fp32
 
     def check(self, option: str) -> None:
         """Refuse other than two betas."""
@@ -55,13 +67,13 @@ class PrecisionConfig:
     tf32: bool = True  # float32 matrix products on tensor cores, where there are any
 
 
+@schema("parallel/base")
 @dataclass(kw_only=True)
 class ParallelConfig:
     """How a step is spread over processes."""
 
-    name: Parallel = MISSING
-    bucket_cap_mb: int = number(25, at_least=1)
-    gradient_as_bucket_view: bool = True
+    name: str = MISSING
+    reduce_dtype: ReduceDtype = ReduceDtype.fp32
     timeout_s: int = number(1800, at_least=1)  # that a process waits for the others before it gives up
 
 
@@ -111,6 +123,8 @@ class TrainerConfig:
     )
     # newest checkpoints kept; the last one of a run always is
     keep_last: int = number(2, at_least=1, hint="to keep all, give a number larger than there will be")
+    async_save: bool = True  # training goes on while a checkpoint is written, from a copy in the host's memory
+    compile: CompileMode = CompileMode.off
     num_threads: int | None = number(None, at_least=1, at_most=4096)  # CPU threads of torch; unset leaves its default
 
     def check(self, option: str) -> None:
@@ -125,6 +139,16 @@ class TrainerConfig:
                 f"{option}.overwrite=true with {option}.resume={self.resume} would delete what is to be resumed: give "
                 "one of them."
             )
+
+
+@dataclass(kw_only=True)
+class EMAConfig:
+    """A moving average of the trained weights, kept beside them in float32 and in every checkpoint."""
+
+    name: str = MISSING
+    decay: float = number(0.999, at_least=0, below=1, hint="ema=null trains without an average")
+    warmup: bool = True  # the decay of step t is at most (1 + t) / (10 + t)
+    validate: bool = True  # validation measures the average instead of the newest weights
 
 
 @dataclass(kw_only=True)

@@ -53,7 +53,8 @@ class Interval:
     def add(self, micro_batches: Sequence[Batch], terms: Losses) -> None:
         """Remember one step: this rank's share of the terms, and which windows it was made of."""
         self._terms.append(terms)
-        self._windows.append([batch.index for batch in micro_batches if batch.index is not None])
+        # Copies: a batch that came from a loader process would hold its slot of the ring until the next log line.
+        self._windows.append([batch.index.clone() for batch in micro_batches if batch.index is not None])
 
     def metrics(self, step: int) -> dict[str, float]:
         """Average the terms of the collected steps, the last of which made `step`, over all ranks, and start anew.

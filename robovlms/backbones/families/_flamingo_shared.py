@@ -72,7 +72,6 @@ class FlamingoModel(PreTrainedModel):
 
     config_class = FlamingoConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["CLIPEncoderLayer", "FlamingoLayer"]
 
     def __init__(self, config: FlamingoConfig) -> None:

@@ -64,6 +64,7 @@ class Lfm2Vl(HuggingFaceBackbone):
     num_head_tokens = 1
     image_marks = ((BEFORE,), (BEHIND,))
     can_cache = False  # a convolution would look back at the padding of the frame before
+    hybrid_layers = ("conv", "full_attention")
 
     @classmethod
     def published_config(cls) -> Lfm2VlConfig:

@@ -56,7 +56,6 @@ class MoondreamModel(PreTrainedModel):
 
     config_class = MoondreamConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SiglipEncoderLayer", "PhiDecoderLayer"]
 

@@ -106,6 +106,7 @@ class Resampler(nn.Module):
         values = self.patch_norm(self.project(patches))
         keys = values + interpolate_square(self.positions, values.shape[1])
         queries = repeat(self.latent_norm(self.latents) + self.positions, "m d -> n m d", n=patches.shape[0])
+        keys, queries = keys.to(self.latents.dtype), queries.to(self.latents.dtype)  # sums with a float32 table
         return self.out(self.norm(self.attention(queries, keys, values, need_weights=False)[0]))
 
 
@@ -114,7 +115,6 @@ class QwenVLModel(PreTrainedModel):
 
     config_class = QwenVLConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer"]
 

@@ -119,7 +119,6 @@ class UFormModel(PreTrainedModel):
 
     config_class = UFormConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer", "LlamaDecoderLayer"]
 
