@@ -24,6 +24,7 @@ SIZES = ("rtx4090", "a100_40gb", "a100_80gb", "h200")  # 24, 40, 80 and 141 GB
 
 def plan(config: TrainConfig) -> tuple[str, bool]:
     """Return what a run needs, and whether it fits into the GPU that it is meant for."""
+    logging.getLogger("robovlms.backbones").setLevel(logging.WARNING)  # every way that is tried would tell its sizes
     found = make_plan(config, _gpu(config), config.planner.windows)
     names = dict.fromkeys([found.gpu.name, *SIZES])
     alternatives = Alternatives(found)

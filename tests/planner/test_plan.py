@@ -68,6 +68,11 @@ def test_zero1_spreads_what_the_optimizer_keeps_and_fsdp2_everything(flagship: P
     assert fsdp2.weights == pytest.approx(flagship.memory.weights / 32)
 
 
+def test_sixty_four_frames_fit_into_sixty_five_gigabytes_with_zero1(flagship: Plan) -> None:
+    config = config_of(*FLAGSHIP, "parallel=zero1", "device_batch_size=4")
+    assert replace(flagship, config=config).memory.peak <= 65
+
+
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded() -> None:
     many = ("batch_size=16384", "device_batch_size=16384")
     config = config_of("backbone=nano", "precision=fp32", *many, "cluster.gpu=rtx4090")
