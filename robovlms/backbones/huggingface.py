@@ -134,8 +134,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     def count_positions(self) -> int | None:
         """Return how many tokens the decoder has positions for; None: any number."""
-        count: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
-        return count
+        return self.model.config.get_text_config().to_dict().get("max_position_embeddings")  # type: ignore[no-any-return]
 
     @classmethod
     def processor_size(cls, processor: Any) -> tuple[int, int]:
@@ -282,13 +281,11 @@ class HuggingFaceBackbone(PrefixBackbone):
     @property
     def embedding(self) -> nn.Embedding:
         """The input embedding of the text."""
-        embedding: nn.Embedding = self.model.get_input_embeddings()
-        return embedding
+        return self.model.get_input_embeddings()  # type: ignore[no-any-return]
 
     def embed_text(self, text_ids: Int64[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
         """Look the text up in the input embedding."""
-        embeds: Tensor = self.embedding(text_ids)
-        return embeds
+        return self.embedding(text_ids)  # type: ignore[no-any-return]
 
     @cached_property
     def tokenize(self) -> FamilyTokenizer:

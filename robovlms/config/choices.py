@@ -268,10 +268,11 @@ class ActingWeights(StrEnum):
     ema = auto()  # their moving average, of a run with `ema`
 
 
-class Parallel(StrEnum):
-    """How a step is spread over processes."""
+class ReduceDtype(StrEnum):
+    """What gradients are rounded to on their way between processes; each keeps and sums its own as they are."""
 
-    ddp = auto()  # every process has all weights, gradients are averaged
+    fp32 = auto()
+    bf16 = auto()  # half the bytes
 
 
 class TrackerName(StrEnum):

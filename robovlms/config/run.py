@@ -60,7 +60,7 @@ class TrainConfig(Checked):
 
     def check(self, _: str) -> None:
         """Refuse groups that do not go together, and names of options whose fields are not there."""
-        for group in ("backbone", "head", "data", "sim"):
+        for group in ("backbone", "head", "data", "sim", "parallel"):
             part = getattr(self, group)
             if part is not None and schema_of(group, part.name) is not type(part):
                 raise UserError(f"{group}.name={part.name}: choose {group}={part.name}, which brings its options.")

@@ -9,13 +9,14 @@ from robovlms.config.choices import (
     CompileMode,
     Duration,
     Moments,
-    Parallel,
     Precision,
+    ReduceDtype,
     ScheduleName,
     TrackerName,
     WandbMode,
 )
 from robovlms.config.fields import MAX_PROCESSES, RUN, ask, number, template
+from robovlms.config.schemas import schema
 from robovlms.errors import UserError
 
 MANY = 1e9  # epochs or steps
@@ -66,13 +67,13 @@ class PrecisionConfig:
     tf32: bool = True  # float32 matrix products on tensor cores, where there are any
 
 
+@schema("parallel/base")
 @dataclass(kw_only=True)
 class ParallelConfig:
     """How a step is spread over processes."""
 
-    name: Parallel = MISSING
-    bucket_cap_mb: int = number(25, at_least=1)
-    gradient_as_bucket_view: bool = True
+    name: str = MISSING
+    reduce_dtype: ReduceDtype = ReduceDtype.fp32
     timeout_s: int = number(1800, at_least=1)  # that a process waits for the others before it gives up
 
 
@@ -122,6 +123,7 @@ class TrainerConfig:
     )
     # newest checkpoints kept; the last one of a run always is
     keep_last: int = number(2, at_least=1, hint="to keep all, give a number larger than there will be")
+    async_save: bool = True  # training goes on while a checkpoint is written, from a copy in the host's memory
     compile: CompileMode = CompileMode.off
     num_threads: int | None = number(None, at_least=1, at_most=4096)  # CPU threads of torch; unset leaves its default
 

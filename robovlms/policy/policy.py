@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int64
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,9 +19,10 @@ from robovlms.backbones.base import Backbone
 from robovlms.backbones.layout import KVCache
 from robovlms.config.choices import HeadKind, Structure
 from robovlms.config.run import TrainConfig
-from robovlms.errors import NotAllowedError
+from robovlms.errors import NotAllowedError, UserError
 from robovlms.heads.base import ActionHead, HeadSizes, Prefix, Targets
 from robovlms.images.processor import Processor
+from robovlms.policy.manifest import HEADER, reading
 from robovlms.registry import BACKBONES, HEADS
 from robovlms.types import Batch, Conversations, Losses
 
@@ -254,3 +257,44 @@ class FeatureReader:
         ids, mask = self.batch.text_ids[:, :0], self.batch.text_mask[:, :0]
         none = replace(self.batch, text_ids=ids, text_mask=mask, view_mask=None)
         return self.policy.ask(self.image[..., :0, :], none, queries, self.kv_cache)
+
+
+def named_tensors(policy: VLAPolicy) -> dict[str, Tensor]:
+    """Return the weights and buffers that a checkpoint keeps, tied ones once."""
+    first = first_names(policy)
+    return {name: value for name, value in policy.state_dict().items() if first.get(name, name) == name}
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return, for every name of a parameter or buffer, the one that it is saved under: of tied ones the first."""
+    names: dict[int, list[str]] = {}
+    for named in (model.named_parameters, model.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            names.setdefault(id(tensor), []).append(name)
+    return {name: min(group) for group in names.values() for name in group}
+
+
+def save_weights(path: Path, policy: VLAPolicy, tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors`, which are those of `named_tensors`, wherever they lie, as a policy's weights."""
+    tied = {name: first for name, first in first_names(policy).items() if name != first}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=tied | HEADER)
+
+
+def load_average(policy: VLAPolicy, path: Path) -> None:
+    """Put the moving average of what was trained, a file of a checkpoint, in its place.
+
+    Raises:
+        DamagedCheckpointError: the file cannot be read.
+        UserError: there is none, or it is of another policy.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"engine.weights=ema: {path.parent} has no {path.name}, since it was trained without ema=default. Use "
+            "engine.weights=trained."
+        )
+    with reading(path.parent, path.name):
+        average = load_file(path)
+    known = policy.state_dict()
+    if wrong := sorted(key for key, value in average.items() if key not in known or known[key].shape != value.shape):
+        raise UserError(f"{path} does not fit this policy, e.g. {wrong[0]}: use engine.weights=trained.")
+    policy.load_state_dict(average, strict=False)

@@ -20,6 +20,7 @@ from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.data.loading.conversations import conversation_loader
 from robovlms.data.loading.loader import Collator, training_loader, validation_loader
+from robovlms.data.loading.processes import Loader
 from robovlms.data.loading.sampler import StepSampler
 from robovlms.images.draws import Augmentation
 from robovlms.policy.policy import VLAPolicy
@@ -33,7 +34,7 @@ class Feed:
     """The share of one process in the batches, and in the validation windows."""
 
     sampler: StepSampler
-    validation: Iterable[Batch] | None  # where there is data for it
+    validation: Loader[Batch] | None  # where there is data for it
     windows: Iterable[Batch]
     conversations: Iterable[Conversations]
     repeats: bool  # the first step's batches at every step
@@ -79,7 +80,7 @@ def make_feed(
     augmentation = Augmentation(data, processor, config.window.window_size, config.seed)
     encoder = policy.head.encoder()
     collator = Collator(processor, normalizers, config.window, augmentation, config.seed, encoder)
-    validation: Iterable[Batch] | None = None
+    validation: Loader[Batch] | None = None
     if validation_set is not None:
         validation = validation_loader(
             validation_set,

@@ -55,6 +55,10 @@ class MasterWeights:
         """Return what the optimizer changes in place of a parameter."""
         return self._masters.get(parameter, parameter)
 
+    def drop(self) -> None:
+        """Forget the masters: somebody else holds them, in parts."""
+        self._masters.clear()
+
     def collect_gradients(self) -> None:
         """Move the gradients to the masters, before they are clipped."""
         found = [(low, low.grad) for low in self._masters if low.grad is not None]
@@ -78,8 +82,8 @@ class MasterWeights:
                 state[name] = self._frozen[parameter]
 
 
-def master_weights(policy: VLAPolicy, precision: Precision, resume_from: Path | None) -> MasterWeights:
-    """Load a policy's weights from the checkpoint to resume, if any, and store them as a precision wants them.
+def load_masters(policy: VLAPolicy, precision: Precision, resume_from: Path | None) -> None:
+    """Load a policy's weights from the checkpoint to resume, if any, in the digits that its masters need.
 
     What is trained is float32 before it is rounded, whatever it was stored in (`backbone.weights`): masters are whole.
 
@@ -93,6 +97,11 @@ def master_weights(policy: VLAPolicy, precision: Precision, resume_from: Path | 
                 parameter.data = parameter.data.float()
     if resume_from is not None:
         load_weights(policy, resume_from)
+
+
+def master_weights(policy: VLAPolicy, precision: Precision, resume_from: Path | None) -> MasterWeights:
+    """Load a policy's weights (`load_masters`) and store them as a precision wants them."""
+    load_masters(policy, precision, resume_from)
     return MasterWeights.round(policy) if precision is Precision.bf16 else MasterWeights()
 
 

@@ -23,10 +23,12 @@ from robovlms.policy.checkpoint import CONFIG, STATE, checkpoints, load_config, 
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, reading
 from robovlms.training.moments import SmallMomentAdamW, converted
 from robovlms.training.optimization import named_weights
+from robovlms.training.parallel.base import Share
+from robovlms.training.pieces import Piece, Pieces
 
 log = logging.getLogger(__name__)
 
-OPTIMIZER, REST = "optimizer.safetensors", "state.json"
+OPTIMIZER, SHARDS, REST = "optimizer.safetensors", "optimizer_*.safetensors", "state.json"
 
 
 @dataclass(kw_only=True)
@@ -34,20 +36,18 @@ class TrainingState:
     """What a run needs besides the weights to go on bit for bit.
 
     Nothing in it depends on how the run computes: the same optimizer tensors belong to the same parameters whatever the
-    precision, the number of ranks or the order of parameters.
+    precision, the number of processes, how they share the work, or the order of parameters.
     """
 
     step: int
     parameters: list[str]  # that are trained, by the policy's name
-    optimizer: dict[str, Tensor]  # of `optimizer_tensors`
     rng: list[dict[str, Tensor]]  # one entry per rank
     data: dict[str, Any] = field(default_factory=dict)  # of `feeding.record_data`; empty in checkpoints before it
+    optimizer: Pieces = field(default_factory=Pieces)  # `<kind>/<name of the parameter>`: moments and counts
     numbered: bool = False  # whether parameters are numbers, in the optimizer's order: checkpoints before names
 
     def save(self, folder: Path) -> None:
-        """Write tensors as safetensors, the rest as JSON."""
-        folder.mkdir()
-        save_file({key: value.contiguous() for key, value in self.optimizer.items()}, folder / OPTIMIZER)
+        """Write all but the optimizer's tensors: those of random states as safetensors, the rest as JSON."""
         for rank, state in enumerate(self.rng):
             save_file(state, folder / f"rng_{rank}.safetensors")
         rest = {"step": self.step, "num_ranks": len(self.rng), "parameters": self.parameters, "data": self.data}
@@ -55,7 +55,7 @@ class TrainingState:
 
     @classmethod
     def load(cls, folder: Path) -> TrainingState:
-        """Read what `save` wrote.
+        """Read what a run has saved; the optimizer's tensors are read where they are needed.
 
         Raises:
             DamagedCheckpointError: a file cannot be read, or the step is not that of the checkpoint's name.
@@ -68,24 +68,26 @@ class TrainingState:
             if checkpoint.name.startswith("step_") and step != step_of(checkpoint):
                 raise ValueError(f"it is of step {step}, the folder of step {step_of(checkpoint)}")
         with reading(checkpoint, f"{STATE}/{OPTIMIZER}"):
-            tensors = load_file(folder / OPTIMIZER)
-            if numbered:
-                tensors = {"/".join(key.split(".", 1)[::-1]): value for key, value in tensors.items()}
+            optimizer = Pieces(sorted(folder.glob(SHARDS)) or [folder / OPTIMIZER])
         rng = []
         for rank in range(num_ranks):
             with reading(checkpoint, f"{STATE}/rng_{rank}.safetensors"):
                 rng.append(load_file(folder / f"rng_{rank}.safetensors"))
         data = dict(rest.get("data") or {})
-        return cls(step=step, parameters=parameters, optimizer=tensors, rng=rng, data=data, numbered=numbered)
+        return cls(step=step, parameters=parameters, optimizer=optimizer, rng=rng, data=data, numbered=numbered)
 
-    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, optimizer: torch.optim.Optimizer, names: Sequence[str], shares: Mapping[str, Share]) -> None:
         """Load the moments into an optimizer; rate, decay, betas and eps stay those of the run's config.
+
+        Args:
+            optimizer: of `make_optimizer`, over what this process has of the parameters.
+            names: of all trained parameters, in the optimizer's order.
+            shares: what this process has of them.
 
         Raises:
             UserError: it is of other parameters.
         """
-        weights = named_weights(optimizer)
-        ours, theirs = list(weights), self.parameters
+        ours, theirs = list(names), self.parameters
         if self.numbered:
             ours = [str(number) for number in range(len(ours))]
         if sorted(ours) != sorted(theirs):
@@ -94,14 +96,30 @@ class TrainingState:
                 f"the optimizer state of step {self.step} is of {len(theirs)} parameters, this run trains {len(ours)}: "
                 f"{len(others)} are of one alone, e.g. {others[0]}. Give the options that it was trained with."
             )
-        by_name = dict(zip(ours, weights.values(), strict=True))
-        states: dict[str, dict[str, Tensor]] = {}
-        for key, value in self.optimizer.items():
-            kind, name = key.split("/", 1)
-            states.setdefault(name, {})[kind] = value.to(by_name[name].device)
+        by_name = {known: shares[name] for known, name in zip(ours, names, strict=True) if name in shares}
+        keys: dict[str, dict[str, str]] = {}
+        for key in self.optimizer.shapes:
+            kind, name = key.split(".", 1)[::-1] if self.numbered else key.split("/", 1)
+            keys.setdefault(name, {})[kind] = key
         moments = optimizer.moments if isinstance(optimizer, SmallMomentAdamW) else Moments.fp32
-        for name, state in states.items():
-            optimizer.state[by_name[name]] = converted(state, moments, by_name[name].shape)
+        for name, share in by_name.items():
+            state = self._state(keys.get(name, {}), share)
+            if state:
+                optimizer.state[share.weight] = converted(state, moments, share.weight.shape)
+
+    def _state(self, keys: Mapping[str, str], share: Share) -> dict[str, Tensor]:
+        """Return what belongs to a share of a parameter's state: of tensors as large as the parameter, its part."""
+        if any(kind.endswith("_scale") for kind in keys) and not share.is_whole:  # scales are of blocks of the whole
+            whole = converted({kind: self.optimizer.read(key) for kind, key in keys.items()}, Moments.fp32, share.shape)
+            found = {kind: share.part(value) for kind, value in whole.items()}
+        else:
+            found = {kind: self._part(key, share) for kind, key in keys.items()}
+        return {kind: value.to(share.weight.device) for kind, value in found.items()}
+
+    def _part(self, key: str, share: Share) -> Tensor:
+        if self.optimizer.shapes[key] != share.shape or not share.shape:
+            return self.optimizer.read(key)
+        return self.optimizer.read(key, share.start, share.stop).reshape(share.weight.shape)
 
     def check_data(self, now: dict[str, Any]) -> None:
         """Refuse to resume with other data than the run was trained on so far.
@@ -127,13 +145,18 @@ class TrainingState:
         )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the moments and counts of an optimizer of `make_optimizer`, as `<kind>/<name of the parameter>`."""
-    return {
-        f"{kind}/{name}": value
-        for name, parameter in named_weights(optimizer).items()
-        for kind, value in optimizer.state[parameter].items()
-    }
+def optimizer_pieces(optimizer: torch.optim.Optimizer, shares: Mapping[str, Share]) -> dict[str, Piece]:
+    """Return what this process has of an optimizer's moments and counts, as `<kind>/<name of the parameter>`."""
+    found = {}
+    for name, weight in named_weights(optimizer).items():
+        share, state = shares[name], optimizer.state[weight]
+        if not share.is_whole and state:
+            small = any(kind.endswith("_scale") for kind in state)  # whose blocks are of this share alone
+            state = converted(state, Moments.fp32, weight.shape) if small else state
+        for kind, value in state.items():
+            is_part = value.shape == weight.shape and value.ndim > 0
+            found[f"{kind}/{name}"] = share.piece(value) if is_part else Piece.whole(value)
+    return found
 
 
 def _numbers(groups: Sequence[Mapping[str, Any]]) -> list[str]:

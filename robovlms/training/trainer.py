@@ -25,20 +25,26 @@ from robovlms.actions.statistics import Statistics, save_statistics
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.files import atomic_file
-from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, save_config, save_policy
+from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, save_config
 from robovlms.policy.compiling import compile_policy
-from robovlms.policy.manifest import new_checkpoint
-from robovlms.policy.policy import VLAPolicy
+from robovlms.policy.policy import VLAPolicy, named_tensors
 from robovlms.training.ema import MovingAverage
 from robovlms.training.feeding import make_feed, mean_actions, record_data
 from robovlms.training.figures import draw_first_batch
 from robovlms.training.interval import Interval, profiled
-from robovlms.training.launch import StopSignals, end, launched, on_main
-from robovlms.training.optimization import Steps, check_finite, learning_rate, make_optimizer, named_weights
-from robovlms.training.precision import master_weights
+from robovlms.training.launch import StopSignals, end, launched, logged, on_main
+from robovlms.training.memory import memory_explained
+from robovlms.training.optimization import (
+    Steps,
+    learning_rate,
+    make_optimizer,
+    trained_parameters,
+)
+from robovlms.training.parallel.choosing import make_parallelism
 from robovlms.training.run_folder import CHECKPOINTS, DURATIONS, FIRST_BATCH, PROFILE, RunFolder, check_init_from
-from robovlms.training.state import TrainingState, find_resume, optimizer_tensors, rng_state, set_rng_state
-from robovlms.training.tracking import Tracker, check_trackers, duration
+from robovlms.training.saving import CheckpointWriter, Snapshot
+from robovlms.training.state import TrainingState, find_resume, optimizer_pieces, rng_state, set_rng_state
+from robovlms.training.tracking import Tracker, check_trackers
 from robovlms.training.validation import VALIDATION_ACTIONS, validate
 from robovlms.types import Batch, Conversations
 
@@ -61,7 +67,8 @@ class Trainer:
         with ExitStack() as stack:
             self.accelerator = stack.enter_context(launched(self.config))
             self.world_size, self.device = self.accelerator.num_processes, self.accelerator.device
-            self.is_main = self.accelerator.is_main_process
+            self.rank, self.is_main = self.accelerator.process_index, self.accelerator.is_main_process
+            self.parallel = make_parallelism(self.config, self.accelerator)
             stack.callback(self.run.release)
             self.resume_from = on_main(self.accelerator, self._claim)
             set_seed(self.config.seed)
@@ -114,23 +121,27 @@ class Trainer:
         self.data = on_main(self.accelerator, lambda: record_data(train_set, names))
         if state:
             state.check_data(self.data)
-        policy.to(self.device)
-        self.masters = master_weights(policy, self.config.precision.name, self.resume_from)
-        optimizer = make_optimizer(policy, self.config.optimizer, self.masters, self.config.seed)
-        self._feed(validation_set)  # of the policy as it is now: what a head encodes targets with is loaded, too
         compile_policy(policy, self.config.trainer.compile)
-        self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
-        self.parameters = list(named_weights(optimizer).values())
-        self.ema = MovingAverage(self.config.ema, named_weights(optimizer)) if self.config.ema else None
+        self.model = self.parallel.prepare(policy, self.resume_from)
+        self._feed(validation_set)  # of the policy as it is now: what a head encodes targets with is loaded, too
+        self.optimizer = make_optimizer(policy, self.config.optimizer, self.parallel.weight_of(), self.config.seed)
+        self.ema = MovingAverage(self.config.ema, self.parallel.shares) if self.config.ema else None
         if state and self.resume_from:
-            state.restore(optimizer)
+            state.restore(self.optimizer, self._trained(), self.parallel.shares)
             if self.ema:
-                self.ema.restore(self.resume_from)
-        set_seed(self.config.seed + 1 + self.accelerator.process_index)
-        if state and self.accelerator.process_index < len(state.rng):
-            set_rng_state(state.rng[self.accelerator.process_index])
+                self.ema.restore(self.resume_from, self._trained())
+        set_seed(self.config.seed + 1 + self.rank)
+        if state and self.rank < len(state.rng):
+            set_rng_state(state.rng[self.rank])
         on_main(self.accelerator, self._start_folder)
-        with self._tracker(), beside if beside and self.is_main else nullcontext():
+        save = {"is_sharded": self.parallel.is_sharded, "is_async": self.config.trainer.async_save}
+        self.writer = CheckpointWriter(self.accelerator, self.run.kept, **save)
+        with ExitStack() as stack:
+            stack.enter_context(logged(self.folder, self.accelerator))
+            stack.enter_context(self._tracker())
+            stack.enter_context(beside if beside and self.is_main else nullcontext())
+            stack.enter_context(self.writer)
+            stack.enter_context(memory_explained(self.config, self.world_size, self.device))
             self._loop()
         return self._checkpoint(self.step)
 
@@ -145,9 +156,10 @@ class Trainer:
             self.train_set,
             validation_set,
             start_step=self.step,
-            rank=(self.accelerator.process_index, self.world_size),
+            rank=(self.rank, self.world_size),
             pin_memory=self.device.type == "cuda",
         )
+        self.rounds = max(gather_object([0 if self.feed.validation is None else len(self.feed.validation)]))
         self.steps = Steps.resolve(config.schedule, config.trainer, self.feed.sampler.steps_per_epoch)
 
     def _start_folder(self) -> None:
@@ -159,7 +171,7 @@ class Trainer:
         resolved = {**asdict(self.steps), "windows": sum(sampler.sizes), "steps_per_epoch": sampler.steps_per_epoch}
         resolved |= {"accumulation": sampler.accumulation, "num_processes": self.world_size}
         (self.folder / DURATIONS).write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
-        trained = sum(p.numel() for p in self.parameters)
+        trained = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.policy.parameters()) - trained
         log.info("%d windows, %d steps an epoch: %s", sum(sampler.sizes), sampler.steps_per_epoch, asdict(self.steps))
         log.info("%.2f M trainable parameters, %.2f M frozen", trained / 1e6, frozen / 1e6)
@@ -179,6 +191,10 @@ class Trainer:
         finally:
             if self.tracker:
                 self.tracker.close()
+
+    def _trained(self) -> list[str]:
+        """Name the trained parameters, in the optimizer's order."""
+        return [name for group in trained_parameters(self.policy) for name in group]
 
     def _loop(self) -> None:
         interval = Interval(self.config.batch_size, self._sum, self.train_set.location)
@@ -205,6 +221,7 @@ class Trainer:
                     if saves:
                         self.save()
                     if stop is not None:
+                        self.writer.finish()
                         end(stop, self.step)
                     if is_last or self.step % self.steps.validate_every == 0:
                         self.validate()
@@ -245,28 +262,33 @@ class Trainer:
         terms: dict[str, Tensor] = {}
         for number, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
             is_last = number == len(micro_batches) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            with nullcontext() if is_last else self.parallel.accumulating(self.model):
                 beside = [each.to(self.device) for each in said[number : number + 1]]
-                losses = self.model(batch.to(self.device), *beside)
+                with self.accelerator.autocast():
+                    losses = {name: value.float() for name, value in self.model(batch.to(self.device), *beside).items()}
                 for name in losses:
                     losses[name] = losses[name] * (word_shares[number] if name.startswith("text_loss") else share)
                 if self.config.cotrain is not None:
                     losses["loss"] = losses["loss"] + self.config.cotrain.weight * losses["text_loss"]
-                self.accelerator.backward(losses["loss"] * self.world_size)  # DDP averages over ranks
+                (losses["loss"] * self.world_size).backward()  # gradients are averaged over ranks
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0) + value.detach()
-        self.masters.collect_gradients()
-        max_norm = self.config.optimizer.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if max_norm is None else max_norm)
+        norm = self._step_optimizer(terms["loss"])
+        return {**terms, "grad_norm": norm / self.world_size}  # summed over ranks like the others
+
+    def _step_optimizer(self, loss: Tensor) -> Tensor:
+        """Change the weights by the gradients, unless one of them or the loss is not finite; return the norm."""
+        self.parallel.collect_gradients()
+        norm = self.parallel.clip(self.config.optimizer.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"], group["number"] = self._lr(self.step), self.step
-        self.optimizer.optimizer.found_inf = (~(norm + terms["loss"]).isfinite()).float()
+        self.optimizer.found_inf = (~(norm + loss).isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.masters.copy_back()
+        self.parallel.spread_weights()
         if self.ema:
             self.ema.update(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        return {**terms, "grad_norm": norm / self.world_size}  # summed over ranks like the others
+        self.parallel.forget_gradients()
+        return norm
 
     def _shares(self, counts: list[Tensor]) -> Sequence[Tensor]:
         """Return the share of each micro-batch in what all ranks' have."""
@@ -281,14 +303,15 @@ class Trainer:
             return {}
         sources, rng = [source.name for source in self.plan.sources], rng_state()
         try:
-            averaged = self.ema.for_validation(self.masters) if self.ema else nullcontext()
+            averaged = self.ema.for_validation(self.parallel.spread_weights) if self.ema else nullcontext()
             with averaged, self.accelerator.autocast():
-                loader = self.feed.validation
-                metrics, examples = validate(self.policy, loader, self.mean_actions, sources, self._sum)
+                metrics, examples = validate(
+                    self.policy, self.feed.validation, self.mean_actions, sources, self._sum, self.rounds
+                )
         except Exception:
-            if self.is_main and self.saved_step < self.step:
+            if self.is_main and self.saved_step < self.step and not self.parallel.is_sharded:
                 log.warning("validation failed at step %d: what was trained is saved first", self.step)
-                self._write([rng])
+                self.writer.save_alone(self._snapshot([rng]))
             raise
         if self.tracker:
             self.tracker.log_validation(self.step, metrics)
@@ -297,23 +320,24 @@ class Trainer:
         return metrics
 
     def save(self) -> None:
-        """Write a checkpoint from the main process; other ranks hand over their random states."""
+        """Write a checkpoint, or begin to (`trainer.async_save`); every process hands over its random state."""
         rng = gather_object([rng_state()])
-        on_main(self.accelerator, lambda: self._write(rng))
+        self.writer.save(lambda: self._snapshot(rng))
         self.saved_step = self.step
+
+    def _snapshot(self, rng: list[dict[str, Tensor]]) -> Snapshot:
+        """Return what this process has of the state; other processes than the main one, what only they have."""
+        weights = named_tensors(self.policy)
+        pieces, optimizer = self.parallel.pieces(weights), optimizer_pieces(self.optimizer, self.parallel.shares)
+        return Snapshot(
+            target=self._checkpoint(self.step),
+            trained=Trained(self.config, self.policy, self.stats, self.plan),
+            state=TrainingState(step=self.step, parameters=self._trained(), rng=rng, data=self.data),
+            weights={name: value for name, value in weights.items() if self.is_main and name not in pieces},
+            pieces={} if self.parallel.has_copy else pieces,
+            optimizer={} if self.parallel.has_copy else optimizer,
+            averages=self.ema.pieces() if self.ema and not self.parallel.has_copy else {},
+        )
 
     def _checkpoint(self, step: int) -> Path:
         return self.folder / CHECKPOINTS / f"step_{step:06d}"
-
-    def _write(self, rng: list[dict[str, Tensor]]) -> None:
-        check_finite(self.policy, self.step)
-        names, tensors = list(named_weights(self.optimizer)), optimizer_tensors(self.optimizer.optimizer)
-        state = TrainingState(step=self.step, parameters=names, optimizer=tensors, rng=rng, data=self.data)
-        started, target = time.perf_counter(), self._checkpoint(self.step)
-        with new_checkpoint(target) as partial:
-            save_policy(partial, Trained(self.config, self.policy, self.stats, self.plan))
-            state.save(partial / STATE)
-            if self.ema:
-                self.ema.save(partial)
-        self.run.kept(self.step)
-        log.info("saved %s in %s", target, duration(time.perf_counter() - started))

@@ -17,7 +17,7 @@ from robovlms.errors import UserError
 from robovlms.policy.checkpoint import checkpoints
 from robovlms.policy.engine import PolicyEngine
 from robovlms.training.ema import MovingAverage
-from robovlms.training.precision import MasterWeights
+from robovlms.training.parallel.base import Share
 
 TWO = ("schedule.total=2 step", "trainer.save_every=2 step")
 ON = ("ema=default", "ema.decay=0.6")
@@ -34,7 +34,9 @@ def average(folder):
 
 def test_the_average_is_the_weighted_sum_of_the_weights_so_far():
     weight = nn.Parameter(torch.zeros(3))
-    ema = MovingAverage(EMAConfig(name="default", decay=0.9, warmup=False), {"w": weight})
+    ema = MovingAverage(
+        EMAConfig(name="default", decay=0.9, warmup=False), {"w": Share(parameter=weight, weight=weight)}
+    )
     for step, value in enumerate((1.0, 2.0)):
         weight.data.fill_(value)
         ema.update(step)
@@ -49,9 +51,9 @@ def test_the_first_weights_are_soon_forgotten():
 
 def test_the_policy_acts_by_its_average_inside_the_block_alone():
     weight = nn.Parameter(torch.zeros(3))
-    ema = MovingAverage(EMAConfig(name="default"), {"w": weight})
+    ema = MovingAverage(EMAConfig(name="default"), {"w": Share(parameter=weight, weight=weight)})
     weight.data.fill_(1)
-    with ema.in_place(MasterWeights()):
+    with ema.in_place(lambda: None):
         assert weight.tolist() == [0, 0, 0]
     assert weight.tolist() == [1, 1, 1]
     assert ema.shadows["w"].tolist() == [0, 0, 0]

@@ -20,8 +20,9 @@ from robovlms.policy.checkpoint import checkpoints, load_config
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import BACKBONES
 from robovlms.training.optimization import make_optimizer, named_weights
+from robovlms.training.parallel.base import Share
 from robovlms.training.precision import MasterWeights
-from robovlms.training.state import TrainingState, optimizer_tensors
+from robovlms.training.state import TrainingState, optimizer_pieces
 
 TWO = ("schedule.total=2 step", "trainer.save_every=2 step")
 FOUR = ("schedule.total=4 step", "trainer.save_every=2 step", "trainer.resume=auto")
@@ -52,7 +53,9 @@ def test_weights_are_bf16_and_the_optimizer_and_checkpoints_hold_fp32():
     policy, masters = rounded(backbone)
     assert {p.dtype for p in policy.backbone.parameters()} == {torch.bfloat16}
     assert policy.head.weight.dtype is torch.float32
-    optimizer = make_optimizer(policy, OptimizerConfig(name="adamw", lr=1e-3), masters)
+    optimizer = make_optimizer(
+        policy, OptimizerConfig(name="adamw", lr=1e-3), {each: masters.of(each) for each in policy.parameters()}
+    )
     assert {p.dtype for p in named_weights(optimizer).values()} == {torch.float32}
     saved = policy.state_dict()
     assert all(torch.equal(saved[f"backbone.{name}"], value) for name, value in before.items())
@@ -60,7 +63,9 @@ def test_weights_are_bf16_and_the_optimizer_and_checkpoints_hold_fp32():
 
 def test_steps_too_small_for_bf16_add_up_in_the_masters():
     policy, masters = rounded(Nano.tiny())
-    optimizer = make_optimizer(policy, OptimizerConfig(name="adamw", lr=1e-4), masters)
+    optimizer = make_optimizer(
+        policy, OptimizerConfig(name="adamw", lr=1e-4), {each: masters.of(each) for each in policy.parameters()}
+    )
     weight = next(p for p in policy.backbone.parameters() if p.ndim == 2)
     weight.data.fill_(1)
     masters.of(weight).data.fill_(1)
@@ -78,7 +83,9 @@ def test_steps_too_small_for_bf16_add_up_in_the_masters():
 
 def test_a_gradient_that_is_not_finite_changes_no_master():
     policy, masters = rounded(Nano.tiny())
-    optimizer = make_optimizer(policy, OptimizerConfig(name="adamw", lr=1e-2), masters)
+    optimizer = make_optimizer(
+        policy, OptimizerConfig(name="adamw", lr=1e-2), {each: masters.of(each) for each in policy.parameters()}
+    )
     before = {name: p.clone() for name, p in policy.state_dict().items()}
     for parameter in policy.backbone.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
@@ -181,6 +188,10 @@ def test_a_config_from_before_masters_keeps_its_meaning(calvin_folder, tmp_path)
     assert node["precision"]["name"] == "fp32"
 
 
+def whole_shares(optimizer):
+    return {name: Share(parameter=weight, weight=weight) for name, weight in named_weights(optimizer).items()}
+
+
 def test_a_state_that_numbers_its_parameters_is_read_as_the_names_that_it_means(tmp_path):
     policy = OnePolicy(Nano.tiny())
     optimizer = make_optimizer(policy, OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1))
@@ -197,16 +208,17 @@ def test_a_state_that_numbers_its_parameters_is_read_as_the_names_that_it_means(
     groups = [{"params": group["params"]} for group in saved["param_groups"]]
     (folder / "state.json").write_text(json.dumps({"step": 3, "num_ranks": 0, "param_groups": groups}))
     fresh = make_optimizer(policy, OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1))
-    TrainingState.load(folder).restore(fresh)
-    ours, theirs = optimizer_tensors(fresh), optimizer_tensors(optimizer)
+    shares = whole_shares(fresh)
+    TrainingState.load(folder).restore(fresh, list(shares), shares)
+    ours, theirs = optimizer_pieces(fresh, shares), optimizer_pieces(optimizer, shares)
     assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    assert all(torch.equal(ours[key].values, piece.values) for key, piece in theirs.items())
 
 
 def test_a_state_of_other_parameters_is_refused_with_a_name(tmp_path):
     policy = OnePolicy(Nano.tiny())
     optimizer = make_optimizer(policy, OptimizerConfig(name="adamw", lr=1e-3))
     names = [*named_weights(optimizer)][:-1]
-    state = TrainingState(step=1, parameters=names, optimizer={}, rng=[])
+    state = TrainingState(step=1, parameters=names, rng=[])
     with pytest.raises(UserError, match=r"1 are of one alone, e\.g\. head\.bias"):
-        state.restore(optimizer)
+        state.restore(optimizer, list(named_weights(optimizer)), whole_shares(optimizer))
