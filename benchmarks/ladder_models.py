@@ -23,7 +23,6 @@ from robovlms.config.choices import (
     FrameCache,
     ModelSize,
     NormalizationMode,
-    Parallel,
     Precision,
     ReferenceFrame,
     Representation,
@@ -37,7 +36,6 @@ from robovlms.config.run import TrainConfig
 from robovlms.config.training import (
     ClusterConfig,
     OptimizerConfig,
-    ParallelConfig,
     PrecisionConfig,
     ScheduleConfig,
     TrackingConfig,
@@ -52,6 +50,7 @@ from robovlms.images.processor import Processor
 from robovlms.policy.engine import PolicyEngine
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import BACKBONES, HEADS
+from robovlms.training.schemas.parallel import DDPConfig
 from robovlms.types import Batch, ImageSpec, Observation, Sample
 
 NAMES = ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
@@ -120,7 +119,7 @@ def make_config(model: str, rung: Rung, windows: int, sizes: Sizes, folder: Path
         optimizer=OptimizerConfig(name="adamw", lr=1e-5),
         schedule=ScheduleConfig(warmup="0 step", total="1 epoch"),
         precision=PrecisionConfig(name=rung.precision),
-        parallel=ParallelConfig(name=Parallel.ddp),
+        parallel=DDPConfig(name="ddp"),
         cluster=ClusterConfig(name="local", device_batch_size=windows),
         tracking=TrackingConfig(progress=False),
         trainer=TrainerConfig(compile=rung.compile, validate_every=None),
