@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import ladder_models as models
+import numpy as np
 import torch
 import transformers
 from ladder_measures import WARM, Stopwatch, control, graph, planned_gb, seconds_of
@@ -97,8 +98,8 @@ class Ladder:
         try:
             return measure()
         except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                return {"error": f"out of memory: {str(error)[:200]}"}
+            if isinstance(error, torch.OutOfMemoryError) or isinstance(error.__cause__, torch.OutOfMemoryError):
+                return {"error": f"out of memory: {str(error)[:300]}"}
             self.has_failed = True
             where = traceback.extract_tb(error.__traceback__)[-1]
             return {"error": f"{type(error).__name__}: {str(error)[:300]} ({Path(where.filename).name}:{where.lineno})"}
@@ -157,9 +158,9 @@ class Ladder:
     def compare(self, model: str, rung: str, found: dict[str, Any]) -> dict[str, Any]:
         """Say how far losses, and as a share norms of gradients, are from those of the model's first row that ran."""
         name, first = self.first.setdefault(model, (rung, found))
-        apart = max(abs(a - b) for a, b in zip(found["losses"], first["losses"], strict=True))
-        norms = zip(found["grad_norms"], first["grad_norms"], strict=True)
-        told = {"losses_apart": apart, "norms_apart": max(abs(a / b - 1) for a, b in norms), "compared_with": name}
+        apart = float(np.abs(np.subtract(found["losses"], first["losses"])).max())
+        norms = float(np.abs(np.divide(found["grad_norms"], first["grad_norms"]) - 1).max())
+        told = {"losses_apart": apart, "norms_apart": norms, "compared_with": name}
         if apart <= TOLERANCE:  # not so for NaN
             return told
         self.has_failed = True

@@ -203,7 +203,7 @@ def instruction_of(policy: VLAPolicy, tokens: int) -> str:
     """Return words that the policy's tokenizer makes about so many tokens of."""
     backbone, text = policy.backbone, "p"
     while len(backbone.tokenize([backbone.prompt.format(instruction=text)])[0]) < tokens:
-        text += "ush it "[len(text) % 7]
+        text += "push"[len(text) % 4]
     return text
 
 
