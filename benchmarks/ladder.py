@@ -23,6 +23,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,14 @@ from robovlms.policy import compiling
 SPECIFIED = 989e12  # FLOP/s of a H100 or H200 in bf16, dense, as published
 TOLERANCE = 1e-3  # of losses
 GEMMS = ((64 * 148, 2048, 8192), (64 * 514, 1024, 4096), (16 * 526, 2048, 16384))  # of Kosmos' text, vision; PaliGemma
-NEEDS_S = {"train": 30.0, "train, compiled": 60.0, "control": 20.0, "control, compiled": 60.0, "serve": 12.0}
+NEEDS_S = {
+    "plan": 60.0,
+    "train": 30.0,
+    "train, compiled": 60.0,
+    "control": 20.0,
+    "control, compiled": 60.0,
+    "serve": 12.0,
+}
 
 AUTOCAST = Rung(name="bf16_autocast", precision=Precision.bf16_autocast, all_tokens=True)
 LAYERS = Rung(name="+ compile=layers", compile=CompileMode.layers, all_tokens=True)
@@ -73,7 +82,7 @@ class Ladder:
         self.rows: list[dict[str, Any]] = []
         self.matmul, self.has_failed = 0.0, False
         self.first: dict[str, tuple[str, dict[str, Any]]] = {}  # row of a model that ran, by its name
-        self.planned: dict[tuple[str, Precision], float | None] = {}
+        self.planned: dict[tuple[str, Precision], float] = {}  # peaks in GB
 
     def row(self, labels: dict[str, Any], measure: Callable[[], dict[str, Any]], needs: str = "") -> None:
         """Measure a row and write all rows; what fails is written down in its place."""
@@ -142,11 +151,14 @@ class Ladder:
             with Stopwatch(config, before) as trainer:
                 data = models.Windows(windows, self.sizes, instruction)
                 trainer.fit(policy, data, None, {config.data.name: models.statistics()})
-        key = (model, rung.precision)
-        if key not in self.planned:
-            self.planned[key] = planned_gb(config, windows)
-        found = trainer.measured | {"planned_gb": self.planned[key]}
+        found = trainer.measured | {"planned_gb": self.planned.get((model, rung.precision))}
         return self.shares(found, windows) | self.compare(model, rung.name, found)
+
+    def plan(self, model: str, rung: Rung, windows: int) -> dict[str, Any]:
+        """Return the peak that the planner counts for a model and a precision."""
+        peak = planned_gb(models.make_config(model, rung, windows, self.sizes, Path("none")), windows)
+        self.planned[model, rung.precision] = peak
+        return {"planned_gb": peak}
 
     def shares(self, found: dict[str, Any], windows: int) -> dict[str, Any]:
         """Add what follows from seconds and FLOPs of a step."""
@@ -191,7 +203,7 @@ class Ladder:
 
         for count in counts:
             labels = {"what": "serve", "model": model, "rung": BF16.name, "sessions": count}
-            self.row(labels, lambda count=count: measure(count), "serve")
+            self.row(labels, partial(measure, count), "serve")
 
     def climb(self, chosen: list[str]) -> None:
         """Measure everything, what matters most first."""
@@ -200,14 +212,16 @@ class Ladder:
         windows = {"kosmos": 4 if is_large else 2, "paligemma": 1, "qwen2_5_vl": 2 if is_large else 1}
         for model in chosen:
             count = 2 if self.sizes.tiny else windows.get(model, 1)
-            for rung in KOSMOS if model == "kosmos" else OTHERS:
+            rungs = KOSMOS if model == "kosmos" else OTHERS
+            if find_spec("robovlms.planner"):
+                for rung in {rung.precision: rung for rung in rungs}.values():
+                    labels = {"what": "plan", "model": model, "precision": rung.precision, "windows": count}
+                    self.row(labels, partial(self.plan, model, rung, count), "plan")
+            for rung in rungs:
                 labels = {"what": "train", "model": model, "rung": rung.name, "windows": count}
                 is_compiled = rung.compile is not CompileMode.off
-                self.row(
-                    labels,
-                    lambda model=model, rung=rung, count=count: self.train(model, rung, count),
-                    "train, compiled" if is_compiled else "train",
-                )
+                needs = "train, compiled" if is_compiled else "train"
+                self.row(labels, partial(self.train, model, rung, count), needs)
             if model == chosen[0]:
                 self.act(model)
 
@@ -219,10 +233,10 @@ class Ladder:
                 self.row(labels, lambda: {"skipped": "CUDA graphs need a GPU"})
                 continue
             needs = "control" if acting.compile is CompileMode.off else "control, compiled"
-            self.row(labels, lambda acting=acting: control(model, acting, self.sizes), needs)
+            self.row(labels, partial(control, model, acting, self.sizes), needs)
         if self.is_cuda:
             labels = {"what": "control", "model": model, "rung": "bf16, VLAPolicy.read as one CUDA graph, no head"}
-            self.row(labels, lambda: graph(model, BF16, self.sizes), "control")
+            self.row(labels, partial(graph, model, BF16, self.sizes), "control")
         self.serve(model, (1, 4, 16, 64) if self.is_cuda else (1, 4))
 
 

@@ -87,13 +87,11 @@ def count_syncs(function: Callable[[], Any]) -> int:
     return sum("synchroniz" in str(each.message) for each in found)
 
 
-def planned_gb(config: TrainConfig, windows: int) -> float | None:
-    """Return the peak that the planner counts; None: it is not installed."""
-    try:
-        from robovlms.planner.memory import memory_of
-        from robovlms.planner.trace import trace
-    except ImportError:
-        return None
+def planned_gb(config: TrainConfig, windows: int) -> float:
+    """Return the peak that the planner counts for a run."""
+    from robovlms.planner.memory import memory_of  # not in every checkout that the ladder is to measure
+    from robovlms.planner.trace import trace
+
     return float(memory_of(config, trace(config, windows), windows).peak)
 
 
