@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robovlms.backbones.layout import take
-from robovlms.config.choices import Checkpointing
+from robovlms.config.policy import Checkpointing
 
 MIXERS = ("self_attn", "attn", "attention", "linear_attn", "conv", "attend")  # what lets the tokens of a layer mix
 MLPS = ("mlp", "ffn", "feed_forward")

@@ -17,7 +17,7 @@ from robovlms.backbones.base import Backbone
 from robovlms.backbones.layout import KVCache, Layout, take, true_first
 from robovlms.backbones.perceiver import Perceiver
 from robovlms.backbones.text_head import TextHead
-from robovlms.config.choices import Checkpointing
+from robovlms.config.policy import Checkpointing
 from robovlms.errors import NotAllowedError, UserError
 
 

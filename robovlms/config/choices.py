@@ -183,30 +183,6 @@ class ImageFormat(StrEnum):
     jpeg = auto()  # quality 95, 4:4:4
 
 
-@dataclass(frozen=True)
-class Checkpointing:
-    """Which activations a backbone computes again in the backward pass instead of keeping them."""
-
-    every: int = 0  # every so many-th layer as a whole; 0: none
-    attention: bool = False  # the attention of every layer
-
-    @classmethod
-    def parse(cls, text: str, option: str = "backbone.checkpointing") -> Checkpointing:
-        """Read `none`, `attention`, `every_n:<layers>` or `full`.
-
-        Raises:
-            UserError: anything else; names `option` and the forms.
-        """
-        known = {"none": cls(), "attention": cls(attention=True), "full": cls(every=1)}
-        match = re.fullmatch(r"every_n:\s*([1-9][0-9]{0,3})", text)
-        if text not in known and match is None:
-            raise UserError(
-                f"{option}={text} does not exist: write none, attention, full, or e.g. every_n:2 for every second "
-                "layer."
-            )
-        return known[text] if match is None else cls(every=int(match[1]))
-
-
 class ScheduleName(StrEnum):
     """Learning rate after the warm-up."""
 

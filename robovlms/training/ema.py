@@ -39,7 +39,7 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights that step `step` has made."""
-        torch._foreach_lerp_(list(self.shadows.values()), self._weights, 1 - self.decay(step))
+        torch._foreach_lerp_(list(self.shadows.values()), [*self._weights], 1 - self.decay(step))
 
     @contextmanager
     def in_place(self, spread: Callable[[], None]) -> Iterator[None]:

@@ -110,7 +110,9 @@ class TrainingState:
     def _state(self, keys: Mapping[str, str], share: Share) -> dict[str, Tensor]:
         """Return what belongs to a share of a parameter's state: of tensors as large as the parameter, its part."""
         if any(kind.endswith("_scale") for kind in keys) and not share.is_whole:  # scales are of blocks of the whole
-            whole = converted({kind: self.optimizer.read(key) for kind, key in keys.items()}, Moments.fp32, share.shape)
+            whole = converted(
+                {kind: self.optimizer.read(key) for kind, key in keys.items()}, Moments.fp32, torch.Size(share.shape)
+            )
             found = {kind: share.part(value) for kind, value in whole.items()}
         else:
             found = {kind: self._part(key, share) for kind, key in keys.items()}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from robovlms.backbones.schemas.nano import NanoBackboneConfig
-from robovlms.config.choices import Checkpointing, ModelSize
-from robovlms.config.policy import BackboneConfig
+from robovlms.config.choices import ModelSize
+from robovlms.config.policy import BackboneConfig, Checkpointing
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 
