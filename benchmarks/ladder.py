@@ -10,7 +10,7 @@ measured; the table is printed last. What does not fit, or fails, is a row as we
 that says so. Exit status 1: losses differ by more than 1e-3 between a model's rows, or a row failed for another reason
 than memory.
 
-Needs torch >= 2.11, transformers >= 5.17, accelerate and omegaconf; not Hydra.
+Needs torch >= 2.11, transformers >= 5.17, accelerate, einops, jaxtyping and omegaconf; not Hydra, not torchvision.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 import tempfile
 import time
@@ -284,6 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.device == "cpu" and not chosen.tiny:
         parser.error("models of published size take hours on a CPU: add --tiny.")
     if chosen.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the trainer takes a GPU if it sees one
         compiling.BACKEND = "aot_eager"  # graphs are made; no C++ compiler is waited for
     Path(chosen.out).mkdir(parents=True, exist_ok=True)
     ladder = Ladder(chosen)

@@ -70,7 +70,9 @@ def test_losses_that_differ_from_those_of_the_first_row_fail(rows, losses, diffe
     assert "error" not in rows.compare("paligemma", "one", first | {"losses": [9.0, 9.0, 9.0]})
 
 
-def test_what_there_is_no_time_for_says_so(tmp_path, capsys):
+def test_what_there_is_no_time_for_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", compiling.BACKEND)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert ladder.main(["--device", "cpu", "--tiny", "--seconds", "0", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "ladder.json").read_text())
     assert len([row for row in found if row["what"] == "train"]) == 11
@@ -103,7 +105,8 @@ def test_models_have_their_published_sizes(model, parameters):
 
 @pytest.mark.slow
 def test_all_rows_that_a_cpu_can_run_have_equal_losses(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiling, "BACKEND", compiling.BACKEND)  # which the ladder changes
+    monkeypatch.setattr(compiling, "BACKEND", compiling.BACKEND)  # which the ladder changes, as it does the next
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert ladder.main(["--device", "cpu", "--tiny", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "ladder.json").read_text())
     assert [row["rung"] for row in found if "skipped" in row] == ["bf16 compile=model: vision as CUDA graph"]
