@@ -21,7 +21,10 @@ from robovlms.planner.plan import Plan, make_plan
 PAGE = Path(__file__).parents[1] / "docs" / "clusters.md"
 START, END = "<!-- table of benchmarks/memory_table.py -->\n", "<!-- end of the table -->\n"
 BACKBONES = ("smolvlm", "kosmos", "paligemma", "qwen2_5_vl", "llava")
-LAYOUTS = {"16 frames, 2 views": ("window=w16_c10", "view=side_wrist"), "8 frames, 1 view": ("window=w8_c10", "view=side")}
+LAYOUTS = {
+    "16 frames, 2 views": ("window=w16_c10", "view=side_wrist"),
+    "8 frames, 1 view": ("window=w8_c10", "view=side"),
+}
 
 
 def counted(backbone: str, layout: str, checkpointing: str) -> Plan:
