@@ -9,3 +9,7 @@ class UserError(ValueError):
 
 class NotAllowedError(UserError):
     """Two options that do not go together; a sweep skips them."""
+
+
+class LostProcessError(UserError):
+    """Another process of the run has gone; what it says itself, if anything, comes first."""

@@ -146,4 +146,5 @@ BACKBONES = Registry("BACKBONES", "backbone", "robovlms.backbones.families", lib
 HEADS = Registry("HEADS", "head", "robovlms.heads")
 DATASETS = Registry("DATASETS", "data", "robovlms.data")
 SIMULATORS = Registry("SIMULATORS", "sim", "robovlms.sims")
+PARALLEL = Registry("PARALLEL", "parallel", "robovlms.training.parallel")
 PROTOCOLS = Registry("PROTOCOLS", "protocol", "robovlms.serving.protocols")

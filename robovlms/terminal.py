@@ -41,6 +41,7 @@ def set_up_logging(level: int, is_shown: Callable[[logging.LogRecord], bool] | N
     if logging.getLogger().handlers:
         return
     handler = logging.StreamHandler()
+    handler.setLevel(level)
     handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     if is_shown is not None:
         handler.addFilter(is_shown)

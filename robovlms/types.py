@@ -23,6 +23,10 @@ from torch import Tensor
 Losses: TypeAlias = dict[str, Tensor]
 """Scalars by name, each a mean over the real (unmasked) steps; the entry "loss" is the one that is minimised."""
 
+Encoder: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Normalised chunks "b w k a", their mask "b w k" and which entries are recorded "b a", to token ids "b w q": what a
+head that writes chunks learns. It travels to loader processes."""
+
 
 @dataclass(kw_only=True)
 class Sample:
@@ -74,6 +78,7 @@ class Batch(Tensors):
     actions: Float32[Tensor, "b w k a"] | None = None  # arm normalised to [-1, 1]; gripper -1 closed, +1 open
     action_mask: Bool[Tensor, "b w k"] | None = None
     action_dims: Bool[Tensor, "b a"] | None = None  # False = an action entry that is no target; None: all are
+    target_ids: Int64[Tensor, "b w q"] | None = None  # a chunk as tokens, for heads that write it so; -1 = padding
     view_mask: Bool[Tensor, "b v"] | None = (
         None  # False = a view that the sample lacks, in the order of Processor.views
     )

@@ -7,6 +7,7 @@ window becomes n = b * w sequences of one frame (policy head) or n = b sequences
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ class Backbone(nn.Module, ABC):
     image_spec: ImageSpec
     can_interleave: bool = True  # whether images of several frames can stand in one sequence
     reads_queries: bool = True  # whether queries stand behind the text, so that tokens can be written there
+    is_published: bool = False  # whether it is a model of others, with weights to download
     prompt: str  # template with {instruction}; none of the special tokens, which `tokenize` adds
     text_head: TextHead | None = None  # None: this backbone cannot write text
+    computes_bf16: bool = False  # whether weights and activations are bfloat16 throughout, which needs no autocast
 
     @classmethod
     @abstractmethod
@@ -83,6 +86,11 @@ class Backbone(nn.Module, ABC):
     ) -> Float[Tensor, "n t q d"]:
         """Encode and read."""
         return self.read(self.encode(images), text_ids, text_mask, queries, view_mask=view_mask)
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Return the context in which it computes: without autocast where it is bfloat16 throughout."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, enabled=False) if self.computes_bf16 else nullcontext()
 
     def new_cache(self) -> KVCache | None:
         """Return an empty cache; None: this decoder reads everything again."""

@@ -6,7 +6,6 @@ without the vocabulary head, in float32 as the trainer expects, from safetensors
 
 from __future__ import annotations
 
-import string
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +21,12 @@ from transformers import (
     DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
-    Qwen2Tokenizer,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from robovlms.backbones.layout import KVCache, Layout
 from robovlms.backbones.loading import check_attention, check_tied_head, load, load_vocabulary_head
-from robovlms.backbones.masks import causal_mask, mutual_mask
+from robovlms.backbones.masks import PADDING_LAST, causal_mask, mutual_mask, without_reading
 from robovlms.backbones.prefix import PrefixBackbone, PrefixTextHead
 from robovlms.backbones.text_head import FamilyTokenizer
 from robovlms.backbones.trainable import select_trainable
@@ -37,16 +36,6 @@ from robovlms.errors import NotAllowedError, UserError
 from robovlms.types import ImageSpec
 
 NUM_LEFT_OUT = 10  # tokens at the end of a vocabulary that are no actions
-TINY_IMAGE_SIZE = 56  # px: 4 x 4 patches of 14
-TINY_VISION = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "image_size": TINY_IMAGE_SIZE, "patch_size": 14,
-}  # fmt: skip
-TINY_TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-TINY_CHARACTERS = ["▁", "\n", *string.ascii_letters, *string.digits, *string.punctuation]
-PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
-TINY_BYTES = [chr(byte) for byte in PRINTABLE_BYTES] + [chr(256 + i) for i in range(256 - len(PRINTABLE_BYTES))]
-"""GPT-2's characters for the 256 bytes: printable ones stand for themselves, the others for 256 and up."""
 
 
 class HuggingFaceBackbone(PrefixBackbone):
@@ -68,7 +57,10 @@ class HuggingFaceBackbone(PrefixBackbone):
     original: ClassVar[str | None] = None  # hub id of what scripts/convert_backbone.py makes a readable folder of
     can_cache: ClassVar[bool] = True  # whether what was read can be kept
     reads_last_layer: bool = True  # False: features are what the last layer would read
+    hybrid_layers: ClassVar[tuple[str, ...]] = ()  # kinds of a decoder's layers, where each takes a mask of its own
     can_parallel = True
+    is_published = True
+    pixels: ClassVar[int | None] = None  # of a view's sides, where the published config.json does not say
     image_marks: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())  # tokens before and behind every image
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
@@ -90,6 +82,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         self.num_marks = (len(before), len(behind))
         for module in self.unused():
             module.requires_grad_(False)
+        self.find_last_mlp()
 
     mark_ids: Int64[Tensor, "_marks"]
 
@@ -131,8 +124,7 @@ class HuggingFaceBackbone(PrefixBackbone):
 
     def count_positions(self) -> int | None:
         """Return how many tokens the decoder has positions for; None: any number."""
-        count: int | None = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
-        return count
+        return self.model.config.get_text_config().to_dict().get("max_position_embeddings")  # type: ignore[no-any-return]
 
     @classmethod
     def processor_size(cls, processor: Any) -> tuple[int, int]:
@@ -175,13 +167,20 @@ class HuggingFaceBackbone(PrefixBackbone):
             backbone.model.set_attn_implementation(config.attn_implementation)
         else:
             backbone = cls(*load(config, cls.model_type, cls.check_config, cls.original))
-        backbone.prompt = config.prompt
-        if config.gradient_checkpointing:
-            backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if config.resample is not None:
-            backbone.add_resampler(config.resample)
-        select_trainable(backbone, config)
+        backbone.configure(config)
         return backbone
+
+    def configure(self, config: BackboneConfig) -> None:
+        """Take what a config asks for beside the model's weights."""
+        self.prompt = config.prompt
+        if config.resample is not None:
+            self.add_resampler(config.resample)
+        self.save_activations(config.checkpointing)
+        select_trainable(self, config)
+
+    def layers(self) -> list[nn.Module]:
+        """Return what transformers itself would checkpoint."""
+        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def last_ids(self, count: int) -> list[int]:
         """Return V0 - 1, V0 - 2, ..., where V0 is what `vocab_size` says, less the special tokens and ten more.
@@ -245,10 +244,7 @@ class HuggingFaceBackbone(PrefixBackbone):
         if positions is not None:
             options["position_ids"] = positions[..., -embeds.shape[1] :].contiguous()
         if "attention_mask" not in options:
-            whole = layout.mask.long()
-            options["attention_mask"] = (
-                self.additive(causal_mask(layout), layout, embeds) if self.bidirectional_queries else whole
-            )
+            options["attention_mask"] = self.attention_mask(embeds, layout)
         if not self.reads_last_layer:
             options["output_hidden_states"] = True
         past: Any = None if cache is None else DynamicCache(cache)
@@ -257,6 +253,15 @@ class HuggingFaceBackbone(PrefixBackbone):
             cache[:] = [[layer.keys, layer.values] for layer in past.layers]
         hidden: Tensor = output.last_hidden_state if self.reads_last_layer else output.hidden_states[-2]
         return hidden
+
+    def attention_mask(self, embeds: Float[Tensor, "n s d"], layout: Layout) -> Any:
+        """Return what the decoder is told about who attends to whom: of causal ones, what is padding."""
+        if self.bidirectional_queries:
+            return self.additive(causal_mask(layout), layout, embeds)
+        if self.hybrid_layers and self.decoder.config._attn_implementation == "sdpa":
+            return dict.fromkeys(self.hybrid_layers)  # whatever follows the last token that is read, is padding
+        without_reading(self.decoder.config, PADDING_LAST)
+        return layout.mask.long()
 
     def additive(
         self, allowed: Bool[Tensor, "n l l"], layout: Layout, embeds: Float[Tensor, "n s d"]
@@ -270,13 +275,11 @@ class HuggingFaceBackbone(PrefixBackbone):
     @property
     def embedding(self) -> nn.Embedding:
         """The input embedding of the text."""
-        embedding: nn.Embedding = self.model.get_input_embeddings()
-        return embedding
+        return self.model.get_input_embeddings()  # type: ignore[no-any-return]
 
     def embed_text(self, text_ids: Int64[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
         """Look the text up in the input embedding."""
-        embeds: Tensor = self.embedding(text_ids)
-        return embeds
+        return self.embedding(text_ids)  # type: ignore[no-any-return]
 
     @cached_property
     def tokenize(self) -> FamilyTokenizer:
@@ -333,9 +336,3 @@ class HuggingFaceTextHead(PrefixTextHead):
         logits = F.linear(features, (backbone.unembed or backbone.embedding).weight.to(features.dtype)).float()
         bound = getattr(backbone.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if bound is None else bound * (logits / bound).tanh()
-
-
-def tiny_qwen_tokenizer(marks: tuple[str, ...]) -> Qwen2Tokenizer:
-    """Return Qwen's tokenizer class with one token per byte, then `marks`."""
-    vocab = {token: i for i, token in enumerate(["<|endoftext|>", *TINY_BYTES, *marks])}
-    return Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=list(marks))

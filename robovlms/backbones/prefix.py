@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,22 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from robovlms.backbones.activations import AtPlaces, last_mlp, recompute
 from robovlms.backbones.base import Backbone
 from robovlms.backbones.layout import KVCache, Layout, take, true_first
 from robovlms.backbones.perceiver import Perceiver
 from robovlms.backbones.text_head import TextHead
+from robovlms.config.policy import Checkpointing
 from robovlms.errors import NotAllowedError, UserError
+
+
+class Packed(NamedTuple):
+    """The tokens of all frames as the decoder reads them."""
+
+    tokens: Float[Tensor, "n s e"]
+    layout: Layout
+    order: Int64[Tensor, "n s"]  # where each stood before packing
+    num_new: Int64[Tensor, "n"]  # frames of each sequence that begin here
 
 
 class PrefixBackbone(Backbone):
@@ -37,6 +49,19 @@ class PrefixBackbone(Backbone):
         super().__init__()
         self.resampler: Perceiver | None = None
         self.bidirectional_queries = False  # whether queries of one frame see each other
+        self.last_mlp: AtPlaces | None = None  # the decoder's, where it may compute at the queries alone
+
+    @abstractmethod
+    def layers(self) -> list[nn.Module]:
+        """Return the layers of vision tower and decoder whose activations may be computed again."""
+
+    def find_last_mlp(self) -> None:
+        """Have the decoder's last MLP compute where it is asked, if it has one that can."""
+        self.last_mlp = last_mlp(next(part for part in self.parts()["text"] if isinstance(part, nn.ModuleList)))
+
+    def save_activations(self, checkpointing: str) -> None:
+        """Keep fewer activations for the backward pass, as `backbone.checkpointing` says."""
+        recompute(self.layers(), Checkpointing.parse(checkpointing), self.last_mlp)
 
     def enable_bidirectional_queries(self) -> None:
         """Open the mask, if it is ours."""
@@ -113,14 +138,15 @@ class PrefixBackbone(Backbone):
             UserError: a sequence is longer than the decoder's positions.
         """
         masks = (view_mask, frame_mask)
-        hidden, layout, order = self.read_all(image, text_ids, text_mask, queries, kv_cache, *masks, query_ids)
+        packed = self._pack(image, text_ids, text_mask, queries, kv_cache, *masks, query_ids)
         (t, v), m, q = image.shape[1:3], self.in_sequence(image).shape[3], queries.shape[2]
-        is_asked = layout.is_query
+        is_asked = packed.layout.is_query
         if query_ids is not None:
-            is_asked = is_asked | self._is_last_token(text_mask, t, v * m, q).gather(1, order)
-        count = t * (q + (query_ids is not None))
-        asked = take(hidden, true_first(is_asked)[:, :count])
-        return rearrange(asked, "n (t q) d -> n t q d", t=t)
+            is_asked = is_asked | self._is_last_token(text_mask, t, v * m, q).gather(1, packed.order)
+        places = true_first(is_asked)[:, : t * (q + (query_ids is not None))]
+        with nullcontext() if self.last_mlp is None else self.last_mlp.only(places):
+            hidden = self._decode(packed, kv_cache)
+        return rearrange(take(hidden, places), "n (t q) d -> n t q d", t=t)
 
     def read_all(
         self,
@@ -137,6 +163,22 @@ class PrefixBackbone(Backbone):
 
         Arguments and errors are those of `read`.
         """
+        masks = (view_mask, frame_mask)
+        packed = self._pack(image, text_ids, text_mask, queries, kv_cache, *masks, query_ids)
+        return self._decode(packed, kv_cache), packed.layout, packed.order
+
+    def _pack(
+        self,
+        image: Float[Tensor, "n t v m e"],
+        text_ids: Int64[Tensor, "n l"],
+        text_mask: Bool[Tensor, "n l"],
+        queries: Float[Tensor, "n t q d"],
+        kv_cache: KVCache | None,
+        view_mask: Bool[Tensor, "n v"] | None,
+        frame_mask: Bool[Tensor, "n t"] | None,
+        query_ids: Int64[Tensor, "n q"] | None,
+    ) -> Packed:
+        """Return the tokens of all frames, padding last; of the arguments of `read`."""
         inside = self.in_sequence(image)
         n, t, v, m, _ = inside.shape
         if view_mask is None:
@@ -151,14 +193,13 @@ class PrefixBackbone(Backbone):
         layout = layout.reorder(order)
         self.condition(image, view_mask, layout)
         num_new = frame_mask.sum(1) * (text_ids.shape[1] + v * m > 0)  # without text and images: more queries
-        packed = take(rearrange(tokens, "n t s e -> n (t s) e"), order)
-        return self._decode(packed, layout, kv_cache, num_new), layout, order
+        return Packed(take(rearrange(tokens, "n t s e -> n (t s) e"), order), layout, order, num_new)
 
     def _open_first(self, layout: Layout, kv_cache: KVCache | None) -> Layout:
         """Leave out what would close a frame before the first one of a sequence."""
         is_closing = torch.arange(layout.mask.shape[1], device=layout.mask.device) < self.num_closing_tokens
-        read = 0 if kv_cache is None else kv_cache.num_frames
-        is_first = torch.as_tensor(read, device=layout.mask.device).expand(layout.mask.shape[0]) == 0
+        n, read = layout.mask.shape[0], 0 if kv_cache is None else kv_cache.num_frames
+        is_first = is_closing.new_full((n,), read == 0) if isinstance(read, int) else read == 0
         return layout._replace(mask=layout.mask & ~(is_first[:, None] & is_closing))
 
     def _join(
@@ -246,13 +287,11 @@ class PrefixBackbone(Backbone):
             "makes smaller images."
         )
 
-    def _decode(
-        self, packed: Float[Tensor, "n s e"], layout: Layout, kv_cache: KVCache | None, num_new: Int64[Tensor, "n"]
-    ) -> Float[Tensor, "n s d"]:
-        """Run the decoder, behind what `kv_cache` holds; `num_new` frames of each sequence begin here."""
+    def _decode(self, packed: Packed, kv_cache: KVCache | None) -> Float[Tensor, "n s d"]:
+        """Run the decoder, behind what `kv_cache` holds."""
         if kv_cache is None:
-            return self.decode(packed, layout)
-        return self.decode(packed, kv_cache.add(layout, num_new), kv_cache.layers)
+            return self.decode(packed.tokens, packed.layout)
+        return self.decode(packed.tokens, kv_cache.add(packed.layout, packed.num_new), kv_cache.layers)
 
     def in_sequence(self, image: Float[Tensor, "n t v m e"]) -> Float[Tensor, "n t v _m _e"]:
         """Return the image tokens that stand in the sequence: all, unless the decoder sees them another way."""

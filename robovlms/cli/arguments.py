@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robovlms.config.presets import groups, options
-from robovlms.config.renamed import RENAMED, rename
+from robovlms.config.renamed import RENAMED, REPLACED, rename
 from robovlms.errors import UserError
 from robovlms.hub.repository import is_on_hub
 
@@ -80,6 +80,9 @@ def _renamed(overrides: list[str]) -> list[str]:
         key, sign, value = override.partition("=")
         for old, new in RENAMED.items():
             key = re.sub(rf"(?<![\w.]){re.escape(old)}(?![\w])", new, key)
+        word = {"true": True, "false": False}.get(value.lower())
+        if key != override.partition("=")[0] and word in REPLACED.get(key, {}):
+            value = REPLACED[key][word]
         value = value.replace("${data.parts", "${data.sources")
         if key + sign + value != override:
             told.append(f"{override.partition('=')[0]} is called {key} now")

@@ -13,7 +13,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 
 MEMORY = (
     "not enough memory. Lower device_batch_size (the global batch stays the same), data.num_workers, data.cache_mb, "
-    "window.window_size or the sizes of head and backbone; backbone.gradient_checkpointing=true costs time instead."
+    "window.window_size or the sizes of head and backbone; backbone.checkpointing=full costs time instead."
 )
 KILLED = (
     "a process was killed, most likely because memory ran out: lower data.num_workers, data.cache_mb or "

@@ -8,6 +8,7 @@ import os
 import sys
 
 from robovlms.cli import launch
+from robovlms.errors import LostProcessError
 from robovlms.terminal import printable, set_up_logging
 
 
@@ -44,7 +45,7 @@ def report(error: Exception, schema: type) -> tuple[int, str]:
 
     message = explain(error, schema)
     status, reason = (2, message) if message is not None else (1, f"{type(error).__name__}: {error}")
-    if not launch.speaks(is_cause=status == 2):
+    if not launch.speaks(is_cause=status == 2 and not isinstance(error, LostProcessError)):
         return status, reason
     if status == 1 or os.environ.get("ROBOVLMS_TRACEBACK") == "1":
         import traceback

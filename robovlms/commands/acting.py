@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from robovlms.actions.contract import check_contract
 from robovlms.actions.plan import DataPlan, Source
-from robovlms.config.choices import Execution, Language
+from robovlms.config.choices import ActingWeights, Execution, Language
 from robovlms.config.closed_loop import EngineConfig, EvaluationConfig, SimConfig
 from robovlms.config.fields import DEMO, fields_that_keep
 from robovlms.config.run import TrainConfig
@@ -89,12 +89,14 @@ class CheckpointPolicy:
         return PolicyIdentity(place, digest, device_name(device_of(self.engine)), {})
 
     def conditions(self, config: EvaluationConfig) -> dict[str, Any]:
-        """Return checkpoint and arithmetic."""
+        """Return checkpoint, its weights where they are not the newest, and arithmetic."""
+        weights = config.engine.weights
         return {
             "checkpoint": self.identity.place,
             "digest": self.identity.digest,
             "dtype": arithmetic_of(config.engine),
             "max_batch_size": config.engine.max_batch_size,
+            **({} if weights is ActingWeights.trained else {"weights": weights.value}),
         }
 
     def check(self, simulator: Simulator, config: EvaluationConfig) -> None:

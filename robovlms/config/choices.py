@@ -211,17 +211,44 @@ class EngineDtype(StrEnum):
     auto = "auto"
 
 
+class CompileMode(StrEnum):
+    """What is run by torch.compile."""
+
+    off = auto()  # nothing: no waiting at the start
+    layers = auto()  # every layer of vision tower and decoder, alike ones by one graph: seconds of compiling
+    # the forward as one graph as far as it goes, which takes minutes for a large model; acting: the vision tower, by
+    # CUDA graphs on a GPU
+    model = auto()
+
+
 class Precision(StrEnum):
-    """Arithmetic of forward and backward; weights and optimizer state stay float32."""
+    """Arithmetic of forward and backward; what the optimizer changes, and checkpoints keep, is float32 in all."""
 
     fp32 = auto()
-    bf16 = auto()
+    bf16 = auto()  # the backbone's weights and activations, with float32 masters behind them; the head's by autocast
+    bf16_autocast = auto()  # float32 weights, rounded for every product
 
 
-class Parallel(StrEnum):
-    """How a step is spread over processes."""
+class Moments(StrEnum):
+    """How the optimizer stores its two moments of every weight."""
 
-    ddp = auto()  # every process has all weights, gradients are averaged
+    fp32 = auto()  # 8 bytes a weight
+    bf16_stochastic = auto()  # 4: rounded at random, so that small changes add up on average
+    int8 = auto()  # 2: one of 256 values, and a scale for every 256 of them
+
+
+class ActingWeights(StrEnum):
+    """Which of a checkpoint's weights act."""
+
+    trained = auto()
+    ema = auto()  # their moving average, of a run with `ema`
+
+
+class ReduceDtype(StrEnum):
+    """What gradients are rounded to on their way between processes; each keeps and sums its own as they are."""
+
+    fp32 = auto()
+    bf16 = auto()  # half the bytes
 
 
 class TrackerName(StrEnum):

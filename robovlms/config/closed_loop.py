@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from robovlms.config.choices import MISSING, CheckpointChoice, EngineDtype, Execution, Language, Quantization
+from robovlms.config.choices import (
+    MISSING,
+    ActingWeights,
+    CheckpointChoice,
+    CompileMode,
+    EngineDtype,
+    Execution,
+    Language,
+    Quantization,
+)
 from robovlms.config.fields import DEMO, MAX_PORT, MAX_PROCESSES, marked, number
 from robovlms.config.schemas import schema
 from robovlms.errors import UserError
@@ -66,10 +75,11 @@ class EngineConfig:
     """How a policy that acts computes, for many sessions at once."""
 
     device: str = "auto"  # as torch calls it, e.g. cuda:1; auto: a GPU if there is one
+    weights: ActingWeights = ActingWeights.trained
     dtype: EngineDtype = EngineDtype.auto  # auto: bf16 on a GPU, fp32 elsewhere
     max_batch_size: int = number(32, at_least=1, at_most=4096)  # rows in one forward
     max_wait_ms: float = number(2.0, at_least=0, at_most=10_000)  # that a request waits for others to share a forward
-    compile: bool = False  # the vision tower, by torch.compile; with CUDA graphs on a GPU
+    compile: CompileMode = CompileMode.off
     quantize: Quantization | None = None  # the backbone's matrices, which are not computed with but stored so
     # that `quantize` may make, at most, in normalised units (the arm's range is 2, and so is a gripper that changes its
     # mind), for synthetic observations; unset: any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from robovlms.config.choices import (
@@ -16,6 +17,31 @@ from robovlms.config.choices import (
 )
 from robovlms.config.fields import number, template
 from robovlms.config.schemas import schema
+from robovlms.errors import UserError
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Which activations a backbone computes again in the backward pass instead of keeping them."""
+
+    every: int = 0  # every so many-th layer as a whole; 0: none
+    attention: bool = False  # the attention of every layer
+
+    @classmethod
+    def parse(cls, text: str, option: str = "backbone.checkpointing") -> Checkpointing:
+        """Read `none`, `attention`, `every_n:<layers>` or `full`.
+
+        Raises:
+            UserError: anything else; names `option` and the forms.
+        """
+        known = {"none": cls(), "attention": cls(attention=True), "full": cls(every=1)}
+        match = re.fullmatch(r"every_n:\s*([1-9][0-9]{0,3})", text)
+        if text not in known and match is None:
+            raise UserError(
+                f"{option}={text} does not exist: write none, attention, full, or e.g. every_n:2 for every second "
+                "layer."
+            )
+        return known[text] if match is None else cls(every=int(match[1]))
 
 
 @dataclass(kw_only=True)
@@ -48,11 +74,16 @@ class BackboneConfig:
     # only the last so many decoder layers are trained; unset: all
     train_text_layers: int | None = number(None, at_least=1)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
-    gradient_checkpointing: bool = False
+    # what the backward pass computes again instead of keeping it: none | attention | every_n:<layers> | full
+    checkpointing: str = "none"
     attn_implementation: str = "sdpa"
     weights: WeightType = WeightType.fp32
     # tokens per view, by a perceiver trained from scratch; unset: the family's own
     resample: int | None = number(None, at_least=1)
+
+    def check(self, option: str) -> None:
+        """Refuse a way of checkpointing that cannot be read."""
+        Checkpointing.parse(self.checkpointing, f"{option}.checkpointing")
 
 
 @schema("head/base")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 RENAMED = {
+    "backbone.gradient_checkpointing": "backbone.checkpointing",
     "data.parts": "data.sources",
     "evaluation.part": "evaluation.source",
     "evaluation.seed": "sim.seed",
@@ -12,8 +13,10 @@ RENAMED = {
 }
 # What was allowed and is not any more, by option: it meant the same, or meant nothing once a run is over.
 REPLACED: dict[str, dict[Any, Any]] = {
+    "backbone.checkpointing": {True: "full", False: "none"},
     "trainer.keep_last": {0: 1_000_000},  # meant all
     "optimizer.max_grad_norm": {0: None},
+    "evaluation.engine.compile": {False: "off", True: "model"},
 }
 
 
@@ -28,7 +31,12 @@ def rename(node: Any) -> None:
             value = node[group].pop(key)
             if node.get(new_group):
                 node[new_group][new_key] = value
+    if "moments" not in (node.get("optimizer") or {}) and (node.get("precision") or {}).get("name") == "bf16":
+        node["precision"]["name"] = "bf16_autocast"  # what bf16 meant in the configs before that key
     for option, changes in REPLACED.items():
-        group, _, key = option.partition(".")
-        if group in node and node[group].get(key) in changes:
-            node[group][key] = changes[node[group][key]]
+        *groups, key = option.split(".")
+        section = node
+        for group in groups:
+            section = section.get(group) or {}
+        if section.get(key) in changes:
+            section[key] = changes[section[key]]

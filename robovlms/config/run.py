@@ -17,8 +17,10 @@ from robovlms.config.training import (
     ClusterConfig,
     CotrainConfig,
     DebugConfig,
+    EMAConfig,
     OptimizerConfig,
     ParallelConfig,
+    PlannerConfig,
     PrecisionConfig,
     ScheduleConfig,
     TrackingConfig,
@@ -48,17 +50,19 @@ class TrainConfig(Checked):
     precision: PrecisionConfig = marked(keeps=RUN)
     parallel: ParallelConfig = marked(keeps=RUN)
     cluster: ClusterConfig = marked(keeps=RUN)
+    planner: PlannerConfig = marked(PlannerConfig, keeps=RUN)
     tracking: TrackingConfig = marked(keeps=RUN)
     trainer: TrainerConfig = marked(keeps=RUN)
     debug: DebugConfig = field(default_factory=DebugConfig)
     cotrain: CotrainConfig | None = marked(None, keeps=RUN)
+    ema: EMAConfig | None = marked(None, keeps=RUN)
     sim: SimConfig | None = marked(None, keeps=RUN)
     collect: CollectConfig = marked(keeps=RUN)
     evaluation: EvaluationConfig = marked(keeps=RUN)
 
     def check(self, _: str) -> None:
         """Refuse groups that do not go together, and names of options whose fields are not there."""
-        for group in ("backbone", "head", "data", "sim"):
+        for group in ("backbone", "head", "data", "sim", "parallel"):
             part = getattr(self, group)
             if part is not None and schema_of(group, part.name) is not type(part):
                 raise UserError(f"{group}.name={part.name}: choose {group}={part.name}, which brings its options.")

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.config.choices import MISSING, Duration, Parallel, Precision, ScheduleName, TrackerName, WandbMode
+from robovlms.config.choices import (
+    MISSING,
+    CompileMode,
+    Duration,
+    Moments,
+    Precision,
+    ReduceDtype,
+    ScheduleName,
+    TrackerName,
+    WandbMode,
+)
 from robovlms.config.fields import MAX_PROCESSES, RUN, ask, number, template
+from robovlms.config.schemas import schema
 from robovlms.errors import UserError
 
 MANY = 1e9  # epochs or steps
@@ -21,6 +32,7 @@ class OptimizerConfig:
     eps: float = number(1e-8, above=0, at_most=1)
     weight_decay: float = number(0.0, at_least=0, at_most=10)
     max_grad_norm: float | None = number(1.0, above=0, hint="null turns clipping off")
+    moments: Moments = Moments.fp32
 
     def check(self, option: str) -> None:
         """Refuse other than two betas."""
@@ -55,13 +67,13 @@ class PrecisionConfig:
     tf32: bool = True  # float32 matrix products on tensor cores, where there are any
 
 
+@schema("parallel/base")
 @dataclass(kw_only=True)
 class ParallelConfig:
     """How a step is spread over processes."""
 
-    name: Parallel = MISSING
-    bucket_cap_mb: int = number(25, at_least=1)
-    gradient_as_bucket_view: bool = True
+    name: str = MISSING
+    reduce_dtype: ReduceDtype = ReduceDtype.fp32
     timeout_s: int = number(1800, at_least=1)  # that a process waits for the others before it gives up
 
 
@@ -71,6 +83,8 @@ class ClusterConfig:
 
     name: str = MISSING
     num_processes: int = number(0, at_least=0)
+    gpu: str | None = None  # as `planner.machines` names it; unset: the one that is here
+    gpus_per_node: int = number(8, at_least=1)
     device_batch_size: int = number(at_least=1)  # windows per process and micro-step; accumulation is derived
 
     def check_launch(self, num_processes: int) -> None:
@@ -84,6 +98,16 @@ class ClusterConfig:
                 f"cluster={self.name} means {self.num_processes} processes, but {num_processes} were launched: launch "
                 "with torchrun --nnodes ... --nproc-per-node ..., or choose cluster=local."
             )
+
+
+@dataclass(kw_only=True)
+class PlannerConfig:
+    """What a run is held against before it starts, and what `scripts/plan.py` is asked."""
+
+    enabled: bool = True  # refuse to start a run that cannot fit
+    margin: float = number(0.1, at_least=0, below=1)  # share of a GPU's memory that is not planned with
+    windows: int | None = number(None, at_least=1)  # of the data set, for hours; unset: only of schedules in steps
+    price: float | None = number(None, at_least=0)  # of a GPU hour, in any currency
 
 
 @dataclass(kw_only=True)
@@ -111,6 +135,8 @@ class TrainerConfig:
     )
     # newest checkpoints kept; the last one of a run always is
     keep_last: int = number(2, at_least=1, hint="to keep all, give a number larger than there will be")
+    async_save: bool = True  # training goes on while a checkpoint is written, from a copy in the host's memory
+    compile: CompileMode = CompileMode.off
     num_threads: int | None = number(None, at_least=1, at_most=4096)  # CPU threads of torch; unset leaves its default
 
     def check(self, option: str) -> None:
@@ -125,6 +151,16 @@ class TrainerConfig:
                 f"{option}.overwrite=true with {option}.resume={self.resume} would delete what is to be resumed: give "
                 "one of them."
             )
+
+
+@dataclass(kw_only=True)
+class EMAConfig:
+    """A moving average of the trained weights, kept beside them in float32 and in every checkpoint."""
+
+    name: str = MISSING
+    decay: float = number(0.999, at_least=0, below=1, hint="ema=null trains without an average")
+    warmup: bool = True  # the decay of step t is at most (1 + t) / (10 + t)
+    validate: bool = True  # validation measures the average instead of the newest weights
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robovlms.config.choices import ArmLoss, QueryInit
 from robovlms.config.policy import HeadConfig
 from robovlms.errors import UserError
-from robovlms.types import Batch, Losses
+from robovlms.types import Batch, Encoder, Losses
 
 Read: TypeAlias = Callable[..., Tensor]
 """Queries "b w q d" to features "b w q d": one call of the backbone.
@@ -50,6 +50,7 @@ class Targets:
     mask: Bool[Tensor, "b w k"]  # False = padding
     action_dims: Bool[Tensor, "b a"] | None = None  # False = not recorded by the sample's data; None: all are
     seeds: Int64[Tensor, "b"] | None = None  # of each sample's random numbers, for heads that draw any
+    ids: Int64[Tensor, "b w q"] | None = None  # the chunks as a head's `encoder` writes them; -1 = padding
 
     def __post_init__(self) -> None:
         if self.action_dims is not None:
@@ -60,7 +61,13 @@ class Targets:
         """Return those of a batch, which must have actions."""
         assert batch.actions is not None
         assert batch.action_mask is not None
-        return cls(actions=batch.actions, mask=batch.action_mask, action_dims=batch.action_dims, seeds=batch.seeds)
+        return cls(
+            actions=batch.actions,
+            mask=batch.action_mask,
+            action_dims=batch.action_dims,
+            seeds=batch.seeds,
+            ids=batch.target_ids,
+        )
 
 
 class Prefix(NamedTuple):
@@ -96,6 +103,7 @@ class ActionHead(nn.Module, ABC):
 
     supports_prefix: bool = False  # whether a chunk can be made to go on from the last one
     needs_chunks: bool = False  # whether it wants `calibrate` before the first step
+    carries_state: bool = False  # whether it is an LSTM, say, that goes on from frame to frame: `advance`
     reads_again: bool = False  # whether `act` asks queries that depend on the answers before
     chunk_size: int  # k
 
@@ -112,6 +120,36 @@ class ActionHead(nn.Module, ABC):
 
         Raises:
             NotImplementedError: it needs nothing (`needs_chunks`).
+        """
+        raise NotImplementedError
+
+    def encoder(self) -> Encoder | None:
+        """Return what turns chunks into `Targets.ids`, if the head learns any: on the host, in loader processes, so it
+        is small.
+        """
+        return None
+
+    def new_state(self) -> Float[Tensor, "z g"]:
+        """Return the state of a sequence before its first frame.
+
+        Raises:
+            NotImplementedError: the head carries none (`carries_state`).
+        """
+        raise NotImplementedError
+
+    def advance(self, features: Float[Tensor, "n q d"], state: Float[Tensor, "n z g"]) -> Float[Tensor, "n z g"]:
+        """Return the states of sequences after one more frame.
+
+        Raises:
+            NotImplementedError: the head carries none (`carries_state`).
+        """
+        raise NotImplementedError
+
+    def act_on(self, state: Float[Tensor, "b z g"]) -> Float[Tensor, "b k a"]:
+        """Return what `act` does, from the states after the newest frame.
+
+        Raises:
+            NotImplementedError: the head carries none (`carries_state`).
         """
         raise NotImplementedError
 
@@ -215,7 +253,11 @@ class RegressionHead(ActionHead):
     ) -> Float[Tensor, "b k a"]:
         """Read once and decode the newest frame."""
         fused = self.fuse(rearrange(read(self.queries(b, w)), "b w q d -> b w (q d)"))
-        arm, gripper = self.decide(newest(fused, lengths)[:, None])
+        return self.choose(newest(fused, lengths))
+
+    def choose(self, fused: Float[Tensor, "b g"]) -> Float[Tensor, "b k a"]:
+        """Return the chunk of one frame."""
+        arm, gripper = self.decide(fused[:, None])
         is_open = torch.where(gripper[:, -1] > 0, 1.0, -1.0)
         return torch.cat([arm[:, -1].float(), is_open[..., None]], dim=-1)
 
@@ -272,11 +314,11 @@ def weighted_mean(
     """
     if not config.arm_weights and action_dims is None:
         return error.mean(-1)
-    weights = error.new_tensor(config.arm_weights or [1.0] * error.shape[-1])
-    if len(weights) != error.shape[-1] or weights.min() < 0 or weights.sum() == 0:
-        raise UserError(
-            f"head.arm_weights={config.arm_weights} must be {error.shape[-1]} numbers of at least 0, not all 0."
-        )
+    numbers = config.arm_weights or [1.0] * error.shape[-1]
+    if len(numbers) != error.shape[-1] or min(numbers) < 0 or sum(numbers) == 0:
+        raise UserError(f"head.arm_weights={numbers} must be {error.shape[-1]} numbers of at least 0, not all 0.")
+    # Filled in on the device: the host would wait for a copy.
+    weights = torch.stack([error.new_full((), number) for number in numbers])
     if action_dims is not None:
         weights = (weights * action_dims[:, :-1])[:, None, None]
     return (error * weights).sum(-1) / weights.sum(-1).clamp(min=1e-6)

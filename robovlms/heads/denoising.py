@@ -117,7 +117,8 @@ class DenoisingHead(ActionHead):
         x = rearrange(x, "b n k d -> (b n) k d")
         padded = None if mask is None else ~rearrange(mask, "b n k -> (b n) k")
         if padded is not None:
-            padded[:, 0] = False  # a chunk of padding alone counts nowhere, but attention needs something to attend to
+            # A chunk of padding alone counts nowhere, but attention needs something to attend to.
+            padded[:, 0].fill_(False)
         for block in self.blocks:
             x = block(x, memory, tgt_key_padding_mask=padded, memory_key_padding_mask=later)
         return rearrange(self.estimate_out(self.norm(x)), "(b n) k e -> b n k e", b=b)

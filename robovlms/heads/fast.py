@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robovlms.errors import UserError
 from robovlms.heads.base import ActionHead, HeadSizes, Prefix, Read, Targets, masked_mean, start_query, vocabulary_rows
-from robovlms.heads.fast_tokenizer import FastTokenizer, hold
+from robovlms.heads.fast_tokenizer import FastEncoder, FastTokenizer
 from robovlms.heads.schemas.fast import FastHeadConfig
 from robovlms.registry import HEADS
 from robovlms.types import Losses
@@ -63,16 +63,22 @@ class FastHead(ActionHead):
         if texts := json.loads(bytes(state.cpu().tolist()).decode()):
             self._take(FastTokenizer.from_json(*texts))
 
+    def encoder(self) -> FastEncoder:
+        """Return the tokenizer, and the end token that is put behind every chunk."""
+        return FastEncoder(self._tokenizer, self.end)
+
     def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
         """Return the learned query, and behind it the target tokens without the end token."""
         first = self.query.expand(b, w, 1, -1)
         if targets is None:
             return first
-        return torch.cat([first, self.embed[self._target_tokens(targets)[0][:, :, :-1]]], dim=2)
+        return torch.cat([first, self.embed[self._target_tokens(targets)[:, :, :-1]]], dim=2)
 
     def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
         """Cross-entropy and the share that is right: means over a chunk's tokens, which each of its real steps has."""
-        ids, is_token = self._target_tokens(targets)
+        ids = self._target_tokens(targets)
+        assert targets.ids is not None
+        is_token = targets.ids >= 0
         logits = features.float() @ self.unembed.T.float()
         entropy = F.cross_entropy(logits.flatten(0, -2), ids.flatten(), reduction="none").view(ids.shape)
 
@@ -132,19 +138,7 @@ class FastHead(ActionHead):
             self.num_malformed += not is_whole
         return torch.from_numpy(actions)
 
-    def _target_tokens(self, targets: Targets) -> tuple[Int64[Tensor, "b w q"], Bool[Tensor, "b w q"]]:
-        """Return every chunk's tokens, end token included and again as padding, and which of them are no padding.
-
-        A chunk is written with the entries that its data records alone.
-        """
-        actions, mask = targets.actions, targets.mask
-        b, w = mask.shape[:2]
-        chunks = hold(actions, mask).cpu().double().numpy()
-        recorded = self._recorded(b, targets.action_dims)
-        written = [chunk[:, places] for row, places in zip(chunks, recorded, strict=True) for chunk in row]
-        rows = self._tokenizer.encode(written)
-        longest = 1 + max(len(row) for row in rows)
-        ids = torch.tensor([row + [self.end] * (longest - len(row)) for row in rows], device=actions.device)
-        lengths = torch.tensor([1 + len(row) for row in rows], device=actions.device)
-        is_token = torch.arange(longest, device=actions.device) < lengths[:, None]
-        return ids.view(b, w, longest), is_token.view(b, w, longest)
+    def _target_tokens(self, targets: Targets) -> Int64[Tensor, "b w q"]:
+        """Return every chunk's tokens, end token included and again as padding."""
+        assert targets.ids is not None, "head=fast needs its targets as its encoder writes them"
+        return torch.where(targets.ids < 0, self.end, targets.ids)

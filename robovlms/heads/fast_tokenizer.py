@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32, Int64
 from scipy import fft
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from robovlms.errors import UserError
 
@@ -101,6 +104,28 @@ class FastTokenizer:
         row = np.where(np.abs(row) < MAX_COEFFICIENT, row, 0)[:count]
         filled = np.concatenate([row, np.zeros(count - len(row), np.int64)]).reshape(chunk_size, action_dim)
         return fft.idct(filled / self.scale, axis=0, norm="ortho").astype(np.float32), is_whole
+
+
+@dataclass(frozen=True)
+class FastEncoder:
+    """Writes the chunks of a batch; small, for it travels to loader processes."""
+
+    tokenizer: FastTokenizer
+    end: int  # the token that ends a chunk
+
+    def __call__(
+        self,
+        actions: Float32[Tensor, "b w k a"],
+        mask: Bool[Tensor, "b w k"],
+        action_dims: Bool[Tensor, "b a"] | None = None,
+    ) -> Int64[Tensor, "b w q"]:
+        """Return every chunk's tokens, of the entries that its data records alone, and the end token; then -1."""
+        b, w = mask.shape[:2]
+        chunks = hold(actions, mask).double().numpy()
+        recorded = np.ones((b, actions.shape[-1]), bool) if action_dims is None else action_dims.numpy()
+        written = [chunk[:, places] for row, places in zip(chunks, recorded, strict=True) for chunk in row]
+        rows = [torch.tensor([*ids, self.end]) for ids in self.tokenizer.encode(written)]
+        return pad_sequence(rows, batch_first=True, padding_value=-1).view(b, w, -1)
 
 
 MAX_COEFFICIENT = 10_000  # beyond it a decoded letter is no coefficient

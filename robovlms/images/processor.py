@@ -19,7 +19,7 @@ from torch import Tensor
 from robovlms.config.choices import Fit, Resize
 from robovlms.errors import UserError
 from robovlms.images.augmentation import crop_images, jitter_colors, shift_images
-from robovlms.images.resizing import resize_frames, resize_picture
+from robovlms.images.resizing import channels, resize_frames, resize_picture
 from robovlms.types import Batch, ImageSpec
 
 TOKENIZED = 1000  # instructions at once, when all are checked
@@ -151,7 +151,7 @@ class Processor:
     def normalize(self, images: UInt8[Tensor, "*n c h x"]) -> Float[Tensor, "*n c h x"]:
         """Scale pixels as the vision tower wants them."""
         images = images.float()
-        mean, std = (images.new_tensor(value).view(-1, 1, 1) for value in (self.image_spec.mean, self.image_spec.std))
+        mean, std = (channels(value, images) for value in (self.image_spec.mean, self.image_spec.std))
         return images.sub_(255 * mean).div_(255 * std)
 
 

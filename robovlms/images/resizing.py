@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
@@ -43,7 +44,7 @@ def resize_frames(
     if fit is Fit.pad and height != width:
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
-        square = frames.new_tensor(background(spec))[:, None, None].repeat(frames.shape[0], 1, side, side)
+        square = channels(background(spec), frames).repeat(frames.shape[0], 1, side, side)
         square[..., top : top + height, left : left + width] = frames
         frames = square
     height, width = frames.shape[-2:]
@@ -67,6 +68,14 @@ def resized_shape(height: int, width: int, size: int, fit: Fit) -> tuple[int, in
 def background(spec: ImageSpec) -> tuple[int, ...]:
     """Return the colour that normalisation makes grey: what LLaVA-OneVision and UForm-Gen2 pad with."""
     return tuple(int(255 * value) for value in spec.mean)
+
+
+def channels(values: Sequence[float | int], like: Shaped[Tensor, "..."]) -> Shaped[Tensor, "c 1 1"]:
+    """Return a number for each channel, of the type and on the device of a tensor.
+
+    Numbers are filled in there: a tensor made of them on the host would be copied, for which the host waits.
+    """
+    return torch.stack([like.new_full((1, 1), value) for value in values])
 
 
 def resample(

@@ -113,13 +113,27 @@ class BatchedPolicy:
 
     def _decode(self, memories: Sequence[Memory], prefix: Prefix | None) -> Float[Tensor, "b k a"]:
         """Let the head decode features that were read before."""
+        if self.policy.head.carries_state:
+            self._advance(memories)
+            oldest = [memory.frames[0].state for memory in memories]
+            return self.policy.head.act_on(torch.stack([state for state in oldest if state is not None]))
         rows = [features_of(memory) or [] for memory in memories]
         lengths = torch.tensor([len(row) for row in rows])
         read = torch.stack([features for row in rows for features in row])  # at once: a call for each would cost more
-        features = pad_sequence(torch.split(read, lengths.tolist()), batch_first=True)
+        features = pad_sequence(list(torch.split(read, lengths.tolist())), batch_first=True)
         newest = stack_windows([[memory.frames[-1]] for memory in memories]).to(self.device)
         sizes = (*features.shape[:2], prefix, newest.action_dims, lengths.to(self.device))
         return self.policy.head.act(lambda queries: features, *sizes)
+
+    def _advance(self, memories: Sequence[Memory]) -> None:
+        """Let the head go on by the frames that it has not read, from every frame that a window may begin with."""
+        head = self.policy.head
+        while unread := [frames for memory in memories if (frames := up_to_next(memory))]:
+            begun = [(first, frames[-1]) for frames in unread for first in frames]
+            features = torch.stack([each.features for _, each in begun if each.features is not None])
+            states = [head.new_state() if first.state is None else first.state for first, _ in begun]
+            for (first, _), state in zip(begun, head.advance(features, torch.stack(states)), strict=True):
+                first.state = state.clone()  # not the whole batch's
 
     def _read_and_decode(self, memories: Sequence[Memory], prefix: Prefix | None) -> Float[Tensor, "b k a"]:
         """Let the head ask about whole windows, of encoded images."""
@@ -159,6 +173,13 @@ def features_of(memory: Memory) -> list[Float[Tensor, "q d"]] | None:
         return memory.streams[0].features if memory.streams else None
     features = [frame.features for frame in memory.frames if frame.features is not None]
     return features or None
+
+
+def up_to_next(memory: Memory) -> list[Frame]:
+    """Return a memory's frames up to the first that a head's state has not taken in; none: it has all of them."""
+    frames = list(memory.frames)
+    known = sum(frame.state is not None for frame in frames)
+    return frames[: known + 1] if known < len(frames) else []
 
 
 def stack_windows(windows: Sequence[Sequence[Frame]]) -> Batch:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file
 from torch import Tensor
 
 from robovlms.actions.plan import DataPlan
@@ -28,13 +28,14 @@ from robovlms.config.run import TrainConfig
 from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
 from robovlms.hub.repository import download, is_on_hub, origin, repository_of
-from robovlms.policy.manifest import HEADER, MANIFEST, check_checkpoint, reading
-from robovlms.policy.policy import VLAPolicy
+from robovlms.policy.manifest import MANIFEST, check_checkpoint, reading
+from robovlms.policy.policy import VLAPolicy, named_tensors, save_weights
 from robovlms.policy.spec import SPEC, PolicySpec
 
 T = TypeVar("T")
 
 CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
+EMA = "ema.safetensors"  # moving average of what is trained, of a run with `ema`
 VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
 BACKBONE, STATE = "backbone", "training_state"
 MAX_CONFIG_BYTES, MAX_DEPTH = 1_000_000, 20  # of a config that is read: ours have some kB, and 5 levels
@@ -61,7 +62,7 @@ def load_config(path: Path) -> TrainConfig:
         node: Any = OmegaConf.load(path)
         rename(node)
         schema = OmegaConf.structured(TrainConfig)
-        for group in ("backbone", "head", "data", "sim"):
+        for group in ("backbone", "head", "data", "sim", "parallel"):
             if node[group] is not None:
                 schema[group] = _typed(group, node[group].name)
         for name, source in (node.data.get("sources") or {}).items():
@@ -88,9 +89,7 @@ def read_typed(schema: type[T], values: Mapping[str, Any]) -> T:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
     except OmegaConfBaseException as error:
-        raise UserError(
-            f"what was written of {schema.__name__} cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"{failed}: {' '.join(str(error).split())}") from error
     assert isinstance(config, schema)
     return config
 
@@ -140,12 +139,16 @@ class Trained(NamedTuple):
 
 def save_policy(folder: Path, trained: Trained) -> None:
     """Write what rollout needs into a `new_checkpoint`: the policy can be rebuilt without the original VLM's files."""
+    save_description(folder, trained)
+    trained.policy.backbone.save_pretrained(folder / BACKBONE, weights=False)
+    save_weights(folder / WEIGHTS, trained.policy, named_tensors(trained.policy))
+
+
+def save_description(folder: Path, trained: Trained) -> None:
+    """Write config, spec and statistics."""
     save_config(trained.config, folder / CONFIG)
     trained.spec.save(folder / SPEC)
     save_statistics(folder / STATS, trained.statistics)
-    policy = trained.policy
-    policy.backbone.save_pretrained(folder / BACKBONE, weights=False)
-    save_model(policy, str(folder / WEIGHTS), metadata=dict(HEADER))
 
 
 def load_policy(folder: Path, **changes: Any) -> Trained:
@@ -229,9 +232,7 @@ def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> None:
 
 def _same_adapters(old: LoRAConfig, new: LoRAConfig) -> bool:
     """Tell whether adapters of one run fit another's; how much of them drops out does not matter."""
-    if old.rank == new.rank == 0:
-        return True
-    return replace(old, dropout=0.0) == replace(new, dropout=0.0)
+    return old.rank == new.rank == 0 or replace(old, dropout=0.0) == replace(new, dropout=0.0)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

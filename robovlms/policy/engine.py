@@ -17,16 +17,24 @@ from torch import Tensor, nn
 from robovlms.actions.contract import check_contract
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.plan import Source, find_source
-from robovlms.config.choices import EngineDtype, Execution, FrameCache, Representation
+from robovlms.config.choices import (
+    ActingWeights,
+    CompileMode,
+    EngineDtype,
+    Execution,
+    FrameCache,
+    Representation,
+)
 from robovlms.config.closed_loop import EngineConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.heads.base import Prefix
 from robovlms.policy.acting import BatchedPolicy, CompiledForSizes
-from robovlms.policy.checkpoint import load_policy
+from robovlms.policy.checkpoint import EMA, load_policy
+from robovlms.policy.compiling import compile_policy
 from robovlms.policy.execution import ChunkExecutor, check_execute_steps
 from robovlms.policy.memory import start_memory
-from robovlms.policy.policy import VLAPolicy
+from robovlms.policy.policy import VLAPolicy, load_average
 from robovlms.policy.quantization.change import EPISODES, action_change, synthetic_observations
 from robovlms.policy.quantization.int8 import quantize_linears
 from robovlms.policy.sessions import Session
@@ -76,14 +84,18 @@ class PolicyEngine:
         self._numbers = count(1)
         self._batched = BatchedPolicy(policy, config.max_batch_size)
         self._store_weights(config)
-        if config.compile:
+        if config.compile is CompileMode.model:
             encode = CompiledForSizes(policy.backbone.encode, config.max_batch_size)
             self._batched = BatchedPolicy(policy, config.max_batch_size, encode)
+        elif config.compile is CompileMode.layers:
+            compile_policy(policy, CompileMode.layers)
 
     @classmethod
     def from_checkpoint(cls, folder: Path, config: EngineConfig | None = None) -> PolicyEngine:
         """Load a checkpoint folder (`checkpoints/step_<number>`)."""
         trained = load_policy(folder)
+        if config is not None and config.weights is ActingWeights.ema:
+            load_average(trained.policy, folder / EMA)
         return cls(
             trained.policy,
             list(zip(trained.plan.sources, trained.plan.normalizers(trained.statistics), strict=True)),

@@ -27,6 +27,8 @@ class Frame:
     step: Batch  # b = w = 1, on the host; its pixels are dropped once nothing needs them
     image: Tensor | None = None  # "1 v m e"; None: not encoded, or not kept
     features: Tensor | None = None  # "q d", where frames are read alone; None: not read
+    # "z g", of a head that carries one: after the newest frame it has read, having begun with this one
+    state: Tensor | None = None
 
 
 class Memory:

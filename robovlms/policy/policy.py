@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robovlms.actions.plan import DataPlan
 from robovlms.backbones.base import Backbone
 from robovlms.backbones.layout import KVCache
 from robovlms.config.choices import HeadKind, Structure
 from robovlms.config.run import TrainConfig
-from robovlms.errors import NotAllowedError
+from robovlms.errors import NotAllowedError, UserError
 from robovlms.heads.base import ActionHead, HeadSizes, Prefix, Targets
 from robovlms.images.processor import Processor
+from robovlms.policy.manifest import HEADER, reading
 from robovlms.registry import BACKBONES, HEADS
 from robovlms.types import Batch, Conversations, Losses
+
+TEXT_CHUNK = 512  # tokens whose logits exist at the same time: 0.5 GB of float32 for a vocabulary of 257 k
 
 
 class ProprioEncoder(nn.Module):
@@ -70,11 +77,11 @@ class VLAPolicy(nn.Module):
         self.structure, self.processor, self.has_gripper = structure, processor, has_gripper
 
     @classmethod
-    def from_config(cls, config: TrainConfig, plan: DataPlan) -> VLAPolicy:
+    def from_config(cls, config: TrainConfig, plan: DataPlan, backbone: Backbone | None = None) -> VLAPolicy:
         """Build the policy of a run on a plan's data; pre-trained weights are loaded unless the config says random or
-        tiny.
+        tiny, or a `backbone` is given that is the config's.
         """
-        backbone = BACKBONES.get(config.backbone.name).from_config(config.backbone)
+        backbone = backbone or BACKBONES.get(config.backbone.name).from_config(config.backbone)
         if config.structure.name is Structure.interleaved and not backbone.can_interleave:
             raise NotAllowedError(
                 f"structure=interleaved with backbone={config.backbone.name} is not allowed: it has no sequence that "
@@ -122,7 +129,8 @@ class VLAPolicy(nn.Module):
 
     def encode(self, batch: Batch) -> Float[Tensor, "b w v m e"]:
         """Return the tokens of every image."""
-        return self.backbone.encode(self.processor.images(batch))
+        with self.backbone.arithmetic():
+            return self.backbone.encode(self.processor.images(batch))
 
     def ask(
         self,
@@ -134,7 +142,8 @@ class VLAPolicy(nn.Module):
         """Ask about frames whose images are encoded; of `batch`, instruction and proprioception are read."""
         question = self.question(batch, queries)
         masks = (self.view_mask(batch, queries), self.frame_mask(batch))
-        features = self.backbone.read(self.fold(image), *question, kv_cache, *masks)
+        with self.backbone.arithmetic():
+            features = self.backbone.read(self.fold(image), *question, kv_cache, *masks)
         return features.reshape(queries.shape).float()
 
     def fold(self, frames: Float[Tensor, "b w *rest"]) -> Float[Tensor, "n t *rest"]:
@@ -182,11 +191,10 @@ class VLAPolicy(nn.Module):
         assert text_head is not None
         images = rearrange(self.processor.normalize(conversations.images.movedim(-1, 1)), "b c h x -> b 1 1 c h x")
         text = (conversations.text_ids, conversations.text_mask, conversations.reply_ids)
-        features = text_head.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
-        logits = text_head.lm_logits(features.flatten(0, 1)[conversations.supervised])
-        wanted = conversations.reply_ids.flatten()[conversations.supervised]
-        is_right = (logits.detach().argmax(-1) == wanted).float()
-        return {"text_loss": F.cross_entropy(logits, wanted), "text_accuracy": is_right.mean()}
+        with self.backbone.arithmetic():
+            features = text_head.lm_hidden(self.backbone.encode(images), *text, conversations.view_mask)
+            wanted = conversations.reply_ids.flatten()[conversations.supervised]
+            return text_losses(text_head.lm_logits, features.flatten(0, 1)[conversations.supervised], wanted)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float[Tensor, "b k a"]:
@@ -202,6 +210,25 @@ class VLAPolicy(nn.Module):
 
     def _act(self, image: Float[Tensor, "b w v m e"], batch: Batch) -> Float[Tensor, "b k a"]:
         return FeatureReader(self, image, batch).act()
+
+
+def text_losses(
+    lm_logits: Callable[[Tensor], Tensor], features: Float[Tensor, "y d"], wanted: Int64[Tensor, "y"]
+) -> Losses:
+    """Return the mean cross-entropy of tokens and how many are predicted first.
+
+    Logits over the vocabulary are made for a few tokens at a time, and once more in the backward pass: of all tokens
+    together they would be the largest tensors of a step.
+    """
+
+    def losses(some: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = lm_logits(some)
+        return F.cross_entropy(logits, targets, reduction="sum"), (logits.detach().argmax(-1) == targets).sum()
+
+    pieces = zip(torch.split(features, TEXT_CHUNK), torch.split(wanted, TEXT_CHUNK), strict=True)
+    found = [checkpoint(losses, some, targets, use_reentrant=False) for some, targets in pieces]
+    entropy, right = (torch.stack(each).sum() / len(wanted) for each in zip(*found, strict=True))
+    return {"text_loss": entropy, "text_accuracy": right}
 
 
 class FeatureReader:
@@ -230,3 +257,44 @@ class FeatureReader:
         ids, mask = self.batch.text_ids[:, :0], self.batch.text_mask[:, :0]
         none = replace(self.batch, text_ids=ids, text_mask=mask, view_mask=None)
         return self.policy.ask(self.image[..., :0, :], none, queries, self.kv_cache)
+
+
+def named_tensors(policy: VLAPolicy) -> dict[str, Tensor]:
+    """Return the weights and buffers that a checkpoint keeps, tied ones once."""
+    first = first_names(policy)
+    return {name: value for name, value in policy.state_dict().items() if first.get(name, name) == name}
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return, for every name of a parameter or buffer, the one that it is saved under: of tied ones the first."""
+    names: dict[int, list[str]] = {}
+    for named in (model.named_parameters, model.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            names.setdefault(id(tensor), []).append(name)
+    return {name: min(group) for group in names.values() for name in group}
+
+
+def save_weights(path: Path, policy: VLAPolicy, tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors`, which are those of `named_tensors`, wherever they lie, as a policy's weights."""
+    tied = {name: first for name, first in first_names(policy).items() if name != first}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=tied | HEADER)
+
+
+def load_average(policy: VLAPolicy, path: Path) -> None:
+    """Put the moving average of what was trained, a file of a checkpoint, in its place.
+
+    Raises:
+        DamagedCheckpointError: the file cannot be read.
+        UserError: there is none, or it is of another policy.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"engine.weights=ema: {path.parent} has no {path.name}, since it was trained without ema=default. Use "
+            "engine.weights=trained."
+        )
+    with reading(path.parent, path.name):
+        average = load_file(path)
+    known = policy.state_dict()
+    if wrong := sorted(key for key, value in average.items() if key not in known or known[key].shape != value.shape):
+        raise UserError(f"{path} does not fit this policy, e.g. {wrong[0]}: use engine.weights=trained.")
+    policy.load_state_dict(average, strict=False)

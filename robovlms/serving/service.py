@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from robovlms.actions.contract import GRIPPER, check_contract
-from robovlms.config.choices import Execution
+from robovlms.config.choices import CompileMode, Execution
 from robovlms.config.commands import ServeConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
@@ -95,9 +95,9 @@ class Service:
         graph is recorded when what was compiled runs again.
         """
         engine = self.config.engine
-        largest = engine.max_batch_size if engine.compile else 1
+        largest = engine.max_batch_size if engine.compile is CompileMode.model else 1
         sizes = [min(2**i, largest) for i in range((largest - 1).bit_length() + 1)]
-        for size in sizes * (3 if engine.compile else 1):
+        for size in sizes * (1 if engine.compile is CompileMode.off else 3):
             sessions = [self.open_session(name=WARM_UP) for _ in range(size)]
             await asyncio.gather(*(self.dispatcher.ask(session, self.example()) for session in sessions))
             for session in sessions:

@@ -20,6 +20,7 @@ from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.data.loading.conversations import conversation_loader
 from robovlms.data.loading.loader import Collator, training_loader, validation_loader
+from robovlms.data.loading.processes import Loader
 from robovlms.data.loading.sampler import StepSampler
 from robovlms.images.draws import Augmentation
 from robovlms.policy.policy import VLAPolicy
@@ -33,7 +34,7 @@ class Feed:
     """The share of one process in the batches, and in the validation windows."""
 
     sampler: StepSampler
-    validation: Iterable[Batch] | None  # where there is data for it
+    validation: Loader[Batch] | None  # where there is data for it
     windows: Iterable[Batch]
     conversations: Iterable[Conversations]
     repeats: bool  # the first step's batches at every step
@@ -77,12 +78,13 @@ def make_feed(
         **place,
     )
     augmentation = Augmentation(data, processor, config.window.window_size, config.seed)
-    collator = Collator(processor, normalizers, config.window, augmentation, config.seed)
-    validation: Iterable[Batch] | None = None
+    encoder = policy.head.encoder()
+    collator = Collator(processor, normalizers, config.window, augmentation, config.seed, encoder)
+    validation: Loader[Batch] | None = None
     if validation_set is not None:
         validation = validation_loader(
             validation_set,
-            Collator(processor, normalizers, config.window),
+            Collator(processor, normalizers, config.window, encoder=encoder),
             batch_size=config.device_batch_size,
             max_batches=config.trainer.max_validation_batches,
             num_workers=data.num_workers,

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robovlms.config.choices import Duration, ScheduleName
+from robovlms.config.choices import Duration, Moments, ScheduleName
 from robovlms.config.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 from robovlms.errors import UserError
+from robovlms.training.moments import SmallMomentAdamW
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return fused AdamW over the trainable parameters.
+def make_optimizer(
+    model: nn.Module,
+    config: OptimizerConfig,
+    weight_of: Mapping[nn.Parameter, nn.Parameter] | None = None,
+    seed: int = 0,
+) -> torch.optim.Optimizer:
+    """Return AdamW, fused where its moments are float32, over the trainable parameters, which it knows by name.
+
+    Args:
+        model: whose parameters are trained.
+        config: of the optimizer.
+        weight_of: what is changed in place of a parameter; one that is missing is another process's.
+        seed: of the random numbers that small moments are rounded by.
 
     Weight decay goes to matrices and kernels only: biases, norms, embeddings, learned positions and queries are spared.
 
@@ -23,20 +36,50 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     """
     if config.name != "adamw":
         raise UserError(f"optimizer.name={config.name!r} does not exist: choose optimizer=adamw.")
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    decayed, spared = trained_parameters(model)
+    groups = []
+    for named, weight_decay in ((decayed, config.weight_decay), (spared, 0.0)):
+        found = [
+            (name, parameter if weight_of is None else weight_of[parameter])
+            for name, parameter in named.items()
+            if weight_of is None or parameter in weight_of
+        ]
+        groups += [{"params": found, "weight_decay": weight_decay}] if found else []
+    beta1, beta2 = config.betas
+    if config.moments is Moments.fp32:
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+    return SmallMomentAdamW(
+        groups, moments=config.moments, seed=seed, lr=config.lr, betas=(beta1, beta2), eps=config.eps
+    )
+
+
+def trained_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Return the trainable parameters with and without weight decay, by name, each once.
+
+    Raises:
+        UserError: there are none.
+    """
+    decayed: dict[str, nn.Parameter] = {}
+    spared: dict[str, nn.Parameter] = {}
     listed: set[int] = set()  # of parameters; modules may share one
-    for module in model.modules():
+    for place, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in listed:
                 listed.add(id(parameter))
                 is_matrix = parameter.ndim >= 2 and name.startswith("weight") and not isinstance(module, nn.Embedding)
-                (decayed if is_matrix else spared).append(parameter)
+                (decayed if is_matrix else spared)[f"{place}.{name}".removeprefix(".")] = parameter
     if not decayed and not spared:
         raise UserError("no parameter is trainable: set one of backbone.freeze_* to false.")
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    beta1, beta2 = config.betas
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+    return decayed, spared
+
+
+def named_weights(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """Return what an optimizer of `make_optimizer` changes, by the policy's name of it, in its order."""
+    return {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,17 +121,16 @@ def learning_rate(step: int, config: ScheduleConfig, peak: float, steps: Steps) 
     return peak * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def check_finite(model: nn.Module, step: int) -> None:
+def check_finite(weights: Mapping[str, Tensor], step: int) -> None:
     """Refuse trained weights whose 2-norm is not a finite float32: they are lost, whatever the last loss was.
 
     Raises:
         UserError: says how many, and names one.
     """
-    named = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
-    norms = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) for _, each in named])
-    lost = [named[i][0] for i in (~norms.isfinite()).nonzero().flatten().tolist()]
+    norms = {name: torch.linalg.vector_norm(each.detach(), dtype=torch.float32) for name, each in weights.items()}
+    lost = [name for name, norm in norms.items() if not norm.isfinite()]
     if lost:
         raise UserError(
-            f"{len(lost)} of {len(named)} tensors are no longer finite at step {step}, e.g. {lost[0]}: nothing saved. "
-            "Lower optimizer.lr, and go on from the newest checkpoint, which is from before, or start again."
+            f"{len(lost)} of {len(weights)} tensors are no longer finite at step {step}, e.g. {lost[0]}: nothing "
+            "saved. Lower optimizer.lr, and go on from the newest checkpoint, which is from before, or start again."
         )

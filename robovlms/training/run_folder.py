@@ -31,6 +31,7 @@ from robovlms.policy.checkpoint import (
     resolve_checkpoint,
     step_of,
 )
+from robovlms.training.launch import LOGS
 from robovlms.training.tracking import METRICS, WANDB_ID
 from robovlms.training.validation import VALIDATION_ACTIONS
 
@@ -52,6 +53,7 @@ OURS = (
     "wandb",
     PROFILE,
     "evaluation",
+    LOGS,
 )  # what a run writes into its folder besides checkpoints
 
 

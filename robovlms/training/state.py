@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,43 +15,47 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from robovlms.config.choices import Moments
 from robovlms.config.fields import RUN, change_keeps
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import CONFIG, STATE, checkpoints, load_config, run_folder_of, step_of
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, reading
+from robovlms.training.moments import SmallMomentAdamW, converted
+from robovlms.training.optimization import named_weights
+from robovlms.training.parallel.base import Share
+from robovlms.training.pieces import Piece, Pieces
 
 log = logging.getLogger(__name__)
 
-OPTIMIZER, REST = "optimizer.safetensors", "state.json"
+OPTIMIZER, SHARDS, REST = "optimizer.safetensors", "optimizer_*.safetensors", "state.json"
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """What a run needs besides the weights to go on bit for bit."""
+    """What a run needs besides the weights to go on bit for bit.
+
+    Nothing in it depends on how the run computes: the same optimizer tensors belong to the same parameters whatever the
+    precision, the number of processes, how they share the work, or the order of parameters.
+    """
 
     step: int
-    optimizer: dict[str, Any]  # state_dict of the optimizer
+    parameters: list[str]  # that are trained, by the policy's name
     rng: list[dict[str, Tensor]]  # one entry per rank
     data: dict[str, Any] = field(default_factory=dict)  # of `feeding.record_data`; empty in checkpoints before it
+    optimizer: Pieces = field(default_factory=Pieces)  # `<kind>/<name of the parameter>`: moments and counts
+    numbered: bool = False  # whether parameters are numbers, in the optimizer's order: checkpoints before names
 
     def save(self, folder: Path) -> None:
-        """Write tensors as safetensors, the rest as JSON."""
-        folder.mkdir()
-        tensors = {
-            f"{index}.{name}": value.contiguous()
-            for index, entry in self.optimizer["state"].items()
-            for name, value in entry.items()
-        }
-        save_file(tensors, folder / OPTIMIZER)
+        """Write all but the optimizer's tensors: those of random states as safetensors, the rest as JSON."""
         for rank, state in enumerate(self.rng):
             save_file(state, folder / f"rng_{rank}.safetensors")
-        rest = {"step": self.step, "num_ranks": len(self.rng), "param_groups": self.optimizer["param_groups"]}
-        (folder / REST).write_text(json.dumps(rest | {"data": self.data}, indent=2) + "\n", encoding="utf-8")
+        rest = {"step": self.step, "num_ranks": len(self.rng), "parameters": self.parameters, "data": self.data}
+        (folder / REST).write_text(json.dumps(rest, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> TrainingState:
-        """Read what `save` wrote.
+        """Read what a run has saved; the optimizer's tensors are read where they are needed.
 
         Raises:
             DamagedCheckpointError: a file cannot be read, or the step is not that of the checkpoint's name.
@@ -58,35 +63,65 @@ class TrainingState:
         checkpoint = folder.parent
         with reading(checkpoint, f"{STATE}/{REST}"):
             rest = json.loads((folder / REST).read_text(encoding="utf-8"))
-            step, num_ranks, groups = int(rest["step"]), int(rest["num_ranks"]), list(rest["param_groups"])
+            step, num_ranks, numbered = int(rest["step"]), int(rest["num_ranks"]), "param_groups" in rest
+            parameters = _numbers(rest["param_groups"]) if numbered else [str(name) for name in rest["parameters"]]
             if checkpoint.name.startswith("step_") and step != step_of(checkpoint):
                 raise ValueError(f"it is of step {step}, the folder of step {step_of(checkpoint)}")
-        state: dict[int, dict[str, Tensor]] = {}
         with reading(checkpoint, f"{STATE}/{OPTIMIZER}"):
-            for key, value in load_file(folder / OPTIMIZER).items():
-                index, name = key.split(".", 1)
-                state.setdefault(int(index), {})[name] = value
+            optimizer = Pieces(sorted(folder.glob(SHARDS)) or [folder / OPTIMIZER])
         rng = []
         for rank in range(num_ranks):
             with reading(checkpoint, f"{STATE}/rng_{rank}.safetensors"):
                 rng.append(load_file(folder / f"rng_{rank}.safetensors"))
-        optimizer = {"state": state, "param_groups": groups}
-        return cls(step=step, optimizer=optimizer, rng=rng, data=dict(rest.get("data") or {}))
+        data = dict(rest.get("data") or {})
+        return cls(step=step, parameters=parameters, optimizer=optimizer, rng=rng, data=data, numbered=numbered)
 
-    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, optimizer: torch.optim.Optimizer, names: Sequence[str], shares: Mapping[str, Share]) -> None:
         """Load the moments into an optimizer; rate, decay, betas and eps stay those of the run's config.
+
+        Args:
+            optimizer: of `make_optimizer`, over what this process has of the parameters.
+            names: of all trained parameters, in the optimizer's order.
+            shares: what this process has of them.
 
         Raises:
             UserError: it is of other parameters.
         """
-        fresh, groups = optimizer.state_dict()["param_groups"], self.optimizer["param_groups"]
-        ours, theirs = ([len(group["params"]) for group in each] for each in (fresh, groups))
-        if ours != theirs:
+        ours, theirs = list(names), self.parameters
+        if self.numbered:
+            ours = [str(number) for number in range(len(ours))]
+        if sorted(ours) != sorted(theirs):
+            others = sorted(set(ours) ^ set(theirs))
             raise UserError(
-                f"the optimizer state of step {self.step} is of {theirs} parameters with and without weight decay, "
-                f"this run trains {ours}: give the options that it was trained with."
+                f"the optimizer state of step {self.step} is of {len(theirs)} parameters, this run trains {len(ours)}: "
+                f"{len(others)} are of one alone, e.g. {others[0]}. Give the options that it was trained with."
             )
-        optimizer.load_state_dict({"state": self.optimizer["state"], "param_groups": fresh})
+        by_name = {known: shares[name] for known, name in zip(ours, names, strict=True) if name in shares}
+        keys: dict[str, dict[str, str]] = {}
+        for key in self.optimizer.shapes:
+            kind, name = key.split(".", 1)[::-1] if self.numbered else key.split("/", 1)
+            keys.setdefault(name, {})[kind] = key
+        moments = optimizer.moments if isinstance(optimizer, SmallMomentAdamW) else Moments.fp32
+        for name, share in by_name.items():
+            state = self._state(keys.get(name, {}), share)
+            if state:
+                optimizer.state[share.weight] = converted(state, moments, share.weight.shape)
+
+    def _state(self, keys: Mapping[str, str], share: Share) -> dict[str, Tensor]:
+        """Return what belongs to a share of a parameter's state: of tensors as large as the parameter, its part."""
+        if any(kind.endswith("_scale") for kind in keys) and not share.is_whole:  # scales are of blocks of the whole
+            whole = converted(
+                {kind: self.optimizer.read(key) for kind, key in keys.items()}, Moments.fp32, torch.Size(share.shape)
+            )
+            found = {kind: share.part(value) for kind, value in whole.items()}
+        else:
+            found = {kind: self._part(key, share) for kind, key in keys.items()}
+        return {kind: value.to(share.weight.device) for kind, value in found.items()}
+
+    def _part(self, key: str, share: Share) -> Tensor:
+        if self.optimizer.shapes[key] != share.shape or not share.shape:
+            return self.optimizer.read(key)
+        return self.optimizer.read(key, share.start, share.stop).reshape(share.weight.shape)
 
     def check_data(self, now: dict[str, Any]) -> None:
         """Refuse to resume with other data than the run was trained on so far.
@@ -110,6 +145,24 @@ class TrainingState:
             "the data are not those that this run was trained on:\n" + "\n".join(told) + "\nResume it with the same "
             "data, or start a new run from its weights with trainer.init_from=<run> and another output_dir=..."
         )
+
+
+def optimizer_pieces(optimizer: torch.optim.Optimizer, shares: Mapping[str, Share]) -> dict[str, Piece]:
+    """Return what this process has of an optimizer's moments and counts, as `<kind>/<name of the parameter>`."""
+    found = {}
+    for name, weight in named_weights(optimizer).items():
+        share, state = shares[name], optimizer.state[weight]
+        if not share.is_whole and state:
+            small = any(kind.endswith("_scale") for kind in state)  # whose blocks are of this share alone
+            state = converted(state, Moments.fp32, weight.shape) if small else state
+        for kind, value in state.items():
+            is_part = value.shape == weight.shape and value.ndim > 0
+            found[f"{kind}/{name}"] = share.piece(value) if is_part else Piece.whole(value)
+    return found
+
+
+def _numbers(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [str(number) for group in groups for number in group["params"]]
 
 
 def rng_state() -> dict[str, Tensor]:

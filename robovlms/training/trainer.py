@@ -25,17 +25,26 @@ from robovlms.actions.statistics import Statistics, save_statistics
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.files import atomic_file
-from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, load_weights, save_config, save_policy
-from robovlms.policy.manifest import new_checkpoint
-from robovlms.policy.policy import VLAPolicy
+from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, save_config
+from robovlms.policy.compiling import compile_policy
+from robovlms.policy.policy import VLAPolicy, named_tensors
+from robovlms.training.ema import MovingAverage
 from robovlms.training.feeding import make_feed, mean_actions, record_data
 from robovlms.training.figures import draw_first_batch
-from robovlms.training.interval import Interval, profiled
-from robovlms.training.launch import StopSignals, end, launched, on_main
-from robovlms.training.optimization import Steps, check_finite, learning_rate, make_optimizer
+from robovlms.training.interval import Interval, Work, profiled
+from robovlms.training.launch import StopSignals, end, launched, logged, on_main
+from robovlms.training.memory import memory_explained
+from robovlms.training.optimization import (
+    Steps,
+    learning_rate,
+    make_optimizer,
+    trained_parameters,
+)
+from robovlms.training.parallel.choosing import make_parallelism
 from robovlms.training.run_folder import CHECKPOINTS, DURATIONS, FIRST_BATCH, PROFILE, RunFolder, check_init_from
-from robovlms.training.state import TrainingState, find_resume, rng_state, set_rng_state
-from robovlms.training.tracking import Tracker, check_trackers, duration
+from robovlms.training.saving import CheckpointWriter, Snapshot
+from robovlms.training.state import TrainingState, find_resume, optimizer_pieces, rng_state, set_rng_state
+from robovlms.training.tracking import Tracker, check_trackers
 from robovlms.training.validation import VALIDATION_ACTIONS, validate
 from robovlms.types import Batch, Conversations
 
@@ -58,7 +67,8 @@ class Trainer:
         with ExitStack() as stack:
             self.accelerator = stack.enter_context(launched(self.config))
             self.world_size, self.device = self.accelerator.num_processes, self.accelerator.device
-            self.is_main = self.accelerator.is_main_process
+            self.rank, self.is_main = self.accelerator.process_index, self.accelerator.is_main_process
+            self.parallel = make_parallelism(self.config, self.accelerator)
             stack.callback(self.run.release)
             self.resume_from = on_main(self.accelerator, self._claim)
             set_seed(self.config.seed)
@@ -90,6 +100,7 @@ class Trainer:
         stats: dict[str, Statistics],
         *,
         beside: AbstractContextManager[object] | None = None,
+        work: Work | None = None,
     ) -> Path:
         """Train to the configured length, validating where there is data for it; return the final checkpoint folder.
 
@@ -99,31 +110,40 @@ class Trainer:
             validation_set: those that it is measured on.
             stats: of every source's actions.
             beside: what goes on while the main process trains: entered once the run folder is its own.
+            work: what a window costs, for MFU.
 
         Raises:
             UserError: the loss became non-finite (names step, terms and samples); the data are not those that the
                 resumed run was trained on; or batch size, processes and data set do not fit together.
         """
-        self.policy, self.stats, self.train_set = policy, stats, train_set
+        self.policy, self.stats, self.train_set, self.work = policy, stats, train_set, work
         state = TrainingState.load(self.resume_from / STATE) if self.resume_from else None
         self.step = self.saved_step = state.step if state else 0
         names = [source.name for source in self.plan.sources]
         self.data = on_main(self.accelerator, lambda: record_data(train_set, names))
         if state:
             state.check_data(self.data)
-        self._feed(validation_set)
-        policy.to(self.device)
-        optimizer = make_optimizer(policy, self.config.optimizer)
+        compile_policy(policy, self.config.trainer.compile)
+        self.model = self.parallel.prepare(policy, self.resume_from)
+        self._feed(validation_set)  # of the policy as it is now: what a head encodes targets with is loaded, too
+        self.optimizer = make_optimizer(policy, self.config.optimizer, self.parallel.weight_of(), self.config.seed)
+        self.ema = MovingAverage(self.config.ema, self.parallel.shares) if self.config.ema else None
         if state and self.resume_from:
-            load_weights(policy, self.resume_from)
-            state.restore(optimizer)
-        self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
-        self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        set_seed(self.config.seed + 1 + self.accelerator.process_index)
-        if state and self.accelerator.process_index < len(state.rng):
-            set_rng_state(state.rng[self.accelerator.process_index])
+            state.restore(self.optimizer, self._trained(), self.parallel.shares)
+            if self.ema:
+                self.ema.restore(self.resume_from, self._trained())
+        set_seed(self.config.seed + 1 + self.rank)
+        if state and self.rank < len(state.rng):
+            set_rng_state(state.rng[self.rank])
         on_main(self.accelerator, self._start_folder)
-        with self._tracker(), beside if beside and self.is_main else nullcontext():
+        save = {"is_sharded": self.parallel.is_sharded, "is_async": self.config.trainer.async_save}
+        self.writer = CheckpointWriter(self.accelerator, self.run.kept, **save)
+        with ExitStack() as stack:
+            stack.enter_context(logged(self.folder, self.accelerator))
+            stack.enter_context(self._tracker())
+            stack.enter_context(beside if beside and self.is_main else nullcontext())
+            stack.enter_context(self.writer)
+            stack.enter_context(memory_explained(self.config, self.world_size, self.device))
             self._loop()
         return self._checkpoint(self.step)
 
@@ -138,9 +158,10 @@ class Trainer:
             self.train_set,
             validation_set,
             start_step=self.step,
-            rank=(self.accelerator.process_index, self.world_size),
+            rank=(self.rank, self.world_size),
             pin_memory=self.device.type == "cuda",
         )
+        self.rounds = max(gather_object([0 if self.feed.validation is None else len(self.feed.validation)]))
         self.steps = Steps.resolve(config.schedule, config.trainer, self.feed.sampler.steps_per_epoch)
 
     def _start_folder(self) -> None:
@@ -152,7 +173,7 @@ class Trainer:
         resolved = {**asdict(self.steps), "windows": sum(sampler.sizes), "steps_per_epoch": sampler.steps_per_epoch}
         resolved |= {"accumulation": sampler.accumulation, "num_processes": self.world_size}
         (self.folder / DURATIONS).write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
-        trained = sum(p.numel() for p in self.parameters)
+        trained = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.policy.parameters()) - trained
         log.info("%d windows, %d steps an epoch: %s", sum(sampler.sizes), sampler.steps_per_epoch, asdict(self.steps))
         log.info("%.2f M trainable parameters, %.2f M frozen", trained / 1e6, frozen / 1e6)
@@ -173,8 +194,12 @@ class Trainer:
             if self.tracker:
                 self.tracker.close()
 
+    def _trained(self) -> list[str]:
+        """Name the trained parameters, in the optimizer's order."""
+        return [name for group in trained_parameters(self.policy) for name in group]
+
     def _loop(self) -> None:
-        interval = Interval(self.config.batch_size, self._sum, self.train_set.location)
+        interval = Interval(self.config.batch_size, self._sum, self.train_set.location, self.work)
         signals, feed, profile_steps = StopSignals(self.accelerator), self.feed.steps(), self.config.debug.profile_steps
         with signals.handled(), profiled(profile_steps if self.is_main else 0, self.folder / PROFILE) as profiler_step:
             start, first = time.perf_counter(), self.step
@@ -198,6 +223,7 @@ class Trainer:
                     if saves:
                         self.save()
                     if stop is not None:
+                        self.writer.finish()
                         end(stop, self.step)
                     if is_last or self.step % self.steps.validate_every == 0:
                         self.validate()
@@ -238,24 +264,33 @@ class Trainer:
         terms: dict[str, Tensor] = {}
         for number, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
             is_last = number == len(micro_batches) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            with nullcontext() if is_last else self.parallel.accumulating(self.model):
                 beside = [each.to(self.device) for each in said[number : number + 1]]
-                losses = self.model(batch.to(self.device), *beside)
+                with self.accelerator.autocast():
+                    losses = {name: value.float() for name, value in self.model(batch.to(self.device), *beside).items()}
                 for name in losses:
                     losses[name] = losses[name] * (word_shares[number] if name.startswith("text_loss") else share)
                 if self.config.cotrain is not None:
                     losses["loss"] = losses["loss"] + self.config.cotrain.weight * losses["text_loss"]
-                self.accelerator.backward(losses["loss"] * self.world_size)  # DDP averages over ranks
+                (losses["loss"] * self.world_size).backward()  # gradients are averaged over ranks
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0) + value.detach()
-        max_norm = self.config.optimizer.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if max_norm is None else max_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(self.step)
-        self.optimizer.optimizer.found_inf = (~(norm + terms["loss"]).isfinite()).float()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = self._step_optimizer(terms["loss"])
         return {**terms, "grad_norm": norm / self.world_size}  # summed over ranks like the others
+
+    def _step_optimizer(self, loss: Tensor) -> Tensor:
+        """Change the weights by the gradients, unless one of them or the loss is not finite; return the norm."""
+        self.parallel.collect_gradients()
+        norm = self.parallel.clip(self.config.optimizer.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["number"] = self._lr(self.step), self.step
+        self.optimizer.found_inf = (~(norm + loss).isfinite()).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.parallel.spread_weights()
+        if self.ema:
+            self.ema.update(self.step)
+        self.parallel.forget_gradients()
+        return norm
 
     def _shares(self, counts: list[Tensor]) -> Sequence[Tensor]:
         """Return the share of each micro-batch in what all ranks' have."""
@@ -270,13 +305,15 @@ class Trainer:
             return {}
         sources, rng = [source.name for source in self.plan.sources], rng_state()
         try:
-            with self.accelerator.autocast():
-                loader = self.feed.validation
-                metrics, examples = validate(self.policy, loader, self.mean_actions, sources, self._sum)
+            averaged = self.ema.for_validation(self.parallel.spread_weights) if self.ema else nullcontext()
+            with averaged, self.accelerator.autocast():
+                metrics, examples = validate(
+                    self.policy, self.feed.validation, self.mean_actions, sources, self._sum, self.rounds
+                )
         except Exception:
-            if self.is_main and self.saved_step < self.step:
+            if self.is_main and self.saved_step < self.step and not self.parallel.is_sharded:
                 log.warning("validation failed at step %d: what was trained is saved first", self.step)
-                self._write([rng])
+                self.writer.save_alone(self._snapshot([rng]))
             raise
         if self.tracker:
             self.tracker.log_validation(self.step, metrics)
@@ -285,21 +322,24 @@ class Trainer:
         return metrics
 
     def save(self) -> None:
-        """Write a checkpoint from the main process; other ranks hand over their random states."""
+        """Write a checkpoint, or begin to (`trainer.async_save`); every process hands over its random state."""
         rng = gather_object([rng_state()])
-        on_main(self.accelerator, lambda: self._write(rng))
+        self.writer.save(lambda: self._snapshot(rng))
         self.saved_step = self.step
+
+    def _snapshot(self, rng: list[dict[str, Tensor]]) -> Snapshot:
+        """Return what this process has of the state; other processes than the main one, what only they have."""
+        weights = named_tensors(self.policy)
+        pieces, optimizer = self.parallel.pieces(weights), optimizer_pieces(self.optimizer, self.parallel.shares)
+        return Snapshot(
+            target=self._checkpoint(self.step),
+            trained=Trained(self.config, self.policy, self.stats, self.plan),
+            state=TrainingState(step=self.step, parameters=self._trained(), rng=rng, data=self.data),
+            weights={name: value for name, value in weights.items() if self.is_main and name not in pieces},
+            pieces={} if self.parallel.has_copy else pieces,
+            optimizer={} if self.parallel.has_copy else optimizer,
+            averages=self.ema.pieces() if self.ema and not self.parallel.has_copy else {},
+        )
 
     def _checkpoint(self, step: int) -> Path:
         return self.folder / CHECKPOINTS / f"step_{step:06d}"
-
-    def _write(self, rng: list[dict[str, Tensor]]) -> None:
-        check_finite(self.policy, self.step)
-        optimizer = self.optimizer.optimizer.state_dict()
-        state = TrainingState(step=self.step, optimizer=optimizer, rng=rng, data=self.data)
-        started, target = time.perf_counter(), self._checkpoint(self.step)
-        with new_checkpoint(target) as partial:
-            save_policy(partial, Trained(self.config, self.policy, self.stats, self.plan))
-            state.save(partial / STATE)
-        self.run.kept(self.step)
-        log.info("saved %s in %s", target, duration(time.perf_counter() - started))

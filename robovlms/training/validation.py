@@ -27,6 +27,7 @@ def validate(
     mean_actions: Float[Tensor, "n e"],
     sources: Sequence[str],
     reduce: Callable[[Tensor], Tensor],
+    rounds: int = 0,
 ) -> tuple[dict[str, float], Examples]:
     """Return metrics over all ranks' batches, and this rank's first examples.
 
@@ -41,10 +42,12 @@ def validate(
         mean_actions: each source's mean arm action in the training set, normalised, on the policy's device.
         sources: their names.
         reduce: sums a tensor over all ranks.
+        rounds: how many batches the policy is asked about at least: processes that share its weights ask equally often.
     """
     losses: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}  # "n": summed over the newest frames' real steps, by source
     examples: list[tuple[Tensor, Tensor, Tensor]] = []
+    count_asked = 0
     policy.eval()
     for host_batch in batches:
         batch = host_batch.to(mean_actions.device)
@@ -56,6 +59,9 @@ def validate(
         _add(errors, _errors(batch, predicted, mean_actions))
         if len(examples) * len(batch) < MAX_EXAMPLES:
             examples.append((predicted.float(), target, mask))
+        count_asked += 1
+    for _ in range(rounds - count_asked):
+        policy.assess(batch)
     policy.train()
     sums = reduce(torch.cat([*(value[None] for value in losses.values()), *errors.values()])).tolist()
     totals = dict(zip(losses, sums, strict=False))

@@ -10,12 +10,13 @@ import torch
 
 from robovlms.backbones.schemas.nano import NanoBackboneConfig
 from robovlms.config.choices import ModelSize
-from robovlms.config.policy import BackboneConfig
+from robovlms.config.policy import BackboneConfig, Checkpointing
+from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 
 NAMES = BACKBONES.names()
 COMPILED = ["kosmos", "nano", "paligemma", "qwen2_5_vl"]
-UNCOMPILED = ["qwen3_5", "qwen3_vl"]  # transformers looks at numbers on the way
+UNCOMPILED: list[str] = []  # where transformers looks at numbers on the way
 NANO = {"image_size": 48, "hidden_dim": 64, "num_layers": 1, "num_heads": 4}  # a saved folder knows better
 
 
@@ -191,21 +192,72 @@ def test_every_trainable_parameter_and_the_queries_get_a_gradient(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(name):
-    plain, saving = tiny(name), tiny(name, gradient_checkpointing=True)
-    batch = inputs(plain)
-    (left, all_kept), (right, few_kept) = (gradients_and_kept(each, *batch) for each in (plain, saving))
-    assert few_kept < all_kept
-    assert left.keys() == right.keys()
-    for key in left:
-        torch.testing.assert_close(right[key], left[key], rtol=0, atol=0, msg=key)
+def test_checkpointing_keeps_less_and_changes_no_gradient(name):
+    found = {}
+    for choice in ("none", "attention", "every_n:2", "full"):
+        backbone = tiny(name, checkpointing=choice)
+        found[choice] = gradients_and_bytes(backbone, *inputs(backbone))
+    wanted, kept = found["none"][0], {choice: size for choice, (_, size) in found.items()}
+    assert kept["full"] < kept["every_n:2"] < kept["none"]
+    assert kept["full"] < kept["attention"] < kept["none"]
+    for choice, (grads, _) in found.items():
+        assert grads.keys() == wanted.keys()
+        for key in wanted:
+            if wanted[key] is not None:
+                torch.testing.assert_close(grads[key], wanted[key], rtol=0, atol=0, msg=f"{choice} {key}")
 
 
-def gradients_and_kept(backbone, *batch):
-    """Return the gradients, and how many tensors wait for the backward pass."""
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(0) or tensor, lambda tensor: tensor):
-        return gradients(backbone, *batch), len(kept)
+def gradients_and_bytes(backbone, *batch):
+    """Return the gradients, and the bytes of activations that wait for the backward pass."""
+    kept, weights = {}, {p.untyped_storage().data_ptr() for p in backbone.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, so that no other takes its place
+        return tensor
+
+    backbone.train()
+    torch.manual_seed(2)  # Kosmos-2 has dropout
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = backbone(*batch).square().mean()
+    loss.backward()
+    return {key: p.grad for key, p in backbone.named_parameters()}, sum(size for size, _ in kept.values())
+
+
+WITHOUT_LAST_MLP = {"florence2", "flamingo_upstream"}  # BART's has no module of its own; this one pools over all tokens
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_last_mlp_reads_the_queries_alone_and_changes_no_feature(name):
+    backbone = tiny(name)
+    images, ids, mask, queries = inputs(backbone, v=2, q=8)  # a few rows alone are multiplied by another kernel
+    seen, features, grads = [], {}, {}
+    if backbone.last_mlp is None:
+        assert name in WITHOUT_LAST_MLP
+        return
+    inner = backbone.last_mlp._forward
+    backbone.last_mlp._forward = lambda *tokens: seen.append(tokens[0].shape[1]) or inner(*tokens)
+    only = backbone.last_mlp.only
+    for is_whole in (False, True):
+        backbone.last_mlp.only = (lambda places: only(None)) if is_whole else only
+        torch.manual_seed(0)
+        backbone.eval()
+        features[is_whole] = backbone(images, ids, mask, queries)
+        features[is_whole].square().sum().backward()
+        grads[is_whole] = {key: p.grad for key, p in backbone.named_parameters() if p.grad is not None}
+        backbone.zero_grad()
+    if name not in WITHOUT_LAST_MLP:
+        assert seen[0] == queries.shape[1] * queries.shape[2] < seen[1]
+    assert torch.equal(features[False], features[True])
+    for key, grad in grads[True].items():
+        torch.testing.assert_close(grads[False][key], grad, rtol=1e-5, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("choice", ["", "all", "every_n", "every_n:0", "every_n:-1", "every_n:1.5", "True"])
+def test_a_way_of_checkpointing_that_does_not_exist_is_refused_with_those_that_do(choice):
+    with pytest.raises(UserError, match=rf"checkpointing={choice} does not exist: write none, attention, full"):
+        Checkpointing.parse(choice)
 
 
 def test_numbers_of_trained_and_frozen_parameters_are_logged(caplog):

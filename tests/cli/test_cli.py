@@ -123,6 +123,15 @@ def test_a_view_can_be_mapped_as_yaml_writes_it(monkeypatch: pytest.MonkeyPatch)
     assert seen[0].data.views["front"] == "rgb_front"
 
 
+@pytest.mark.parametrize(("old", "new"), [("true", "full"), ("false", "none"), ("True", "full")])
+def test_gradient_checkpointing_keeps_its_meaning_under_its_new_name(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[TrainConfig] = []
+    assert start(["data.root=/x", f"backbone.gradient_checkpointing={old}"], seen.append, monkeypatch) == 0
+    assert seen[0].backbone.checkpointing == new
+
+
 def test_names_that_changed_are_understood_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

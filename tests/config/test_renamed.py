@@ -13,3 +13,11 @@ def test_a_run_that_was_evaluated_with_opposite_instructions_is_still_read(read)
         "evaluation": {"execute_steps": 4, "language": ["opposite"], "language_episodes": 5},
         "sim": {"name": "metaworld", "seed": 7, "episodes": 10},
     }
+
+
+@pytest.mark.parametrize("read", [dict, OmegaConf.create])
+@pytest.mark.parametrize(("old", "new"), [(False, "off"), (True, "model"), ("layers", "layers")])
+def test_whether_an_engine_compiled_is_still_read(read, old, new):
+    config = read({"evaluation": {"engine": {"compile": old, "device": "cpu"}}})
+    rename(config)
+    assert config == {"evaluation": {"engine": {"compile": new, "device": "cpu"}}}

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -39,8 +40,8 @@ def make_head(name, **changes):
     check_fields(config, "head")
     head = HEADS.get(config.name)(config, HeadSizes(feature_dim=D, action_dim=A, window_size=W, chunk_size=K))
     if head.needs_chunks:
-        targets = make_targets()
-        head.calibrate(list(hold(targets.actions, targets.mask).flatten(0, 1).double().numpy()))
+        actions, mask = make_actions()
+        head.calibrate(list(hold(actions, mask).flatten(0, 1).double().numpy()))
     return head
 
 
@@ -56,14 +57,25 @@ class Answers:
         return self.features[:, :, last - queries.shape[2] : last]
 
 
-def make_targets(**changes):
+def make_actions():
     generator = torch.Generator().manual_seed(1)
     arm = torch.rand(B, W, K, A - 1, generator=generator) * 2 - 1
     gripper = torch.where(torch.rand(B, W, K, 1, generator=generator) > 0.5, 1.0, -1.0)
     mask = torch.ones(B, W, K, dtype=torch.bool)
     mask[:, :, -1] = False
-    given = {"actions": torch.cat([arm, gripper], dim=-1), "mask": mask, "seeds": torch.arange(B), **changes}
-    return Targets(**given)
+    return torch.cat([arm, gripper], dim=-1), mask
+
+
+def make_targets(**changes):
+    actions, mask = make_actions()
+    targets = Targets(**{"actions": actions, "mask": mask, "seeds": torch.arange(B), **changes})
+    return replace(targets, ids=encoder()(targets.actions, targets.mask, targets.action_dims))
+
+
+@cache
+def encoder():
+    """Return what a loader writes targets with, for the one head that reads them."""
+    return make_head("fast").encoder()
 
 
 def make_features(head, targets):
@@ -75,7 +87,11 @@ def make_features(head, targets):
 def rows_of(targets, rows):
     action_dims = None if targets.action_dims is None else targets.action_dims[rows]
     return Targets(
-        actions=targets.actions[rows], mask=targets.mask[rows], action_dims=action_dims, seeds=targets.seeds[rows]
+        actions=targets.actions[rows],
+        mask=targets.mask[rows],
+        action_dims=action_dims,
+        seeds=targets.seeds[rows],
+        ids=targets.ids[rows],
     )
 
 

@@ -28,7 +28,7 @@ from test_parity import (
 
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.statistics import Statistics
-from robovlms.config.choices import EngineDtype, Execution, FrameCache, HeadKind, Structure
+from robovlms.config.choices import CompileMode, EngineDtype, Execution, FrameCache, HeadKind, Structure
 from robovlms.config.closed_loop import EngineConfig
 from robovlms.errors import UserError
 from robovlms.images.processor import Processor
@@ -324,10 +324,14 @@ def tensors_of(value):
     return [tensor for each in held for tensor in tensors_of(each)]
 
 
-@pytest.mark.parametrize("structure", [Structure.one_step, Structure.policy_head, Structure.interleaved])
-def test_a_session_that_stays_does_not_keep_what_was_computed_of_its_neighbours(structure):
+@pytest.mark.parametrize(
+    ("structure", "head"),
+    [(Structure.one_step, "mlp"), (Structure.policy_head, "mlp"), (Structure.policy_head, "lstm"),
+     (Structure.interleaved, "mlp")],
+)  # fmt: skip
+def test_a_session_that_stays_does_not_keep_what_was_computed_of_its_neighbours(structure, head):
     engine = make_engine(
-        make_policy("nano", structure, "mlp", proprio=True), 1 if structure is Structure.one_step else 4
+        make_policy("nano", structure, head, proprio=True), 1 if structure is Structure.one_step else 4
     )
     sessions = one_of_each(engine, 8)
     for step in range(3):
@@ -342,7 +346,9 @@ def compare_compiled():
     """Assert that a compiled vision tower gives the same actions for any number of rows."""
     policy = make_policy("nano", Structure.policy_head, "lstm")
     plain = make_engine(policy, 3)
-    compiled = PolicyEngine(policy, SOURCES, window_size=3, config=EngineConfig(device="cpu", compile=True))
+    compiled = PolicyEngine(
+        policy, SOURCES, window_size=3, config=EngineConfig(device="cpu", compile=CompileMode.model)
+    )
     for count in (1, 3, 5):
         given = [observe(i) for i in range(count)]
         expected, found = (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from calvin_folder import assert_same_state, losses, tiny_run
 from composing import completed, composed, plan_of
-from PIL import Image
+from conversations import make_conversations
 from safetensors.torch import save_model
 
 from robovlms.commands.train import train
@@ -18,19 +18,8 @@ from robovlms.policy.policy import VLAPolicy
 
 @pytest.fixture
 def said(tmp_path):
-    """Eight coloured pictures, what colour they have, and a greeting without a picture."""
-    records = [{"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "good day"}]}]
-    for number in range(8):
-        name, colour = [("red", (255, 0, 0)), ("blue", (0, 0, 255))][number % 2]
-        Image.fromarray(np.full((8, 8, 3), colour, np.uint8)).save(tmp_path / f"{number}.png")
-        turns = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": f"{name}, just {name}"}]
-        records.append({"image": f"{number}.png", "conversations": turns})
-    (tmp_path / "said.json").write_text(json.dumps(records))
-    return [
-        "cotrain=vl", f"cotrain.file={tmp_path / 'said.json'}", f"cotrain.image_folder={tmp_path}",
-        "cotrain.batch_size=4", "cotrain.num_workers=0",
-        "trainer.max_validation_batches=1", "trainer.validate_every=50 step",
-    ]  # fmt: skip
+    """Overrides of a run beside conversations, which lie in `tmp_path`."""
+    return [*make_conversations(tmp_path), "trainer.max_validation_batches=1", "trainer.validate_every=50 step"]
 
 
 def build(config: TrainConfig) -> VLAPolicy:

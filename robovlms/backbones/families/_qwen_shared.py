@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
+from robovlms.backbones.masks import without_reading
 from robovlms.types import ImageSpec
 
 IMAGE_SIZE = 224  # px; the family reads any size, and this is what robots mostly record
@@ -58,10 +59,8 @@ class QwenFamily(HuggingFaceBackbone):
             "n c t (h i p) (x j q) -> (n h x i j) (c t p q)", i=merge, j=merge, p=p, q=p,
         )  # fmt: skip
         side = images.shape[-1] // p
-        if vision._attn_implementation == "sdpa":  # `set_attn_implementation` would look for a package of that name
-            vision._attn_implementation = EQUAL_SEGMENTS
-        grids = torch.full((images.shape[0], 3), side, device=images.device)
-        grids[:, 0] = 1
+        without_reading(vision, EQUAL_SEGMENTS)
+        grids = F.pad(torch.full((images.shape[0], 2), side, device=images.device), (1, 0), value=1)
         return tower(patches.to(tower.dtype), grid_thw=grids, **self.geometry(images.shape[0], side, images.device))
 
     def geometry(self, n: int, side: int, device: torch.device) -> dict[str, Any]:
@@ -85,6 +84,26 @@ class QwenFamily(HuggingFaceBackbone):
         """Return time, row and column of every token."""
         vision = self.model.config.vision_config
         return rotary_positions(layout, self.image_spec.size // (vision.patch_size * vision.spatial_merge_size))
+
+
+class LearnedPositions(QwenFamily):
+    """Those of Qwen3: patches also have learned positions, a square table that is stretched over the image."""
+
+    def geometry(self, n: int, side: int, device: torch.device) -> dict[str, Any]:
+        """Add which entries of the table a patch's position is mixed of, and the shares."""
+        geometry = super().geometry(n, side, device)
+        table = self.model.visual.num_grid_per_side
+        rows, columns = (stretched(place, side, table) for place in geometry["position_ids"].unbind(1))
+        entries = rearrange(table * rows[0][:, :, None] + columns[0][:, None], "p i j -> p (i j)")
+        shares = rearrange(rows[1][:, :, None] * columns[1][:, None], "p i j -> p (i j)")
+        return {**geometry, "interp_indices": entries, "interp_weights": shares}
+
+
+def stretched(place: Int64[Tensor, "p"], side: int, table: int) -> tuple[Int64[Tensor, "p 2"], Float[Tensor, "p 2"]]:
+    """Return the two of `table` entries that each of `side` places lies between, corner on corner, and their shares."""
+    exact = place.float() * (table - 1) / max(side - 1, 1)
+    entries = exact.floor().long()[:, None] + torch.arange(2, device=place.device)
+    return entries.clamp(max=table - 1), 1 - (exact[:, None] - entries).abs()
 
 
 def rotary_positions(layout: Layout, side: int) -> Int64[Tensor, "3 n s"]:

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import Gemma4Config, Gemma4ImageProcessorPil, Gemma4Model, GemmaTokenizer
 
-from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_TEXT, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
-from robovlms.backbones.masks import image_mask
+from robovlms.backbones.masks import NO_PADDING, image_mask, without_reading
+from robovlms.backbones.tiny import TINY_CHARACTERS, TINY_TEXT
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
@@ -31,6 +32,7 @@ class Gemma4(HuggingFaceBackbone):
     """
 
     model_type = "gemma4"
+    pixels = 768
     prompt = "{instruction}"
     num_head_tokens = 1
     can_cache = can_parallel = False  # layers share keys and values, sliding ones have a mask of their own
@@ -110,12 +112,27 @@ class Gemma4(HuggingFaceBackbone):
         """Return the pooled patches between the family's marks, unscaled: only the text embedding multiplies by
         sqrt(d).
         """
-        patches, places = self.cut(images)
-        pooled = self.model.vision_tower(pixel_values=patches, pixel_position_ids=places).last_hidden_state
-        # The tower drops padding, so to torch.compile the number of its tokens is data.
-        m = patches.shape[1] // self.model.config.vision_config.pooling_kernel_size**2
-        tokens: Tensor = self.model.embed_vision(inputs_embeds=pooled).view(images.shape[0], m, -1)
+        tokens: Tensor = self.model.embed_vision(inputs_embeds=self.see(images))
         return self.put_marks(tokens.to(self.embedding.weight.dtype))
+
+    def see(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m _e"]:
+        """Return the vision tower's pooled patches.
+
+        Not through the tower's own forward, which drops padding that our squares have none of: the host would wait for
+        the number of its tokens.
+        """
+        tower, (patches, places) = self.model.vision_tower, self.cut(images)
+        without_reading(tower.config, NO_PADDING)
+        is_padding = torch.zeros_like(places[..., 0], dtype=torch.bool)
+        embeds = tower.patch_embedder(patches, places, is_padding)
+        seen = tower.encoder(inputs_embeds=embeds, attention_mask=~is_padding, pixel_position_ids=places)
+        pooled, _ = tower.pooler(
+            hidden_states=seen.last_hidden_state, pixel_position_ids=places, padding_positions=is_padding,
+            output_length=patches.shape[1] // tower.config.pooling_kernel_size**2,
+        )  # fmt: skip
+        if tower.config.standardize:
+            pooled = (pooled - tower.std_bias.float()) * tower.std_scale.float()
+        return pooled.to(embeds.dtype)  # type: ignore[no-any-return]
 
     def decode(self, embeds: Float[Tensor, "n s d"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the decoder with what it looks up for every layer, and with the larger ones' mask."""

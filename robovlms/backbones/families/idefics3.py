@@ -10,7 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import Idefics3Config, Idefics3ImageProcessorPil, Idefics3Model, PreTrainedTokenizerFast
 
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.masks import NO_PADDING, without_reading
+from robovlms.backbones.tiny import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION
 from robovlms.registry import BACKBONES
 
 START, END = "<|begin_of_text|>", "<|end_of_text|>"
@@ -69,6 +71,7 @@ class Idefics3(HuggingFaceBackbone):
 
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
         """Return the shuffled patches between the family's marks."""
+        without_reading(self.model.vision_model.config, NO_PADDING)
         patches = self.model.vision_model(pixel_values=images).last_hidden_state
         return self.put_marks(self.model.connector(patches).to(self.embedding.weight.dtype))
 

@@ -22,7 +22,8 @@ from transformers import (
     Siglip2ImageProcessorPil,
 )
 
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_TEXT, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.tiny import TINY_BYTES, TINY_TEXT
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
@@ -60,10 +61,12 @@ class Lfm2Vl(HuggingFaceBackbone):
     """
 
     model_type = "lfm2_vl"
+    pixels = 256
     prompt = "{instruction}"
     num_head_tokens = 1
     image_marks = ((BEFORE,), (BEHIND,))
     can_cache = False  # a convolution would look back at the padding of the frame before
+    hybrid_layers = ("conv", "full_attention")
 
     @classmethod
     def published_config(cls) -> Lfm2VlConfig:

@@ -51,12 +51,18 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "n s d"], allowed: Bool[Tensor, "_n 1 s l"], past: list[Tensor] | None = None
     ) -> Float[Tensor, "n s d"]:
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "n s (three g e) -> three n g s e", three=3, g=self.num_heads)
+        x = x + self.attend(self.norm1(x), allowed, past)
+        return x + self.mlp(self.norm2(x))
+
+    def attend(
+        self, x: Float[Tensor, "n s d"], allowed: Bool[Tensor, "_n 1 s l"], past: list[Tensor] | None
+    ) -> Float[Tensor, "n s d"]:
+        """Let the tokens attend to each other and to `past`, which takes them in."""
+        q, k, v = rearrange(self.qkv(x), "n s (three g e) -> three n g s e", three=3, g=self.num_heads)
         if past is not None:
             past[:] = [torch.cat([*past[i : i + 1], new], dim=2) for i, new in enumerate((k, v))]
             k, v = past
-        x = x + self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed), "n g s e -> n s (g e)"))
-        return x + self.mlp(self.norm2(x))
+        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed), "n g s e -> n s (g e)"))
 
 
 class Stem(nn.Module):
@@ -125,13 +131,13 @@ class Nano(PrefixBackbone):
         super().__init__()
         self.config, self.prompt, self.hidden_dim = config, config.prompt, config.hidden_dim
         self.image_spec = ImageSpec(size=config.image_size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-        self.gradient_checkpointing = config.gradient_checkpointing
         self.stem = Stem(config.image_size, config.hidden_dim)
         self.embedding = nn.Embedding(VOCAB_SIZE, config.hidden_dim)
         nn.init.normal_(self.embedding.weight, std=0.5)
         self.blocks = nn.ModuleList(Block(config.hidden_dim, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_dim)
         self.text_head = HashedTextHead(self)
+        self.find_last_mlp()
 
     @classmethod
     def from_config(cls, config: NanoBackboneConfig) -> Nano:
@@ -147,7 +153,7 @@ class Nano(PrefixBackbone):
             )
         if config.size is ModelSize.tiny:
             backbone = cls.tiny()
-            backbone.prompt, backbone.gradient_checkpointing = config.prompt, config.gradient_checkpointing
+            backbone.prompt = config.prompt
         elif config.checkpoint is None:
             backbone = cls(config)
         else:
@@ -157,6 +163,7 @@ class Nano(PrefixBackbone):
                 backbone._load(folder)
         if config.resample is not None:
             backbone.add_resampler(config.resample)
+        backbone.save_activations(config.checkpointing)
         select_trainable(backbone, config)
         return backbone
 
@@ -203,11 +210,12 @@ class Nano(PrefixBackbone):
             places = (layout.mask.long().cumsum(1) - 1).clamp(min=0)[:, -s:]
             x = embeds + sinusoids(length, self.hidden_dim, embeds)[places]
         for i, block in enumerate(self.blocks):
-            if self.gradient_checkpointing and self.training:
-                x = torch.utils.checkpoint.checkpoint(block, x, allowed, use_reentrant=False)
-            else:
-                x = block(x, allowed, None if cache is None else cache[i])
+            x = block(x, allowed, None if cache is None else cache[i])
         return self.norm(x)
+
+    def layers(self) -> list[nn.Module]:
+        """Return the transformer blocks."""
+        return list(self.blocks)
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """Name what the freeze options stop."""

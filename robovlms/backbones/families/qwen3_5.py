@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil, Qwen3_5Config, Qwen3_5Model, Qwen3_5Tokenizer
 
-from robovlms.backbones.families._qwen_shared import BEFORE, BEHIND, IMAGE, VIDEO, QwenFamily
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_TEXT
+from robovlms.backbones.families._qwen_shared import BEFORE, BEHIND, IMAGE, VIDEO, LearnedPositions
 from robovlms.backbones.layout import Layout
+from robovlms.backbones.tiny import TINY_BYTES, TINY_TEXT
 from robovlms.registry import BACKBONES
 
 TINY_AREA = 64 * 64  # px: 2 x 2 tokens of 2 x 2 patches of 16
@@ -22,14 +22,16 @@ MARKS = [BEFORE, BEHIND, IMAGE, VIDEO]
 
 
 @BACKBONES.register("qwen3_5")
-class Qwen35(QwenFamily):
+class Qwen35(LearnedPositions):
     """Sees a view of 224 px, upscaled to 256, as 64 tokens.
 
     Linear layers carry a state from token to token instead of looking back; they are causal as the full ones are.
     """
 
     can_cache = can_parallel = False  # linear attention
+    hybrid_layers = ("linear_attention", "full_attention")
     model_type = "qwen3_5"
+    pixels = 256
 
     @classmethod
     def published_config(cls) -> Qwen3_5Config:

@@ -10,16 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLModel
 
-from robovlms.backbones.families._qwen_shared import BEFORE, BEHIND, IMAGE, VIDEO, QwenFamily
-from robovlms.backbones.huggingface import TINY_TEXT, tiny_qwen_tokenizer
+from robovlms.backbones.families._qwen_shared import BEFORE, BEHIND, IMAGE, VIDEO, LearnedPositions
 from robovlms.backbones.layout import Layout
+from robovlms.backbones.tiny import TINY_TEXT, tiny_qwen_tokenizer
 from robovlms.registry import BACKBONES
 
 TINY_AREA = 64 * 64  # px: 2 x 2 tokens of 2 x 2 patches of 16
 
 
 @BACKBONES.register("qwen3_vl")
-class Qwen3VL(QwenFamily):
+class Qwen3VL(LearnedPositions):
     """Sees a view of 224 px, upscaled to 256, as 64 tokens.
 
     What earlier vision layers saw of a token (DeepStack, arXiv:2406.04334) is added to it behind the first decoder
@@ -27,6 +27,7 @@ class Qwen3VL(QwenFamily):
     """
 
     model_type = "qwen3_vl"
+    pixels = 256
 
     @classmethod
     def published_config(cls) -> Qwen3VLConfig:
@@ -77,8 +78,10 @@ class Qwen3VL(QwenFamily):
     def decode(self, embeds: Float[Tensor, "n s e"], layout: Layout, cache: Any = None) -> Float[Tensor, "n s d"]:
         """Run the causal decoder on the first d entries of every token; the rest of image tokens is DeepStack."""
         tokens, *deeper = embeds.split(self.hidden_dim, dim=-1)
-        is_patch = layout.patch[:, -embeds.shape[1] :] >= 0
-        deepstack = [each[is_patch] for each in deeper]
-        return self.run(
-            tokens, layout, cache, self.positions(layout), visual_pos_masks=is_patch, deepstack_visual_embeds=deepstack
-        )
+        is_patch = layout.patch[:, -embeds.shape[1] :, None] >= 0
+        # transformers adds these to the tokens at an index. It is that of whole sequences, with zeros at what is no
+        # patch: a mask of patches would be counted by the host.
+        everywhere = torch.arange(len(tokens), device=tokens.device)
+        deepstack = [torch.where(is_patch, each, 0) for each in deeper]
+        options = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": deepstack}
+        return self.run(tokens, layout, cache, self.positions(layout), **options)

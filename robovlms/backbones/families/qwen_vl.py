@@ -31,14 +31,8 @@ from transformers import (
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
-from robovlms.backbones.huggingface import (
-    PRINTABLE_BYTES,
-    TINY_IMAGE_SIZE,
-    TINY_TEXT,
-    TINY_VISION,
-    HuggingFaceBackbone,
-    tiny_qwen_tokenizer,
-)
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.tiny import PRINTABLE_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, tiny_qwen_tokenizer
 from robovlms.registry import BACKBONES
 
 BEFORE, BEHIND = "<img>", "</img>"
@@ -106,6 +100,7 @@ class Resampler(nn.Module):
         values = self.patch_norm(self.project(patches))
         keys = values + interpolate_square(self.positions, values.shape[1])
         queries = repeat(self.latent_norm(self.latents) + self.positions, "m d -> n m d", n=patches.shape[0])
+        keys, queries = keys.to(self.latents.dtype), queries.to(self.latents.dtype)  # sums with a float32 table
         return self.out(self.norm(self.attention(queries, keys, values, need_weights=False)[0]))
 
 
@@ -114,7 +109,6 @@ class QwenVLModel(PreTrainedModel):
 
     config_class = QwenVLConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer"]
 

@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GPT2Tokenizer, SmolVLMConfig, SmolVLMImageProcessorPil, SmolVLMModel
 
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.masks import NO_PADDING, without_reading
+from robovlms.backbones.tiny import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION
 from robovlms.registry import BACKBONES
 
 FAKE, GLOBAL = "<fake_token_around_image>", "<global-img>"
@@ -70,6 +72,7 @@ class SmolVLM(HuggingFaceBackbone):
 
         Not through `get_image_features`, which takes images that are zero everywhere for padding and drops them.
         """
+        without_reading(self.model.vision_model.config, NO_PADDING)
         patches = self.model.vision_model(pixel_values=images).last_hidden_state
         return self.put_marks(self.model.connector(patches).to(self.embedding.weight.dtype))
 

@@ -22,7 +22,7 @@ from robovlms.data.loading.sampler import Draw, StepSampler, sample_seeds
 from robovlms.errors import UserError
 from robovlms.images.draws import Augmentation, Drawn
 from robovlms.images.processor import Processor
-from robovlms.types import Batch, Sample
+from robovlms.types import Batch, Encoder, Sample
 
 
 class Collator:
@@ -32,6 +32,7 @@ class Collator:
         normalizers: by the number of a sample's source.
         augmentation: draws the random changes of the samples' images; None: none, as validation needs.
         seed: of what a head draws at random, together with the samples' numbers.
+        encoder: of a head that learns chunks as tokens.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Collator:
         window: WindowConfig,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        encoder: Encoder | None = None,
     ) -> None:
         self.processor, self.normalizers, self.window, self.augmentation = processor, normalizers, window, augmentation
-        self.seed = seed
+        self.seed, self.encoder = seed, encoder
 
     def __call__(self, samples: Sequence[tuple[Sample, Draw]]) -> Batch:
         rows = [sample for sample, _ in samples]
@@ -53,6 +55,7 @@ class Collator:
         text_ids, text_mask = self.processor.text([row.instruction for row in rows])
         proprio = [row.proprio for row in rows if row.proprio is not None]
         numbers = [draw.number for draw in draws]
+        action_dims = self._action_dims(rows)
         drawn = self.augmentation.draw(numbers) if self.augmentation else Drawn()
         return Batch(
             frames={view: self._frames(rows, view) for view in self.processor.views},
@@ -60,7 +63,8 @@ class Collator:
             text_mask=text_mask,
             actions=chunks.contiguous(),
             action_mask=chunk_mask.contiguous(),
-            action_dims=self._action_dims(rows),
+            action_dims=action_dims,
+            target_ids=self.encoder(chunks, chunk_mask, action_dims) if self.encoder else None,
             view_mask=self._seen(rows),
             proprio=torch.from_numpy(np.stack(proprio)) if proprio else None,
             source=torch.tensor([row.source for row in rows]),

@@ -30,20 +30,34 @@ def permute(positions: Int64[np.ndarray, "n"], size: int, key: int) -> Int64[np.
     A six-round Feistel network permutes the next even power of two; numbers that land outside are sent on until they
     land inside (cycle walking). Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002.
     """
-    half = max(1, (size - 1).bit_length() + 1 >> 1)
-    low_bits, shift = np.uint64((1 << half) - 1), np.uint64(half)
-    round_keys = np.random.Generator(np.random.Philox(key=key)).integers(0, 2**63, 6, dtype=np.uint64)
+    return permute_each(positions, np.full_like(positions, size), round_keys(key)[:, None])
 
-    def network(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
-        left, right = x >> shift, x & low_bits
-        for round_key in round_keys:
-            left, right = right, left ^ (_mix(right ^ round_key) & low_bits)
-        return (left << shift) | right
 
-    x = network(positions.astype(np.uint64))
-    while len(outside := np.flatnonzero(x >= size)):
-        x[outside] = network(x[outside])
+def permute_each(
+    positions: Int64[np.ndarray, "n"], sizes: Int64[np.ndarray, "n"], keys: UInt64[np.ndarray, "6 _n"]
+) -> Int64[np.ndarray, "n"]:
+    """Return where permutations send positions, each by a size and by `round_keys` of its own (or of all)."""
+    keys = np.broadcast_to(keys, (6, len(positions)))
+    bits = np.frexp((sizes - 1).astype(np.float64))[1]  # (size - 1).bit_length(), exact below 2**53
+    shift = np.maximum(1, bits + 1 >> 1).astype(np.uint64)
+    low_bits, ends = (np.uint64(1) << shift) - np.uint64(1), sizes.astype(np.uint64)
+
+    def network(x: UInt64[np.ndarray, "m"], at: Int64[np.ndarray, "m"] | slice) -> UInt64[np.ndarray, "m"]:
+        left, right = x >> shift[at], x & low_bits[at]
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key[at]) & low_bits[at])
+        return (left << shift[at]) | right
+
+    x = network(positions.astype(np.uint64), slice(None))
+    while len(outside := np.flatnonzero(x >= ends)):
+        x[outside] = network(x[outside], outside)
     return x.astype(np.int64)
+
+
+@lru_cache(maxsize=1024)
+def round_keys(key: int) -> UInt64[np.ndarray, "6"]:
+    """Return the keys of the rounds of a permutation."""
+    return np.random.Generator(np.random.Philox(key=key)).integers(0, 2**63, 6, dtype=np.uint64)
 
 
 def sample_seeds(seed: int, numbers: Sequence[int]) -> Int64[np.ndarray, "n"]:
@@ -95,6 +109,7 @@ class StepSampler(Sampler[list[Draw]]):
         self.steps_per_epoch = size // batch_size
         self.accumulation = accumulation_steps(batch_size, device_batch_size, world_size)
         self.shares = block_shares(weights)
+        self._sizes = np.array(sizes, np.int64)
         self._offsets = np.cumsum([0, *sizes])
         self._block = lru_cache(maxsize=2)(self._draw_block)
 
@@ -102,20 +117,14 @@ class StepSampler(Sampler[list[Draw]]):
         """Return the global batch of one step, in order."""
         numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
         parts, counts = self._turns(numbers)
-        windows = np.empty_like(numbers)
-        for part in np.unique(parts).tolist():
-            mine = parts == part
-            windows[mine] = self._offsets[part] + self._windows(part, counts[mine])
+        epochs, positions = np.divmod(counts, self._sizes[parts])
+        # Every part, and every epoch of it, has a permutation of its own; all are applied in one go.
+        shuffles, mine = np.unique(np.stack([parts, epochs]), axis=1, return_inverse=True)
+        sizes = self._sizes[shuffles[0]]
+        keys = [round_keys(self.seed << 64 | part << 32 | epoch) for part, epoch in shuffles.T.tolist()]
+        places = permute_each(positions, sizes[mine], np.stack(keys, axis=1)[:, mine])
+        windows = self._offsets[parts] + places
         return [Draw(*pair) for pair in zip(windows.tolist(), numbers.tolist(), strict=True)]
-
-    def _windows(self, part: int, counts: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
-        """Return which windows of a part its draws number `counts` are."""
-        epochs, positions = np.divmod(counts, self.sizes[part])
-        windows = np.empty_like(counts)
-        for epoch in np.unique(epochs).tolist():
-            now = epochs == epoch
-            windows[now] = permute(positions[now], self.sizes[part], key=self.seed << 64 | part << 32 | epoch)
-        return windows
 
     def _turns(self, numbers: Int64[np.ndarray, "n"]) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
         """Return whose turn each draw is, and how many draws that part had before."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -27,11 +30,14 @@ from robovlms.data.rlds.tfrecord import Feature, parse_example, scan_records
 from robovlms.errors import UserError
 from robovlms.files import pointer_problem
 from robovlms.progress import track
+from robovlms.workers import Pool
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 4  # of the index file; raise it when its content changes
 _PLACES = ("shard", "record", "offset", "length", "success", "steps")
+WORKERS = "ROBOVLMS_INDEX_WORKERS"  # environment variable: processes that index, if not one for each core
+WORTH_PROCESSES = 100e6  # bytes; less is indexed sooner than processes have started
 _STRETCHES = ("stretch_record", "stretch_step", "stretch_instruction")
 
 
@@ -82,6 +88,9 @@ class _Row(NamedTuple):
     columns: dict[str, np.ndarray]
 
 
+_Found: TypeAlias = _Row | UserError | FileNotFoundError
+
+
 def load_index(request: IndexRequest, folder: Path, bad: BadRecords) -> RecordIndex:
     """Read the index from the cache folder, or make it and keep it there.
 
@@ -116,14 +125,12 @@ def _build(request: IndexRequest, bad: BadRecords) -> RecordIndex:
     logger.info("%s: reading %.1f GB in %d files once, to index it", request.name, size / 1e9, len(request.shards))
     rows: list[_Row] = []
     faults: list[str] = []
-    shards = track(enumerate(request.shards), f"indexing {request.name}", len(request.shards), "file")
-    for number, shard in shards:
-        for found in _index_shard(request, number, shard):
-            if isinstance(found, _Row):
-                rows.append(found)
-                continue
-            bad.refuse(found)
-            faults.append(str(found))
+    for found in _scan(request, size):
+        if isinstance(found, _Row):
+            rows.append(found)
+            continue
+        bad.refuse(found)
+        faults.append(str(found))
     logger.info("%s: %d records indexed in %.0f s", request.name, len(rows), time.perf_counter() - start)
     steps = [len(next(iter(row.columns.values()))) for row in rows]
     places = np.array([(*row.places, row.success, n) for row, n in zip(rows, steps, strict=True)], np.int64)
@@ -138,6 +145,32 @@ def _build(request: IndexRequest, bad: BadRecords) -> RecordIndex:
     return _index(places.reshape(-1, 6).T, numbered.reshape(-1, 3).T, instructions, columns, faults)
 
 
+def _scan(request: IndexRequest, size: int) -> Iterator[_Found]:
+    """Yield what is found in the shards, in their order, read by all cores at once."""
+    num_workers = min(_count_processes(), len(request.shards)) if size >= WORTH_PROCESSES else 1
+    count, waiting, turn = len(request.shards), dict[int, list[_Found]](), 0
+    with Pool(partial(_scanner, request), num_workers, WORKERS) as pool:
+        for number, found in track(pool.run(range(count)), f"indexing {request.name}", count, "file"):
+            waiting[number] = found
+            while turn in waiting:
+                yield from waiting.pop(turn)
+                turn += 1
+
+
+def _count_processes() -> int:
+    if (given := os.environ.get(WORKERS)) is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"{WORKERS}={given} must be a whole number of at least 1: the processes that index.")
+    return int(given)
+
+
+@contextmanager
+def _scanner(request: IndexRequest) -> Iterator[Callable[[int], list[_Found]]]:
+    """Give what indexes the shard of a number."""
+    yield lambda number: list(_index_shard(request, number, request.shards[number]))
+
+
 def _index(
     places: Int64[np.ndarray, "6 n"],
     stretches: Int64[np.ndarray, "3 m"],
@@ -149,7 +182,7 @@ def _index(
     return RecordIndex(**fields, instructions=instructions, columns=columns, faults=faults)
 
 
-def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_Row | UserError | FileNotFoundError]:
+def _index_shard(request: IndexRequest, number: int, shard: Shard) -> Iterator[_Found]:
     if not shard.path.is_file():
         yield FileNotFoundError(f"{shard.path} does not exist: complete the download.")
         return

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from robovlms.config.choices import NormalizationMode, Parallel, Precision, ScheduleName, Structure
+from robovlms.config.choices import NormalizationMode, Precision, ScheduleName, Structure
 from robovlms.config.closed_loop import CollectConfig, EvaluationConfig
 from robovlms.config.data import DataConfig, NormalizationConfig
 from robovlms.config.policy import BackboneConfig, HeadConfig, StructureConfig, ViewConfig, WindowConfig
@@ -15,7 +15,6 @@ from robovlms.config.schemas import schema_of
 from robovlms.config.training import (
     ClusterConfig,
     OptimizerConfig,
-    ParallelConfig,
     PrecisionConfig,
     ScheduleConfig,
     TrackingConfig,
@@ -23,6 +22,7 @@ from robovlms.config.training import (
 )
 from robovlms.errors import UserError
 from robovlms.policy.released.settings import Settings
+from robovlms.training.schemas.parallel import DDPConfig
 
 HEADS = {"LSTMDecoder": "lstm", "GPTDecoder": "gpt", "FCDecoder": "mlp"}
 PROMPTS = {"kosmos": "<grounding>An image of a robot {instruction}"}
@@ -212,7 +212,7 @@ def _training(settings: Settings) -> dict[str, Any]:
         ),
         "schedule": _schedule(settings),
         "precision": PrecisionConfig(name=Precision.bf16),
-        "parallel": ParallelConfig(name=Parallel.ddp),
+        "parallel": DDPConfig(name="ddp"),
         "cluster": ClusterConfig(name="local", device_batch_size=batch),
         "tracking": TrackingConfig(),
         "trainer": TrainerConfig(),

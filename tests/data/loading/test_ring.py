@@ -4,8 +4,11 @@ from dataclasses import fields
 
 import pytest
 import torch
+from calvin_folder import tiny_run
+from composing import completed, composed
 from torch.utils.data import DataLoader
 
+from robovlms.commands.train import train
 from robovlms.data.loading.ring import Ring
 from robovlms.types import Batch
 
@@ -42,6 +45,24 @@ def assert_same(left: Batch, right: Batch) -> None:
         for key in other or {}:
             assert mine[key].dtype == other[key].dtype
             assert torch.equal(mine[key], other[key])
+
+
+def test_every_batch_of_a_run_comes_through_the_ring(calvin_folder, tmp_path, monkeypatch) -> None:
+    arrived, receive = [], Ring.receive
+
+    def counted(self: Ring, slot: int, pieces: list) -> Batch:
+        arrived.append(slot)
+        return receive(self, slot, pieces)
+
+    monkeypatch.setattr(Ring, "receive", counted)
+    changes = (
+        "data.num_workers=1",
+        "schedule.total=12 step",
+        "trainer.log_every=10 step",
+        "trainer.validate_every=null",
+    )
+    train(completed(composed(*tiny_run(calvin_folder, tmp_path / "run", *changes, "device_batch_size=8"))))
+    assert len(arrived) == 12
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])

@@ -11,6 +11,26 @@ def test_permute_reaches_every_number_once(size):
     assert sorted(permute(np.arange(size), size, key=3).tolist()) == list(range(size))
 
 
+def test_a_mixture_draws_what_its_sources_draw_one_by_one():
+    sizes, weights = [1, 2, 3, 50, 1000], [3.0, 1.0, 1.0, 2.0, 5.0]
+    sampler = StepSampler(sizes, weights=weights, batch_size=16, device_batch_size=16, seed=5)
+    draws = [draw for step in range(80) for draw in sampler.step_draws(step)]
+    starts = np.cumsum([0, *sizes])
+    parts = np.searchsorted(starts, [draw.window for draw in draws], side="right") - 1
+    for part, size in enumerate(sizes):
+        mine = [draw.window - starts[part] for draw, of in zip(draws, parts, strict=True) if of == part]
+        keys = [5 << 64 | part << 32 | epoch for epoch in range(len(mine) // size + 1)]
+        expected = [place for key in keys for place in permute(np.arange(size), size, key).tolist()]
+        assert mine == expected[: len(mine)]
+
+
+def test_the_order_is_the_one_that_saved_runs_go_on_with():
+    sampler = StepSampler([5, 1000, 70_000], weights=[1.0, 2.0, 3.0], batch_size=4, device_batch_size=4, seed=3)
+    assert sampler.step_draws(0) == [(494, 0), (4345, 1), (60661, 2), (59918, 3)]
+    late = [(53978, 400_000), (48054, 400_001), (2, 400_002), (55052, 400_003)]
+    assert sampler.step_draws(100_000) == late
+
+
 def test_permute_depends_on_the_key_and_needs_no_memory():
     started = time.perf_counter()
     first, second = (permute(np.arange(128), 10_000_000, key=key) for key in (0, 1))

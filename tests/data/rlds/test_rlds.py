@@ -23,6 +23,7 @@ from robovlms.actions.plan import Source
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, RLDSTransform, Rotation
 from robovlms.config.data import ActionContract, NormalizationConfig
+from robovlms.data.rlds import index
 from robovlms.data.rlds.features import open_folder, read_features
 from robovlms.data.rlds.reader import RldsReader
 from robovlms.data.rlds.schema import RLDSDataConfig
@@ -235,6 +236,30 @@ def test_pictures_need_not_be_compressed(tmp_path, encoding):
         0, np.array([1])
     )["side"]
     np.testing.assert_array_equal(frames, np.repeat(pixels[1:], 3, axis=3))
+
+
+def index_of(root: Path, cache: Path, monkeypatch, **changes) -> bytes:
+    """Return the file that an index is kept in, made anew."""
+    monkeypatch.setenv("ROBOVLMS_CACHE", str(cache))
+    read(root, **changes)
+    (path,) = cache.rglob("rlds-*.npz")
+    return path.read_bytes()
+
+
+def test_several_processes_make_the_index_that_one_makes(tmp_path, monkeypatch):
+    shards = [[episode(10 * i + j, 3, f"pick {i}") for j in range(2)] for i in range(5)]
+    root = make_rlds_folder(tmp_path / "toy", {"train": shards, "val": [[episode(99, 4, "pick")]]})
+    for damaged in sorted(root.rglob("*train*tfrecord*"))[1::2]:
+        damaged.write_bytes(damaged.read_bytes()[:-40])
+    alone = index_of(root, tmp_path / "alone", monkeypatch, skip_bad=True)
+    monkeypatch.setattr(index, "WORTH_PROCESSES", 0)
+    monkeypatch.setenv(index.WORKERS, "2")
+    assert index_of(root, tmp_path / "both", monkeypatch, skip_bad=True) == alone
+    with pytest.raises(ValueError, match="00001-of-00005"):  # the first, in the files' order
+        index_of(root, tmp_path / "strict", monkeypatch)
+    monkeypatch.setenv(index.WORKERS, "many")
+    with pytest.raises(ValueError, match="ROBOVLMS_INDEX_WORKERS=many must be a whole number"):
+        index_of(root, tmp_path / "wrong", monkeypatch, skip_bad=True)
 
 
 def test_the_first_steps_may_be_left_out(folder):

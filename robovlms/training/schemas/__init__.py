@@ -1,0 +1,1 @@
+"""Schemas of the options of training: light, without torch."""

@@ -1,0 +1,144 @@
+"""Checkpoints that are written beside training: what goes wrong is said, and nothing half-written is left."""
+
+import random
+import signal
+import time
+
+import psutil
+import pytest
+import torch
+from calvin_folder import losses, tiny_run
+from composing import completed, composed
+from launching import started
+
+from robovlms.commands.train import train
+from robovlms.policy.checkpoint import checkpoints
+from robovlms.policy.manifest import MANIFEST, check_checkpoint
+from robovlms.training.pieces import Piece, Pieces, save_pieces
+from robovlms.training.saving import CheckpointWriter
+
+LONG = ["schedule.total=100000 step", "trainer.save_every=1 step", "trainer.validate_every=null"]
+
+
+def saving(calvin_folder, run, *extra):
+    train(completed(composed(*tiny_run(calvin_folder, run, "trainer.validate_every=null", *extra))))
+
+
+def test_what_training_changes_while_a_checkpoint_is_written_is_not_in_it(calvin_folder, tmp_path, monkeypatch):
+    write, released = CheckpointWriter._write_part, []
+
+    def wait(self, *arguments):
+        if not released:  # the first save: only when the run is two steps further
+            deadline = time.monotonic() + 30
+            while len(losses(tmp_path / "slow")) < 4 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            released.append(losses(tmp_path / "slow"))
+        write(self, *arguments)
+
+    saving(
+        calvin_folder,
+        tmp_path / "whole",
+        "trainer.save_every=3 step",
+        "schedule.total=5 step",
+        "trainer.async_save=false",
+    )
+    monkeypatch.setattr(CheckpointWriter, "_write_part", wait)
+    saving(calvin_folder, tmp_path / "slow", "trainer.save_every=3 step", "schedule.total=5 step")
+    assert len(released[0]) >= 4
+    for step in (3, 5):
+        files = [tmp_path / name / "checkpoints" / f"step_{step:06d}" / MANIFEST for name in ("slow", "whole")]
+        slow, whole = (check_tensors(path.parent) for path in files)
+        assert slow == whole
+
+
+def check_tensors(checkpoint):
+    check_checkpoint(checkpoint)
+    return [(checkpoint / name).read_bytes() for name in ("model.safetensors", "training_state/optimizer.safetensors")]
+
+
+def test_an_error_in_the_background_ends_the_run_at_the_next_save_and_leaves_earlier_checkpoints(
+    calvin_folder, tmp_path, monkeypatch
+):
+    write = CheckpointWriter._write_part
+
+    def fail(self, folder, snapshot):
+        if snapshot.state.step == 2:
+            raise OSError(28, "No space left on device")
+        write(self, folder, snapshot)
+
+    monkeypatch.setattr(CheckpointWriter, "_write_part", fail)
+    with pytest.raises(OSError, match=r"could not write .*step_000002.*Earlier checkpoints are untouched"):
+        saving(calvin_folder, tmp_path / "run", "trainer.save_every=1 step", "schedule.total=6 step")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
+    check_checkpoint(checkpoints(tmp_path / "run")[0])
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_an_error_in_the_last_save_ends_the_run_too(calvin_folder, tmp_path, monkeypatch):
+    def fail(self, folder, snapshot):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointWriter, "_write_part", fail)
+    with pytest.raises(OSError, match="could not write"):
+        saving(calvin_folder, tmp_path / "run", "trainer.save_every=9 step", "schedule.total=2 step")
+    assert not checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize("parallel", ["zero1", "fsdp2"])
+def test_a_launch_that_is_killed_at_any_moment_leaves_whole_checkpoints_and_goes_on(calvin_folder, tmp_path, parallel):
+    run = tmp_path / "run"
+    extra = [*LONG, f"parallel={parallel}", "trainer.resume=auto"]
+    with started(2, [tiny_run(calvin_folder, run, *extra)], tmp_path) as process:
+        wait_for(lambda: len(checkpoints(run)) > 0, process)
+        time.sleep(random.random())
+        family = [process, *psutil.Process(process.pid).children(recursive=True)]
+        for each in family:
+            each.send_signal(signal.SIGKILL)
+    for checkpoint in checkpoints(run):
+        check_checkpoint(checkpoint)
+    step = int(checkpoints(run)[-1].name.removeprefix("step_"))
+    saving(calvin_folder, run, "trainer.resume=auto", f"schedule.total={step + 1} step")
+    assert checkpoints(run)[-1].name == f"step_{step + 1:06d}"
+    assert not list((run / "checkpoints").glob(".step_*"))
+
+
+def test_a_killed_rank_ends_all_others_with_a_line_that_says_so(calvin_folder, tmp_path):
+    run = tmp_path / "run"
+    with started(2, [tiny_run(calvin_folder, run, *LONG[:1], "trainer.save_every=100000 step")], tmp_path) as process:
+        wait_for(lambda: (run / "metrics.jsonl").is_file() and losses(run), process)
+        ranks = [each for each in psutil.Process(process.pid).children() if "launching.py" in " ".join(each.cmdline())]
+        assert len(ranks) == 2
+        ranks[1].send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert not alive
+    assert "lost the others" in output, output[-4000:]
+    assert "trainer.resume=auto" in output
+    assert "failed with" in (run / "logs" / "rank_00000.log").read_text()
+    assert "process 1 on" in (run / "logs" / "rank_00001.log").read_text()
+
+
+def wait_for(happened, process):
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_pieces_are_read_across_the_borders_of_files(tmp_path):
+    whole = torch.arange(24.0).reshape(4, 6)
+    cuts = [(0, 7), (7, 8), (8, 24)]
+    for number, (start, stop) in enumerate(cuts):
+        piece = Piece(whole.flatten()[start:stop], start, (4, 6))
+        save_pieces(tmp_path / f"{number}.safetensors", {"w": piece, "count": Piece.whole(torch.tensor(3.0))})
+    pieces = Pieces(sorted(tmp_path.glob("*.safetensors")))
+    assert torch.equal(pieces.read("w"), whole)
+    for start in range(24):
+        for stop in range(start, 25):
+            assert torch.equal(pieces.read("w", start, stop), whole.flatten()[start:stop])
+    assert pieces.read("count") == 3
+    (tmp_path / "1.safetensors").unlink()
+    with pytest.raises(ValueError, match="values 7 to 24 of w are in no file"):
+        Pieces(sorted(tmp_path.glob("*.safetensors"))).read("w")
