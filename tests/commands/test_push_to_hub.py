@@ -125,8 +125,10 @@ SECRETS = {
 }
 
 
-@pytest.mark.parametrize("what", SECRETS)
-@pytest.mark.parametrize("where", ["config", "backbone"])
+PLACES = [(what, "backbone") for what in SECRETS] + [("a token of the Hub", "config"), ("a home folder", "config")]
+
+
+@pytest.mark.parametrize(("what", "where"), PLACES)
 def test_a_secret_is_refused_by_file_and_line_and_not_repeated(hub, run, what, where):
     secret, named = SECRETS[what]
     checkpoint = run / "checkpoints" / "step_000002"
@@ -202,6 +204,9 @@ def test_the_licence_is_the_backbones_or_unknown(hub, trained, tmp_path, checkpo
     assert metadata.get("base_model") == base
     if licence == "unknown":
         assert "not known" in text or "Not stated" in text
+
+
+def test_the_licence_that_is_given_is_the_cards(hub, run):
     push(run, license="cc-by-4.0")
     assert card(hub)[0]["license"] == "cc-by-4.0"
 
