@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from robovlms.config.choices import ReferenceFrame, Representation, Rotation
 from robovlms.policy.checkpoint import checkpoints
-from robovlms.training.state import TrainingState
+from robovlms.training.checkpoints.state import TrainingState
 
 CONTRACT = {
     "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],

@@ -125,6 +125,16 @@ def test_a_library_stays_in_the_rooms_it_is_for(file: Path) -> None:
         assert rooms is None or within(module(file), rooms), f"{module(file)} may not import {imported}"
 
 
+FOLDERS = sorted({file.parent for file in FILES if file.name == "__init__.py"})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_folders_hold_a_dozen_files(folder: Path) -> None:
+    if folder.name in ("commands", "families"):  # one for every verb, and for every model
+        return
+    assert len([file for file in folder.glob("*.py") if file.name != "__init__.py"]) <= 12
+
+
 @pytest.mark.parametrize("file", FILES, ids=module)
 def test_rooms_and_functions_stay_small(file: Path) -> None:
     text = file.read_text(encoding="utf-8")

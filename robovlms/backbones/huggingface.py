@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from robovlms.backbones.checkpoints.loading import check_attention, check_tied_head, load, load_vocabulary_head
 from robovlms.backbones.layout import KVCache, Layout
-from robovlms.backbones.loading import check_attention, check_tied_head, load, load_vocabulary_head
 from robovlms.backbones.masks import PADDING_LAST, causal_mask, mutual_mask, without_reading
 from robovlms.backbones.prefix import PrefixBackbone, PrefixTextHead
 from robovlms.backbones.text_head import FamilyTokenizer

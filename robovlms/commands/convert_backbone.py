@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from robovlms.backbones.conversion import Convertible
+from robovlms.backbones.checkpoints.conversion import Convertible
 from robovlms.errors import UserError
 from robovlms.files import atomic_folder
 from robovlms.registry import BACKBONES

@@ -44,10 +44,10 @@ from robovlms.reports.checkpoints_page import write_checkpoints_page
 from robovlms.reports.evaluation_page import write_report
 from robovlms.reports.plots import plot_latency, plot_success
 from robovlms.sims.base import Simulator
+from robovlms.training.checkpoints.run_folder import CHECKPOINTS
 from robovlms.training.figures import plot_run
 from robovlms.training.follow import follow
 from robovlms.training.launch import end_with_launcher
-from robovlms.training.run_folder import CHECKPOINTS
 from robovlms.training.tracking import METRICS, EvaluationTracker
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from robovlms.backbones.licences import CONVERTED, Licence, licence_of
+from robovlms.backbones.checkpoints.licences import CONVERTED, Licence, licence_of
 from robovlms.config.choices import ModelSize
 from robovlms.config.commands import PushToHubConfig
 from robovlms.config.run import TrainConfig

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from robovlms.actions.plan import DataPlan
-from robovlms.backbones.published import published
+from robovlms.backbones.checkpoints.published import published
 from robovlms.config.run import TrainConfig
 from robovlms.policy.policy import VLAPolicy
 from robovlms.types import Batch

@@ -27,7 +27,7 @@ from robovlms.config.run import TrainConfig
 from robovlms.planner.machines import Gpu
 from robovlms.planner.model import make_batch, materialise, no_numbers, shapes_of
 from robovlms.policy.policy import VLAPolicy
-from robovlms.training.precision import compute_in_bf16
+from robovlms.training.optimizer.precision import compute_in_bf16
 
 MATMUL, ATTENTION, ELEMENTWISE = "matmul", "attention", "elementwise"
 MATMULS = {"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"}

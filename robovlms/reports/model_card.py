@@ -11,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from robovlms import __version__
-from robovlms.backbones.licences import UNKNOWN, Licence
+from robovlms.backbones.checkpoints.licences import UNKNOWN, Licence
 from robovlms.config.choices import Language
 from robovlms.config.run import TrainConfig
 from robovlms.evaluation.analysis.language import sentences

@@ -28,22 +28,29 @@ from robovlms.files import atomic_file
 from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, save_config
 from robovlms.policy.compiling import compile_policy
 from robovlms.policy.policy import VLAPolicy, named_tensors
-from robovlms.training.ema import MovingAverage
+from robovlms.training.checkpoints.run_folder import (
+    CHECKPOINTS,
+    DURATIONS,
+    FIRST_BATCH,
+    PROFILE,
+    RunFolder,
+    check_init_from,
+)
+from robovlms.training.checkpoints.saving import CheckpointWriter, Snapshot
+from robovlms.training.checkpoints.state import TrainingState, find_resume, optimizer_pieces, rng_state, set_rng_state
 from robovlms.training.feeding import make_feed, mean_actions, record_data
 from robovlms.training.figures import draw_first_batch
 from robovlms.training.interval import Interval, Work, profiled
 from robovlms.training.launch import StopSignals, end, launched, logged, on_main
 from robovlms.training.memory import memory_explained
-from robovlms.training.optimization import (
+from robovlms.training.optimizer.ema import MovingAverage
+from robovlms.training.optimizer.optimization import (
     Steps,
     learning_rate,
     make_optimizer,
     trained_parameters,
 )
 from robovlms.training.parallel.choosing import make_parallelism
-from robovlms.training.run_folder import CHECKPOINTS, DURATIONS, FIRST_BATCH, PROFILE, RunFolder, check_init_from
-from robovlms.training.saving import CheckpointWriter, Snapshot
-from robovlms.training.state import TrainingState, find_resume, optimizer_pieces, rng_state, set_rng_state
 from robovlms.training.tracking import Tracker, check_trackers
 from robovlms.training.validation import VALIDATION_ACTIONS, validate
 from robovlms.types import Batch, Conversations

@@ -13,13 +13,13 @@ from huggingface_hub.errors import GatedRepoError
 from own_forward import OURS, load, own_inputs, pack, pictures, publish
 from transformers import AutoModelForImageTextToText, Qwen2Tokenizer, XLMRobertaTokenizer
 
+from robovlms.backbones.checkpoints.loading import missing_message
 from robovlms.backbones.families._kosmos_shared import TAGS
 from robovlms.backbones.families._qwen_shared import rotary_positions
 from robovlms.backbones.families.florence2 import Florence2, context_mask
 from robovlms.backbones.families.gemma4 import Gemma4
 from robovlms.backbones.families.kosmos import Kosmos
 from robovlms.backbones.layout import Layout
-from robovlms.backbones.loading import missing_message
 from robovlms.backbones.masks import prefix_mask
 from robovlms.config.choices import ModelSize
 from robovlms.config.policy import BackboneConfig

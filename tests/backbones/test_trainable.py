@@ -19,7 +19,7 @@ from robovlms.heads.base import HeadSizes, start_query
 from robovlms.heads.schemas.lstm import LSTMHeadConfig
 from robovlms.policy.checkpoint import load_policy, resolve_checkpoint
 from robovlms.registry import BACKBONES
-from robovlms.training.optimization import make_optimizer
+from robovlms.training.optimizer.optimization import make_optimizer
 
 
 def shake(backbone):

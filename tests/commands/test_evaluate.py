@@ -21,8 +21,8 @@ from robovlms.config.commands import EvaluateConfig
 from robovlms.errors import UserError
 from robovlms.files import FolderLock, read_json_lines
 from robovlms.policy.checkpoint import checkpoints, choose_checkpoints
+from robovlms.training.checkpoints.run_folder import keep_newest
 from robovlms.training.follow import DeletedError, follow, held
-from robovlms.training.run_folder import keep_newest
 
 pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
 

@@ -212,7 +212,7 @@ def test_the_licence_that_is_given_is_the_cards(hub, run):
 
 
 def test_every_backbone_preset_has_a_licence_that_is_known_or_said_to_be_unknown():
-    from robovlms.backbones.licences import CONVERTED, UNKNOWN, licence_of
+    from robovlms.backbones.checkpoints.licences import CONVERTED, UNKNOWN, licence_of
 
     unknown = set()
     for path in sorted((ROOT / "configs" / "backbone").glob("*.yaml")):

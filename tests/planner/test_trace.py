@@ -10,8 +10,8 @@ from composing import completed, composed, plan_of
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from robovlms.backbones.checkpoints.published import published_pixels
 from robovlms.backbones.huggingface import HuggingFaceBackbone
-from robovlms.backbones.published import published_pixels
 from robovlms.config.presets import config_folder
 from robovlms.config.run import TrainConfig
 from robovlms.planner.model import make_batch

@@ -24,9 +24,9 @@ from robovlms.files import LOCK, FolderLock
 from robovlms.policy.checkpoint import checkpoints, load_config, load_policy, resolve_checkpoint
 from robovlms.policy.manifest import check_checkpoint
 from robovlms.policy.policy import VLAPolicy
-from robovlms.training.optimization import check_finite
-from robovlms.training.run_folder import keep_newest
-from robovlms.training.state import find_resume
+from robovlms.training.checkpoints.run_folder import keep_newest
+from robovlms.training.checkpoints.state import find_resume
+from robovlms.training.optimizer.optimization import check_finite
 
 ONE = ("schedule.warmup=0 step", "schedule.total=1 step")
 FILES = (
@@ -275,7 +275,7 @@ def test_a_run_folder_behind_a_link_is_overwritten_where_it_lies(data, again, tm
 def test_what_a_killed_overwrite_had_set_aside_comes_back(data, again):
     before = contents(again)
     script = (
-        "import os, sys; from robovlms.training.run_folder import RunFolder\n"
+        "import os, sys; from robovlms.training.checkpoints.run_folder import RunFolder\n"
         "from robovlms.policy.checkpoint import load_config\n"
         "from dataclasses import replace; from pathlib import Path\n"
         "config = load_config(Path(sys.argv[1]) / 'config.yaml')\n"

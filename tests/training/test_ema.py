@@ -16,7 +16,7 @@ from robovlms.config.training import EMAConfig
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import checkpoints
 from robovlms.policy.engine import PolicyEngine
-from robovlms.training.ema import MovingAverage
+from robovlms.training.optimizer.ema import MovingAverage
 from robovlms.training.parallel.base import Share
 
 TWO = ("schedule.total=2 step", "trainer.save_every=2 step")

@@ -10,9 +10,9 @@ from robovlms.commands.train import train
 from robovlms.config.choices import Moments
 from robovlms.config.training import OptimizerConfig
 from robovlms.policy.checkpoint import checkpoints
-from robovlms.training.moments import dequantize, quantize, round_randomly
-from robovlms.training.optimization import make_optimizer
-from robovlms.training.state import TrainingState
+from robovlms.training.checkpoints.state import TrainingState
+from robovlms.training.optimizer.moments import dequantize, quantize, round_randomly
+from robovlms.training.optimizer.optimization import make_optimizer
 
 SMALL = [Moments.bf16_stochastic, Moments.int8]
 TWO = ("schedule.total=2 step", "trainer.save_every=2 step")

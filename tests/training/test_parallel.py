@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from robovlms.commands.train import train
 from robovlms.policy.manifest import check_checkpoint
 from robovlms.registry import PARALLEL
-from robovlms.training.state import TrainingState
+from robovlms.training.checkpoints.state import TrainingState
 
 MODES = {1: ["ddp"], 2: ["ddp", "zero1", "fsdp2"], 4: ["ddp", "zero1", "fsdp2", "hsdp"]}
 WAYS = [(count, mode) for count, modes in MODES.items() for mode in modes]

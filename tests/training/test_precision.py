@@ -19,10 +19,10 @@ from robovlms.errors import UserError
 from robovlms.policy.checkpoint import checkpoints, load_config
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import BACKBONES
-from robovlms.training.optimization import make_optimizer, named_weights
+from robovlms.training.checkpoints.state import TrainingState, optimizer_pieces
+from robovlms.training.optimizer.optimization import make_optimizer, named_weights
+from robovlms.training.optimizer.precision import MasterWeights
 from robovlms.training.parallel.base import Share
-from robovlms.training.precision import MasterWeights
-from robovlms.training.state import TrainingState, optimizer_pieces
 
 TWO = ("schedule.total=2 step", "trainer.save_every=2 step")
 FOUR = ("schedule.total=4 step", "trainer.save_every=2 step", "trainer.resume=auto")

@@ -14,8 +14,8 @@ from launching import started
 from robovlms.commands.train import train
 from robovlms.policy.checkpoint import checkpoints
 from robovlms.policy.manifest import MANIFEST, check_checkpoint
-from robovlms.training.pieces import Piece, Pieces, save_pieces
-from robovlms.training.saving import CheckpointWriter
+from robovlms.training.checkpoints.pieces import Piece, Pieces, save_pieces
+from robovlms.training.checkpoints.saving import CheckpointWriter
 
 LONG = ["schedule.total=100000 step", "trainer.save_every=1 step", "trainer.validate_every=null"]
 

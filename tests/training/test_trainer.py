@@ -21,7 +21,7 @@ from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import checkpoints, load_policy, resolve_checkpoint
 from robovlms.registry import BACKBONES
-from robovlms.training.optimization import Steps, learning_rate, make_optimizer
+from robovlms.training.optimizer.optimization import Steps, learning_rate, make_optimizer
 
 
 def run(root, output_dir, *extra):

@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
+from robovlms.backbones.checkpoints.conversion import Weights, build_converted, read_weights, rename
 from robovlms.backbones.families.flamingo_layers import FlamingoLayer, GatedCrossAttention, NormedProjection
 from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout

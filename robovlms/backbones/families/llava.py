@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
+from robovlms.backbones.checkpoints.conversion import Weights, build_converted, read_weights, rename
 from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.tiny import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION
 from robovlms.errors import UserError

@@ -27,7 +27,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
+from robovlms.backbones.checkpoints.conversion import Weights, build_converted, read_weights, rename
 from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
 from robovlms.backbones.tiny import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from robovlms.backbones.base import Backbone
-from robovlms.backbones.conversion import Weights, rename
+from robovlms.backbones.checkpoints.conversion import Weights, rename
 from robovlms.backbones.families._flamingo_shared import EMBEDDING, CrossAttendingDecoder, convert
 from robovlms.errors import UserError
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robovlms.backbones.conversion import Weights
+from robovlms.backbones.checkpoints.conversion import Weights
 from robovlms.errors import UserError
 from robovlms.files import refuse_pointer
 

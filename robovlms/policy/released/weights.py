@@ -8,7 +8,7 @@ import re
 import torch
 
 from robovlms.backbones.base import Backbone
-from robovlms.backbones.conversion import Weights, rename
+from robovlms.backbones.checkpoints.conversion import Weights, rename
 from robovlms.policy.released.flamingo import flamingo_weights
 
 logger = logging.getLogger(__name__)

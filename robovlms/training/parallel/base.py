@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from robovlms.config.run import TrainConfig
 from robovlms.policy.policy import VLAPolicy
-from robovlms.training.pieces import Piece
-from robovlms.training.precision import MasterWeights, master_weights
+from robovlms.training.checkpoints.pieces import Piece
+from robovlms.training.optimizer.precision import MasterWeights, master_weights
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

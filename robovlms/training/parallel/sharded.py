@@ -20,9 +20,9 @@ from torch.distributed.tensor import DTensor
 from robovlms.config.choices import Precision, ReduceDtype
 from robovlms.config.run import TrainConfig
 from robovlms.policy.policy import VLAPolicy
+from robovlms.training.checkpoints.pieces import Piece
+from robovlms.training.optimizer.precision import MasterWeights, compute_in_bf16, load_masters
 from robovlms.training.parallel.base import Parallelism, Share, rows_of
-from robovlms.training.pieces import Piece
-from robovlms.training.precision import MasterWeights, compute_in_bf16, load_masters
 from robovlms.training.schemas.parallel import FSDP2Config
 
 POLICY_ENTRIES = ("encode", "ask", "read", "converse", "assess", "predict")  # that use weights, besides forward

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import PARALLEL
+from robovlms.training.checkpoints.pieces import Piece
 from robovlms.training.parallel.base import Share, batches_of, rows_of
 from robovlms.training.parallel.replicated import Replicated
-from robovlms.training.pieces import Piece
 
 BUCKET_BYTES = 64 << 20  # of weights that travel together after a step
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robovlms.config.choices import Duration, Moments, ScheduleName
 from robovlms.config.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 from robovlms.errors import UserError
-from robovlms.training.moments import SmallMomentAdamW
+from robovlms.training.optimizer.moments import SmallMomentAdamW
 
 
 def make_optimizer(

@@ -12,8 +12,8 @@ from robovlms.config.training import EMAConfig
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import EMA
 from robovlms.policy.manifest import reading
+from robovlms.training.checkpoints.pieces import Piece, Pieces
 from robovlms.training.parallel.base import Share
-from robovlms.training.pieces import Piece, Pieces
 
 
 class MovingAverage:

@@ -29,10 +29,10 @@ from robovlms.files import PARTIAL
 from robovlms.policy.checkpoint import BACKBONE, EMA, STATE, WEIGHTS, Trained, save_description
 from robovlms.policy.manifest import new_checkpoint
 from robovlms.policy.policy import first_names, save_weights
+from robovlms.training.checkpoints.pieces import Piece, Pieces, save_pieces
+from robovlms.training.checkpoints.state import OPTIMIZER, TrainingState
 from robovlms.training.launch import on_main
-from robovlms.training.optimization import check_finite
-from robovlms.training.pieces import Piece, Pieces, save_pieces
-from robovlms.training.state import OPTIMIZER, TrainingState
+from robovlms.training.optimizer.optimization import check_finite
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import CONFIG, STATE, checkpoints, load_config, run_folder_of, step_of
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, reading
-from robovlms.training.moments import SmallMomentAdamW, converted
-from robovlms.training.optimization import named_weights
+from robovlms.training.checkpoints.pieces import Piece, Pieces
+from robovlms.training.optimizer.moments import SmallMomentAdamW, converted
+from robovlms.training.optimizer.optimization import named_weights
 from robovlms.training.parallel.base import Share
-from robovlms.training.pieces import Piece, Pieces
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModel
 
 from robovlms.backbones.base import Backbone
+from robovlms.backbones.checkpoints.loading import check_attention
 from robovlms.backbones.huggingface import HuggingFaceBackbone
-from robovlms.backbones.loading import check_attention
 from robovlms.config.choices import ModelSize
 from robovlms.config.policy import BackboneConfig
 from robovlms.registry import BACKBONES

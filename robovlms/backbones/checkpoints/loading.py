@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from robovlms.backbones.conversion import Convertible
+from robovlms.backbones.checkpoints.conversion import Convertible
 from robovlms.config.choices import WeightType
 from robovlms.config.policy import BackboneConfig
 from robovlms.errors import UserError

@@ -1,0 +1,1 @@
+"""Where models come from: published files and sizes, what must be converted first, licences."""
