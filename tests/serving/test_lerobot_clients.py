@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ def run_lerobot(script: str, *arguments: str, path: str = "") -> Any:
         pytest.skip("ROBOVLMS_LEROBOT_PYTHON names no Python with lerobot: see integrations/lerobot/README.md")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONPATH": path}
     command = [python, str(Path(__file__).parent / "clients" / script), *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    with tempfile.TemporaryDirectory() as folder:  # for its logs
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=240, env=environment, check=False, cwd=folder
+        )
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.rpartition("RESULT ")[2])
 
