@@ -4,7 +4,8 @@
 
 Random policies with a window of 8, a chunk of 4, two views and head=lstm, on one CPU thread; seconds are those that the
 process was at work. Sizes are of the backbone; changes are of normalised chunks for the synthetic observations that
-`engine.max_action_change` is held against. The steps are of one session with a full window, the newest frame read.
+`engine.max_action_change` is held against; `spread` is how far the arm's entries are from their means there. The steps
+are of one session with a full window, the newest frame read.
 """
 
 from __future__ import annotations
@@ -71,9 +72,11 @@ def onnx_step(engine: PolicyEngine) -> float:
 def main() -> None:
     """Print a row of the table for every backbone."""
     torch.set_num_threads(1)
-    print("| backbone | MB fp32 | MB int8 | linear MB | arm: largest | mean | gripper | ms fp32 | ms int8 | ms ONNX |")
+    columns = "MB fp32 | MB int8 | linear MB | spread | arm: largest | mean | gripper | ms fp32 | ms int8 | ms ONNX"
+    print(f"| backbone | {columns} |")
     for name in sys.argv[1:] or BACKBONES:
         engine = make_engine(name, Structure.policy_head, "cpu")
+        torch.nn.init.normal_(engine.policy.head.query, std=0.5)  # as it begins, it barely moves the actions
         backbone, before = engine.policy.backbone, engine.act_on_reference()
         size, plain, program = weight_bytes(backbone) / MB, engine_step(engine), onnx_step(engine)
         quantize_linears(backbone)
@@ -81,6 +84,7 @@ def main() -> None:
         linear = sum(each.integers.numel() for each in backbone.modules() if isinstance(each, Int8Linear)) * 4 / MB
         cells = (
             f"{size:.2f}", f"{weight_bytes(backbone) / MB:.2f}", f"{linear:.2f}",
+            f"{before[..., :-1].std(0).mean():.2g}",
             f"{change.arm_largest:.2g}", f"{change.arm_mean:.2g}", f"{change.grippers} of {before[..., 0].numel()}",
             f"{plain:.1f}", f"{engine_step(engine):.1f}", f"{program:.1f}",
         )  # fmt: skip

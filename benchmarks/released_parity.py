@@ -26,7 +26,7 @@ from transformers import CLIPImageProcessorPil
 
 from robovlms.backbones.families._flamingo_shared import FlamingoConfig, FlamingoModel
 from robovlms.backbones.families._flamingo_shared import tiny_tokenizer as byte_tokenizer
-from robovlms.backbones.huggingface import TINY_VISION
+from robovlms.backbones.tiny import TINY_VISION
 from robovlms.policy.checkpoint import load_policy
 from robovlms.policy.runner import PolicyRunner
 from robovlms.registry import BACKBONES

@@ -27,6 +27,7 @@ class Backbone(nn.Module, ABC):
     image_spec: ImageSpec
     can_interleave: bool = True  # whether images of several frames can stand in one sequence
     reads_queries: bool = True  # whether queries stand behind the text, so that tokens can be written there
+    is_published: bool = False  # whether it is a model of others, with weights to download
     prompt: str  # template with {instruction}; none of the special tokens, which `tokenize` adds
     text_head: TextHead | None = None  # None: this backbone cannot write text
     computes_bf16: bool = False  # whether weights and activations are bfloat16 throughout, which needs no autocast

@@ -6,7 +6,6 @@ without the vocabulary head, in float32 as the trainer expects, from safetensors
 
 from __future__ import annotations
 
-import string
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,6 @@ from transformers import (
     DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
-    Qwen2Tokenizer,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -38,16 +36,6 @@ from robovlms.errors import NotAllowedError, UserError
 from robovlms.types import ImageSpec
 
 NUM_LEFT_OUT = 10  # tokens at the end of a vocabulary that are no actions
-TINY_IMAGE_SIZE = 56  # px: 4 x 4 patches of 14
-TINY_VISION = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "image_size": TINY_IMAGE_SIZE, "patch_size": 14,
-}  # fmt: skip
-TINY_TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-TINY_CHARACTERS = ["▁", "\n", *string.ascii_letters, *string.digits, *string.punctuation]
-PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
-TINY_BYTES = [chr(byte) for byte in PRINTABLE_BYTES] + [chr(256 + i) for i in range(256 - len(PRINTABLE_BYTES))]
-"""GPT-2's characters for the 256 bytes: printable ones stand for themselves, the others for 256 and up."""
 
 
 class HuggingFaceBackbone(PrefixBackbone):
@@ -71,6 +59,8 @@ class HuggingFaceBackbone(PrefixBackbone):
     reads_last_layer: bool = True  # False: features are what the last layer would read
     hybrid_layers: ClassVar[tuple[str, ...]] = ()  # kinds of a decoder's layers, where each takes a mask of its own
     can_parallel = True
+    is_published = True
+    pixels: ClassVar[int | None] = None  # of a view's sides, where the published config.json does not say
     image_marks: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())  # tokens before and behind every image
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
@@ -177,12 +167,16 @@ class HuggingFaceBackbone(PrefixBackbone):
             backbone.model.set_attn_implementation(config.attn_implementation)
         else:
             backbone = cls(*load(config, cls.model_type, cls.check_config, cls.original))
-        backbone.prompt = config.prompt
-        if config.resample is not None:
-            backbone.add_resampler(config.resample)
-        backbone.save_activations(config.checkpointing)
-        select_trainable(backbone, config)
+        backbone.configure(config)
         return backbone
+
+    def configure(self, config: BackboneConfig) -> None:
+        """Take what a config asks for beside the model's weights."""
+        self.prompt = config.prompt
+        if config.resample is not None:
+            self.add_resampler(config.resample)
+        self.save_activations(config.checkpointing)
+        select_trainable(self, config)
 
     def layers(self) -> list[nn.Module]:
         """Return what transformers itself would checkpoint."""
@@ -342,9 +336,3 @@ class HuggingFaceTextHead(PrefixTextHead):
         logits = F.linear(features, (backbone.unembed or backbone.embedding).weight.to(features.dtype)).float()
         bound = getattr(backbone.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if bound is None else bound * (logits / bound).tanh()
-
-
-def tiny_qwen_tokenizer(marks: tuple[str, ...]) -> Qwen2Tokenizer:
-    """Return Qwen's tokenizer class with one token per byte, then `marks`."""
-    vocab = {token: i for i, token in enumerate(["<|endoftext|>", *TINY_BYTES, *marks])}
-    return Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=list(marks))

@@ -77,6 +77,11 @@ def compare() -> None:
     entry("compare", CompareConfig, _compare)
 
 
+def plan() -> None:
+    """Run `python scripts/plan.py` or `robovlms-plan`."""
+    entry("plan", TrainConfig, _plan)
+
+
 def merge_lora() -> None:
     """Run `python scripts/merge_lora.py` or `robovlms-merge-lora`."""
     entry("merge_lora", MergeLoRAConfig, _merge_lora)
@@ -169,6 +174,15 @@ def _compare(config: CompareConfig) -> None:
 
     text, page = run(config.folders, config.latency_steps, sequential=config.sequential, output_dir=config.output_dir)
     show(f"{text}\n\n{page}")
+
+
+def _plan(config: TrainConfig) -> None:
+    from robovlms.commands.plan import plan as run
+
+    text, fits = run(config)
+    show(text)
+    sys.stdout.flush()
+    sys.exit(0 if fits else 3)
 
 
 def _merge_lora(config: MergeLoRAConfig) -> None:

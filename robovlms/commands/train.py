@@ -13,6 +13,7 @@ import torch
 from robovlms.actions.plan import DataPlan
 from robovlms.commands.acting import check_simulator
 from robovlms.commands.evaluate import evaluate
+from robovlms.commands.plan import check_fits
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
 from robovlms.data.opening import join_sources, open_sources, open_validation
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> Path:
     """Run a config from demonstrations to report, as far as it asks; give the final checkpoint folder."""
     plan = DataPlan.of(config.data, config.view.views)
+    planned = check_fits(config)
     beside = EvaluationBeside(config) if config.evaluation.during_training else None
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled or beside):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
@@ -61,7 +63,9 @@ def train(config: TrainConfig) -> Path:
                 policy.head.calibrate(sample_chunks(train_set, plan, config.window.chunk_size, stats))
             if policy.proprio is not None:
                 policy.proprio.calibrate(torch.from_numpy(proprio_rows(plan, windows)))
-        checkpoint = trainer.fit(policy, train_set, validation_set, stats, beside=beside)
+        checkpoint = trainer.fit(
+            policy, train_set, validation_set, stats, beside=beside, work=planned.work if planned else None
+        )
         is_main = trainer.is_main
     if is_main:
         plot_run(Path(config.output_dir), plan.action_names if plan.has_gripper else plan.action_names[:-1])

@@ -20,6 +20,7 @@ from robovlms.config.training import (
     EMAConfig,
     OptimizerConfig,
     ParallelConfig,
+    PlannerConfig,
     PrecisionConfig,
     ScheduleConfig,
     TrackingConfig,
@@ -49,6 +50,7 @@ class TrainConfig(Checked):
     precision: PrecisionConfig = marked(keeps=RUN)
     parallel: ParallelConfig = marked(keeps=RUN)
     cluster: ClusterConfig = marked(keeps=RUN)
+    planner: PlannerConfig = marked(PlannerConfig, keeps=RUN)
     tracking: TrackingConfig = marked(keeps=RUN)
     trainer: TrainerConfig = marked(keeps=RUN)
     debug: DebugConfig = field(default_factory=DebugConfig)

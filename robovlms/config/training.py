@@ -83,6 +83,8 @@ class ClusterConfig:
 
     name: str = MISSING
     num_processes: int = number(0, at_least=0)
+    gpu: str | None = None  # as `planner.machines` names it; unset: the one that is here
+    gpus_per_node: int = number(8, at_least=1)
     device_batch_size: int = number(at_least=1)  # windows per process and micro-step; accumulation is derived
 
     def check_launch(self, num_processes: int) -> None:
@@ -96,6 +98,16 @@ class ClusterConfig:
                 f"cluster={self.name} means {self.num_processes} processes, but {num_processes} were launched: launch "
                 "with torchrun --nnodes ... --nproc-per-node ..., or choose cluster=local."
             )
+
+
+@dataclass(kw_only=True)
+class PlannerConfig:
+    """What a run is held against before it starts, and what `scripts/plan.py` is asked."""
+
+    enabled: bool = True  # refuse to start a run that cannot fit
+    margin: float = number(0.1, at_least=0, below=1)  # share of a GPU's memory that is not planned with
+    windows: int | None = number(None, at_least=1)  # of the data set, for hours; unset: only of schedules in steps
+    price: float | None = number(None, at_least=0)  # of a GPU hour, in any currency
 
 
 @dataclass(kw_only=True)

@@ -92,16 +92,30 @@ def write(program: torch.export.ExportedProgram, description: dict[str, Any], ta
         converted = torch.onnx.export(
             program,
             dynamo=True,
+            optimize=False,
             opset_version=OPSET,
             verbose=False,
             input_names=list(description["inputs"]),
             output_names=description["outputs"],
         )
         assert converted is not None
+        _optimize(converted)
         converted.model.metadata_props[METADATA] = text
         converted.save(Path(folder) / target.name)
         for part in sorted(Path(folder).iterdir(), reverse=True):  # weights of more than 2 GB lie in <name>.data
             part.replace(target.parent / part.name)
+
+
+def _optimize(converted: torch.onnx.ONNXProgram) -> None:
+    """Simplify a graph; matrices of int8 stay so: by itself the optimizer writes the floats that they mean."""
+    from onnxscript.ir import DataType, Node
+    from onnxscript.optimizer import optimize_ir
+
+    def should_fold(node: Node) -> bool | None:
+        of_int8 = node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == DataType.INT8
+        return False if of_int8 else None
+
+    optimize_ir(converted.model, should_fold=should_fold)
 
 
 def check_onnx() -> None:

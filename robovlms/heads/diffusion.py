@@ -31,11 +31,16 @@ class DiffusionHead(DenoisingHead):
     """
 
     alphas: Tensor
+    fresh: Tensor
 
     def __init__(self, config: DiffusionHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
-        self.num_steps, self.eta = config.num_steps, config.eta
-        self.register_buffer("alphas", signal_shares(config.num_train_steps), persistent=False)
+        self.eta, count = config.eta, config.num_train_steps
+        # evenly spaced from the last training step: at an earlier one a chunk still shows its mean, which noise lacks
+        self.steps = [round(count * (1 - i / config.num_steps)) - 1 for i in range(config.num_steps + 1)]
+        self.register_buffer("alphas", signal_shares(count), persistent=False)
+        fresh = normal(torch.tensor(self.steps[:-1]), tuple(self.noise.shape))
+        self.register_buffer("fresh", fresh, persistent=False)
 
     def denoising_error(
         self,
@@ -60,13 +65,9 @@ class DiffusionHead(DenoisingHead):
     def sample(
         self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], prefix: Prefix
     ) -> Float[Tensor, "b 1 k e"]:
-        """Take `num_steps` steps from the noisiest training step to the chunk, evenly spaced.
-
-        They start at the last training step: at an earlier one a chunk still shows its mean, which noise lacks.
-        """
+        """Take `num_steps` steps from the noisiest training step to the chunk."""
         x, count = start, len(self.alphas)
-        steps = [round(count * (1 - i / self.num_steps)) - 1 for i in range(self.num_steps + 1)]
-        for step, following in pairwise(steps):
+        for (step, following), fresh in zip(pairwise(self.steps), self.fresh, strict=True):
             here = torch.tensor(step, device=x.device)
             x = inpaint(x, prefix, self.add_noise(prefix.arm[:, None], start, here))
             alpha, before = self.alpha(step), self.alpha(following)
@@ -75,7 +76,7 @@ class DiffusionHead(DenoisingHead):
             sigma = self.fresh_share(step, following)
             x = before.sqrt() * clean + (1 - before - sigma**2).clamp(min=0).sqrt() * noise
             if self.eta:
-                x = x + sigma * normal(here[None], tuple(x.shape[1:]))
+                x = x + sigma * fresh
         return x
 
     def alpha(self, step: int) -> Float[Tensor, ""]:

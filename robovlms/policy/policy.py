@@ -77,11 +77,11 @@ class VLAPolicy(nn.Module):
         self.structure, self.processor, self.has_gripper = structure, processor, has_gripper
 
     @classmethod
-    def from_config(cls, config: TrainConfig, plan: DataPlan) -> VLAPolicy:
+    def from_config(cls, config: TrainConfig, plan: DataPlan, backbone: Backbone | None = None) -> VLAPolicy:
         """Build the policy of a run on a plan's data; pre-trained weights are loaded unless the config says random or
-        tiny.
+        tiny, or a `backbone` is given that is the config's.
         """
-        backbone = BACKBONES.get(config.backbone.name).from_config(config.backbone)
+        backbone = backbone or BACKBONES.get(config.backbone.name).from_config(config.backbone)
         if config.structure.name is Structure.interleaved and not backbone.can_interleave:
             raise NotAllowedError(
                 f"structure=interleaved with backbone={config.backbone.name} is not allowed: it has no sequence that "

@@ -26,6 +26,7 @@ from robovlms.serving.checks import check_client, check_instruction
 from robovlms.serving.codecs import BUSY, numbers_of
 from robovlms.serving.dispatcher import Actions, BusyError, Dispatcher, Request
 from robovlms.serving.metrics import Metrics
+from robovlms.serving.sparing import SparingLog
 from robovlms.types import Observation
 
 DRAIN_S = 10.0  # that requests under way may take when the server ends
@@ -68,6 +69,7 @@ class Service:
             max_wait_ms=config.engine.max_wait_ms,
             max_waiting=config.max_waiting,
         )
+        self._refusals = SparingLog(log)
         self.metrics.watch("robovlms_clients", lambda: len(self._clients))
         self.metrics.watch("robovlms_sessions", lambda: self.num_sessions)
         self.metrics.watch("robovlms_requests_waiting", lambda: self.dispatcher.num_waiting)
@@ -143,7 +145,7 @@ class Service:
         result = "busy" if isinstance(error, BusyError) else "refused" if isinstance(error, UserError) else "failed"
         self.metrics.count(result)
         if isinstance(error, ANSWERED):
-            log.warning("%s: %s", name, error)
+            self._refusals.warning(name, error)
             return str(error)
         log.error("%s: this is our fault", name, exc_info=error)
         return "internal error: see the server's log"

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,34 @@ log = logging.getLogger(__name__)
 SKIPPED_STEPS, WARM_UP_STEPS = 1, 2  # before a profile: allocation and compilation would be all one sees
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a window costs, as the planner counts it, and what the devices of the run could do."""
+
+    flops: float  # of a window, forward and backward
+    tokens: float  # of a window, that the decoder reads
+    flops_a_second: float  # of all devices, in large matrix products
+
+    def speeds(self, windows_a_second: float) -> dict[str, float]:
+        """Return the share of the devices' arithmetic that is used (MFU), and tokens a second."""
+        return {
+            "train/mfu": windows_a_second * self.flops / self.flops_a_second,
+            "train/tokens_per_s": windows_a_second * self.tokens,
+        }
+
+
 class Interval:
     """Collect steps without looking at them; `metrics` is the one place where the host waits for the device."""
 
-    def __init__(self, batch_size: int, reduce: Callable[[Tensor], Tensor], source: Callable[[int], str]) -> None:
-        """Take the windows of a step, a sum over ranks, and what names a window's source."""
-        self._batch_size, self._reduce, self._source = batch_size, reduce, source
+    def __init__(
+        self,
+        batch_size: int,
+        reduce: Callable[[Tensor], Tensor],
+        source: Callable[[int], str],
+        work: Work | None = None,
+    ) -> None:
+        """Take the windows of a step, a sum over ranks, what names a window's source, and what a window costs."""
+        self._batch_size, self._reduce, self._source, self._work = batch_size, reduce, source, work
         self._restart()
 
     def _restart(self) -> None:
@@ -72,6 +95,10 @@ class Interval:
         elapsed = time.perf_counter() - self._start
         result = {f"train/{name}": value for name, value in zip(names, total.mean(0).tolist(), strict=True)}
         result["train/samples_per_s"] = len(self._terms) * self._batch_size / elapsed
+        if self._work is not None:
+            result |= self._work.speeds(result["train/samples_per_s"])
+        if torch.cuda.is_available():
+            result["train/peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         result["train/data_wait"] = self._waited / elapsed  # share of the time
         self._restart()
         return result

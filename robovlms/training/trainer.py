@@ -31,7 +31,7 @@ from robovlms.policy.policy import VLAPolicy, named_tensors
 from robovlms.training.ema import MovingAverage
 from robovlms.training.feeding import make_feed, mean_actions, record_data
 from robovlms.training.figures import draw_first_batch
-from robovlms.training.interval import Interval, profiled
+from robovlms.training.interval import Interval, Work, profiled
 from robovlms.training.launch import StopSignals, end, launched, logged, on_main
 from robovlms.training.memory import memory_explained
 from robovlms.training.optimization import (
@@ -100,6 +100,7 @@ class Trainer:
         stats: dict[str, Statistics],
         *,
         beside: AbstractContextManager[object] | None = None,
+        work: Work | None = None,
     ) -> Path:
         """Train to the configured length, validating where there is data for it; return the final checkpoint folder.
 
@@ -109,12 +110,13 @@ class Trainer:
             validation_set: those that it is measured on.
             stats: of every source's actions.
             beside: what goes on while the main process trains: entered once the run folder is its own.
+            work: what a window costs, for MFU.
 
         Raises:
             UserError: the loss became non-finite (names step, terms and samples); the data are not those that the
                 resumed run was trained on; or batch size, processes and data set do not fit together.
         """
-        self.policy, self.stats, self.train_set = policy, stats, train_set
+        self.policy, self.stats, self.train_set, self.work = policy, stats, train_set, work
         state = TrainingState.load(self.resume_from / STATE) if self.resume_from else None
         self.step = self.saved_step = state.step if state else 0
         names = [source.name for source in self.plan.sources]
@@ -197,7 +199,7 @@ class Trainer:
         return [name for group in trained_parameters(self.policy) for name in group]
 
     def _loop(self) -> None:
-        interval = Interval(self.config.batch_size, self._sum, self.train_set.location)
+        interval = Interval(self.config.batch_size, self._sum, self.train_set.location, self.work)
         signals, feed, profile_steps = StopSignals(self.accelerator), self.feed.steps(), self.config.debug.profile_steps
         with signals.handled(), profiled(profile_steps if self.is_main else 0, self.folder / PROFILE) as profiler_step:
             start, first = time.perf_counter(), self.step

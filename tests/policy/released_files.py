@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPImageProcessorPil
 
 from robovlms.backbones.families._flamingo_shared import FlamingoConfig, FlamingoModel, tiny_tokenizer
-from robovlms.backbones.huggingface import TINY_TEXT, TINY_VISION
+from robovlms.backbones.tiny import TINY_TEXT, TINY_VISION
 from robovlms.commands.convert_checkpoint import convert_checkpoint
 from robovlms.config.commands import ConvertCheckpointConfig, ReleasedBackboneConfig
 from robovlms.registry import BACKBONES

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
@@ -45,6 +46,16 @@ class RobovlmsPolicy(PreTrainedPolicy):
         self._asked: Callable[..., Any] | None = None
         self.reset()
         self._check_actions()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path | None = None, *, config: RobovlmsConfig | None = None, **_: Any
+    ) -> RobovlmsPolicy:
+        """Return the policy of a config, or of a folder into which one was saved; weights are the checkpoint's."""
+        return cls(config or PreTrainedConfig.from_pretrained(pretrained_name_or_path)).eval()
+
+    def _save_pretrained(self, save_directory: Path, **_: Any) -> None:
+        self.config._save_pretrained(save_directory)
 
     def _check_actions(self) -> None:
         names, feature = self.source.interface.names, (self.config.output_features or {}).get(ACTION)

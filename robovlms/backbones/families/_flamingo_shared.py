@@ -33,10 +33,11 @@ from transformers import (
 
 from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
 from robovlms.backbones.families.flamingo_layers import FlamingoLayer, GatedCrossAttention, NormedProjection
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
 from robovlms.backbones.perceiver import Perceiver
 from robovlms.backbones.text_head import FamilyTokenizer
+from robovlms.backbones.tiny import TINY_BYTES, TINY_IMAGE_SIZE, TINY_VISION
 from robovlms.errors import UserError
 
 IMAGE, END = "<image>", "<|endofchunk|>"

@@ -16,8 +16,9 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
+from robovlms.backbones.tiny import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_VISION
 from robovlms.errors import UserError
 
 TAGS = (

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GemmaTokenizer, PaliGemmaConfig, PaliGemmaModel, SiglipImageProcessorPil
 
-from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
 from robovlms.backbones.masks import prefix_mask
+from robovlms.backbones.tiny import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION
 from robovlms.errors import UserError
 
 VISION = {

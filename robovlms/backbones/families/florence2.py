@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import BartTokenizer, CLIPImageProcessorPil, Florence2Config, Florence2Model
 
-from robovlms.backbones.huggingface import TINY_BYTES, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
+from robovlms.backbones.tiny import TINY_BYTES
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
@@ -31,6 +32,7 @@ class Florence2(HuggingFaceBackbone):
     """
 
     model_type = "florence2"
+    pixels = 768
     can_interleave = False
     can_cache = False  # an encoder
     prompt = "{instruction}"

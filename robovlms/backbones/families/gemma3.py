@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Gemma3Config, Gemma3ImageProcessorPil, Gemma3Model, GemmaTokenizer
 
-from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
 from robovlms.backbones.masks import image_mask
+from robovlms.backbones.tiny import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION
 from robovlms.registry import BACKBONES
 
 BREAK, BEFORE, BEHIND, IMAGE = "\n\n", "<start_of_image>", "<end_of_image>", "<image_soft_token>"

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import Gemma4Config, Gemma4ImageProcessorPil, Gemma4Model, GemmaTokenizer
 
-from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_TEXT, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
 from robovlms.backbones.masks import NO_PADDING, image_mask, without_reading
+from robovlms.backbones.tiny import TINY_CHARACTERS, TINY_TEXT
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
@@ -31,6 +32,7 @@ class Gemma4(HuggingFaceBackbone):
     """
 
     model_type = "gemma4"
+    pixels = 768
     prompt = "{instruction}"
     num_head_tokens = 1
     can_cache = can_parallel = False  # layers share keys and values, sliding ones have a mask of their own

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import Idefics3Config, Idefics3ImageProcessorPil, Idefics3Model, PreTrainedTokenizerFast
 
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.masks import NO_PADDING, without_reading
+from robovlms.backbones.tiny import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION
 from robovlms.registry import BACKBONES
 
 START, END = "<|begin_of_text|>", "<|end_of_text|>"

@@ -6,13 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GotOcr2ImageProcessorPil, InternVLConfig, InternVLModel
 
-from robovlms.backbones.huggingface import (
-    TINY_IMAGE_SIZE,
-    TINY_TEXT,
-    TINY_VISION,
-    HuggingFaceBackbone,
-    tiny_qwen_tokenizer,
-)
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.tiny import TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, tiny_qwen_tokenizer
 from robovlms.registry import BACKBONES
 
 BEFORE, BEHIND, IMAGE = "<img>", "</img>", "<IMG_CONTEXT>"

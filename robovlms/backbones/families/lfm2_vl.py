@@ -22,7 +22,8 @@ from transformers import (
     Siglip2ImageProcessorPil,
 )
 
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_TEXT, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.tiny import TINY_BYTES, TINY_TEXT
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 from robovlms.types import ImageSpec
@@ -60,6 +61,7 @@ class Lfm2Vl(HuggingFaceBackbone):
     """
 
     model_type = "lfm2_vl"
+    pixels = 256
     prompt = "{instruction}"
     num_head_tokens = 1
     image_marks = ((BEFORE,), (BEHIND,))

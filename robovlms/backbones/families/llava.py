@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
-from robovlms.backbones.huggingface import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.tiny import TINY_CHARACTERS, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 

@@ -10,13 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionImageProcessorPil, LlavaOnevisionModel
 
-from robovlms.backbones.huggingface import (
-    TINY_IMAGE_SIZE,
-    TINY_TEXT,
-    TINY_VISION,
-    HuggingFaceBackbone,
-    tiny_qwen_tokenizer,
-)
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.tiny import TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, tiny_qwen_tokenizer
 from robovlms.registry import BACKBONES
 
 

@@ -28,8 +28,9 @@ from transformers import (
 )
 
 from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.layout import Layout
+from robovlms.backbones.tiny import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION
 from robovlms.registry import BACKBONES
 
 START = "<|endoftext|>"

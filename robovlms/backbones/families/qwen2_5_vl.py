@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2VLImageProcessorPil
 
 from robovlms.backbones.families._qwen_shared import BEFORE, BEHIND, IMAGE, VIDEO, QwenFamily
-from robovlms.backbones.huggingface import TINY_IMAGE_SIZE, TINY_TEXT, tiny_qwen_tokenizer
 from robovlms.backbones.layout import Layout
+from robovlms.backbones.tiny import TINY_IMAGE_SIZE, TINY_TEXT, tiny_qwen_tokenizer
 from robovlms.errors import UserError
 from robovlms.registry import BACKBONES
 
@@ -22,6 +22,7 @@ class Qwen25VL(QwenFamily):
     """Sees a view of 224 px as 64 tokens."""
 
     model_type = "qwen2_5_vl"
+    pixels = 224
 
     @classmethod
     def published_config(cls) -> Qwen2_5_VLConfig:

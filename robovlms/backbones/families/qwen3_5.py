@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil, Qwen3_5Config, Qwen3_5Model, Qwen3_5Tokenizer
 
 from robovlms.backbones.families._qwen_shared import BEFORE, BEHIND, IMAGE, VIDEO, LearnedPositions
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_TEXT
 from robovlms.backbones.layout import Layout
+from robovlms.backbones.tiny import TINY_BYTES, TINY_TEXT
 from robovlms.registry import BACKBONES
 
 TINY_AREA = 64 * 64  # px: 2 x 2 tokens of 2 x 2 patches of 16
@@ -31,6 +31,7 @@ class Qwen35(LearnedPositions):
     can_cache = can_parallel = False  # linear attention
     hybrid_layers = ("linear_attention", "full_attention")
     model_type = "qwen3_5"
+    pixels = 256
 
     @classmethod
     def published_config(cls) -> Qwen3_5Config:

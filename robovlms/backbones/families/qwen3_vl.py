@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLModel
 
 from robovlms.backbones.families._qwen_shared import BEFORE, BEHIND, IMAGE, VIDEO, LearnedPositions
-from robovlms.backbones.huggingface import TINY_TEXT, tiny_qwen_tokenizer
 from robovlms.backbones.layout import Layout
+from robovlms.backbones.tiny import TINY_TEXT, tiny_qwen_tokenizer
 from robovlms.registry import BACKBONES
 
 TINY_AREA = 64 * 64  # px: 2 x 2 tokens of 2 x 2 patches of 16
@@ -27,6 +27,7 @@ class Qwen3VL(LearnedPositions):
     """
 
     model_type = "qwen3_vl"
+    pixels = 256
 
     @classmethod
     def published_config(cls) -> Qwen3VLConfig:

@@ -31,14 +31,8 @@ from transformers import (
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
-from robovlms.backbones.huggingface import (
-    PRINTABLE_BYTES,
-    TINY_IMAGE_SIZE,
-    TINY_TEXT,
-    TINY_VISION,
-    HuggingFaceBackbone,
-    tiny_qwen_tokenizer,
-)
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.tiny import PRINTABLE_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, tiny_qwen_tokenizer
 from robovlms.registry import BACKBONES
 
 BEFORE, BEHIND = "<img>", "</img>"

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GPT2Tokenizer, SmolVLMConfig, SmolVLMImageProcessorPil, SmolVLMModel
 
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, HuggingFaceBackbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.masks import NO_PADDING, without_reading
+from robovlms.backbones.tiny import TINY_BYTES, TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION
 from robovlms.registry import BACKBONES
 
 FAKE, GLOBAL = "<fake_token_around_image>", "<global-img>"

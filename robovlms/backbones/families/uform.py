@@ -30,13 +30,8 @@ from transformers import (
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from robovlms.backbones.conversion import Weights, build_converted, read_weights, rename
-from robovlms.backbones.huggingface import (
-    TINY_IMAGE_SIZE,
-    TINY_TEXT,
-    TINY_VISION,
-    HuggingFaceBackbone,
-    tiny_qwen_tokenizer,
-)
+from robovlms.backbones.huggingface import HuggingFaceBackbone
+from robovlms.backbones.tiny import TINY_IMAGE_SIZE, TINY_TEXT, TINY_VISION, tiny_qwen_tokenizer
 from robovlms.registry import BACKBONES
 
 QWEN = {

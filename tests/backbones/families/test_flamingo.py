@@ -18,7 +18,7 @@ from transformers import (
 
 from robovlms.backbones.families.flamingo import Flamingo
 from robovlms.backbones.families.llava import tiny_tokenizer
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_TEXT, TINY_VISION
+from robovlms.backbones.tiny import TINY_BYTES, TINY_TEXT, TINY_VISION
 from robovlms.config.policy import BackboneConfig
 
 V, D, LATENTS, DEPTH, LAYERS = 32, 64, 4, 2, 4

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, GPTNeoXTokenizer, MptConfig, MptModel
 
 from robovlms.backbones.families.llava import Llava
-from robovlms.backbones.huggingface import TINY_BYTES, TINY_VISION
+from robovlms.backbones.tiny import TINY_BYTES, TINY_VISION
 from robovlms.config.policy import BackboneConfig
 
 V, D = 32, 64

@@ -11,7 +11,7 @@ from transformers import AutoModel, LlamaConfig, LlamaModel, Qwen2Config, Qwen2M
 
 from robovlms.backbones.families.llava import tiny_tokenizer
 from robovlms.backbones.families.uform import UForm, convert
-from robovlms.backbones.huggingface import TINY_TEXT
+from robovlms.backbones.tiny import TINY_TEXT
 from robovlms.config.policy import BackboneConfig
 
 V, D, LATENTS, HEADS, WIDE = 32, 64, 4, 2, 48

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from lerobot import __version__
 from lerobot.utils import import_utils
 
-import_utils._transformers_available = False  # lerobot 0.4's GR00T cannot be imported beside the transformers of ours
+if __version__.startswith("0.4"):
+    import_utils._transformers_available = False  # its GR00T, unused here, cannot be imported beside transformers 5
 
-from lerobot.async_inference.configs import RobotClientConfig  # noqa: E402
-from lerobot.async_inference.robot_client import RobotClient  # noqa: E402
-from lerobot.robots import Robot, RobotConfig  # noqa: E402
+from lerobot.async_inference.configs import RobotClientConfig
+from lerobot.async_inference.robot_client import RobotClient
+from lerobot.robots import Robot, RobotConfig
 
 ADDRESS, KIND, COUNT = sys.argv[1], sys.argv[2], int(sys.argv[3])
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -32,8 +34,9 @@ class RememberingConfig(RobotConfig):
 
 
 class Remembering(Robot):
-    """Shows what is drawn by the number of actions that it has performed."""
+    """Shows noise that the number of its actions decides, once after each: `RobotClient` logs that there is no more."""
 
+    shown = -1
     config_class, name = RememberingConfig, "remembering"
     observation_features = dict.fromkeys(NAMES, float) | dict.fromkeys(("side", "wrist"), (SIZE, SIZE, 3))
     action_features = dict.fromkeys(NAMES, float)
@@ -45,7 +48,10 @@ class Remembering(Robot):
     calibrate = configure = disconnect = lambda self: None
 
     def get_observation(self):
-        generator = np.random.default_rng(0)
+        if self.shown == len(PERFORMED):
+            raise BlockingIOError("no new pictures")
+        self.shown = len(PERFORMED)
+        generator = np.random.default_rng(self.shown)
         seen = {view: generator.integers(0, 256, (SIZE, SIZE, 3), np.uint8) for view in ("side", "wrist")}
         if KIND == "torch":
             seen = {view: torch.from_numpy(frame) for view, frame in seen.items()}

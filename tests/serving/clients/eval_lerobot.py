@@ -1,4 +1,4 @@
-"""lerobot's own `lerobot-eval` plays two environments with a checkpoint of ours; prints the actions as JSON.
+"""lerobot's own `lerobot-eval` plays two environments twice with a checkpoint of ours; prints the actions as JSON.
 
 python eval_lerobot.py <checkpoint> <output_dir>
 """
@@ -9,17 +9,13 @@ from dataclasses import dataclass, field
 
 import gymnasium as gym
 import numpy as np
-from lerobot.utils import import_utils
-
-import_utils._transformers_available = False  # lerobot 0.4's GR00T cannot be imported beside the transformers of ours
-
-from lerobot.configs.types import FeatureType, PolicyFeature  # noqa: E402
-from lerobot.envs.configs import EnvConfig  # noqa: E402
-from lerobot.scripts import lerobot_eval  # noqa: E402
-from lerobot.utils.import_utils import register_third_party_plugins  # noqa: E402
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.envs.configs import EnvConfig
+from lerobot.scripts import lerobot_eval
+from lerobot.utils.import_utils import register_third_party_plugins
 
 CHECKPOINT, OUTPUT = sys.argv[1:]
-STEPS, SIZE = 6, 40
+STEPS, SIZE = 10, 40
 ACTIONS: list[list[float]] = []
 
 
@@ -80,7 +76,8 @@ gym.register("gym_world/World-v0", World)
 register_third_party_plugins()
 sys.argv[1:] = [
     "--policy.type=robovlms", f"--policy.checkpoint={CHECKPOINT}", "--policy.device=cpu", "--env.type=world",
-    "--policy.push_to_hub=false", "--eval.n_episodes=2", "--eval.batch_size=2", f"--output_dir={OUTPUT}",
+    "--policy.push_to_hub=false", "--eval.n_episodes=4", "--eval.batch_size=2", "--eval.use_async_envs=false",
+    f"--output_dir={OUTPUT}",
 ]  # fmt: skip
 lerobot_eval.eval_main()
 print("RESULT", json.dumps(ACTIONS))

@@ -1,0 +1,106 @@
+"""What a run needs on a cluster, and what makes it fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from composing import PRESETS, completed, composed
+
+from robovlms.commands.plan import check_fits, plan
+from robovlms.config.presets import options
+from robovlms.config.run import TrainConfig
+from robovlms.errors import UserError
+from robovlms.planner.changes import Alternatives
+from robovlms.planner.machines import GPUS, find_gpu
+from robovlms.planner.plan import Plan, make_plan
+
+FLAGSHIP = ("experiment=calvin_perform", "cluster=a100_4x8")
+
+
+def config_of(*overrides: str) -> TrainConfig:
+    config: TrainConfig = completed(composed(*overrides))
+    return config
+
+
+@pytest.fixture(scope="module")
+def flagship() -> Plan:
+    return make_plan(config_of(*FLAGSHIP), find_gpu("a100_80gb"), 1_013_500)
+
+
+def test_the_flagship_fits_the_cluster_it_names_with_a_tenth_to_spare(flagship: Plan) -> None:
+    assert flagship.memory.peak <= 0.9 * 80
+    assert flagship.fits
+
+
+def test_states_of_bfloat16_weights_are_sixteen_bytes_a_parameter(flagship: Plan) -> None:
+    assert flagship.memory.states * 1e9 / flagship.trace.trained == pytest.approx(16, rel=0.01)
+
+
+def test_hours_follow_from_the_windows_and_the_step(flagship: Plan) -> None:
+    assert flagship.steps == 5 * (1_013_500 // 128)
+    assert flagship.hours == pytest.approx(flagship.steps * flagship.step_seconds / 3600)
+    assert 0.2 < flagship.mfu < 0.9
+
+
+@pytest.mark.slow
+def test_four_windows_at_once_under_autocast_do_not_fit_and_the_changes_named_make_them_fit() -> None:
+    config = config_of(*FLAGSHIP, "device_batch_size=4", "precision=bf16_autocast")
+    found = make_plan(config, find_gpu("a100_80gb"))
+    assert not found.fits
+    assert found.memory.peak == pytest.approx(101, abs=4)  # counted by hand before
+    fitting = Alternatives(found).find(found.gpu)
+    assert fitting is not None
+    assert fitting.overrides
+    again = make_plan(
+        config_of(*FLAGSHIP, "device_batch_size=4", "precision=bf16_autocast", *fitting.overrides), found.gpu
+    )
+    assert again.fits
+    assert again.memory.peak == pytest.approx(fitting.plan.memory.peak, rel=0.05)
+
+
+def test_zero1_spreads_what_the_optimizer_keeps_and_fsdp2_everything(flagship: Plan) -> None:
+    zero1, fsdp2 = (
+        replace(flagship, config=config_of(*FLAGSHIP, f"parallel={mode}")).memory for mode in ("zero1", "fsdp2")
+    )
+    assert zero1.moments == pytest.approx(flagship.memory.moments / 32)
+    assert zero1.weights == flagship.memory.weights
+    assert fsdp2.weights == pytest.approx(flagship.memory.weights / 32)
+
+
+def test_sixty_four_frames_fit_into_sixty_five_gigabytes_with_zero1(flagship: Plan) -> None:
+    config = config_of(*FLAGSHIP, "parallel=zero1", "device_batch_size=4")
+    assert replace(flagship, config=config).memory.peak <= 65
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded() -> None:
+    many = ("batch_size=16384", "device_batch_size=16384")
+    config = config_of("backbone=nano", "precision=fp32", *many, "cluster.gpu=rtx4090")
+    with pytest.raises(
+        UserError, match=r"peak .* does not fit into rtx4090 .*It fits with device_batch_size=.*planner=off"
+    ):
+        check_fits(config)
+    assert check_fits(replace(config, planner=replace(config.planner, enabled=False))) is None
+
+
+def test_a_gpu_that_is_not_known_is_named() -> None:
+    with pytest.raises(UserError, match=r"cluster.gpu=h2000 is not known. Did you mean 'h200'"):
+        find_gpu("h2000")
+
+
+def test_the_page_says_the_verdict_first_and_what_is_assumed_last() -> None:
+    text, fits = plan(config_of("backbone=nano", "backbone.size=tiny", "cluster.gpu=rtx4090"))
+    assert fits
+    assert text.startswith("peak ")
+    assert "fits into rtx4090" in text.splitlines()[0]
+    assert "Assumed" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("cluster", [name for name in options("cluster") if name != "local"])
+def test_every_preset_fits_every_cluster_that_is_named(preset: str, cluster: str) -> None:
+    config = config_of(f"experiment={preset}", f"cluster={cluster}")
+    assert config.cluster.gpu in GPUS
+    found = make_plan(config, find_gpu(config.cluster.gpu or ""))
+    assert found.fits, f"{preset} needs {found.memory.peak:.0f} GB"
