@@ -236,9 +236,11 @@ class Windows(RobotDataset):
         )
 
     def location(self, index: int) -> str:
+        """Name a window."""
         return f"made-up window {index}"
 
     def summary(self) -> str:
+        """Say how many there are."""
         return f"{self.count} made-up windows"
 
 

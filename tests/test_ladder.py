@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 
 import ladder
 import ladder_models
@@ -104,14 +106,14 @@ def test_models_have_their_published_sizes(model, parameters):
 
 
 @pytest.mark.slow
-def test_all_rows_that_a_cpu_can_run_have_equal_losses(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiling, "BACKEND", compiling.BACKEND)  # which the ladder changes, as it does the next
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert ladder.main(["--device", "cpu", "--tiny", "--out", str(tmp_path)]) == 0
+def test_all_rows_that_a_cpu_can_run_have_equal_losses(tmp_path):
+    command = [sys.executable, ladder.__file__, "--device", "cpu", "--tiny", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)  # alone: types are not checked inside of graphs
+    assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "ladder.json").read_text())
     assert [row["rung"] for row in found if "skipped" in row] == ["bf16 compile=model: vision as CUDA graph"]
     trained = [row for row in found if row["what"] == "train"]
     assert len(trained) == 11
     assert all(row["losses_apart"] <= 1e-3 and row["windows_per_s"] > 0 for row in trained)
     by_rung = {row["rung"]: row["flops"] for row in trained if row["model"] == "kosmos"}
-    assert by_rung["+ last MLP at queries"] < by_rung["+ compile=layers"] == by_rung["upstream-like"]
+    assert by_rung["+ last MLP at queries"] < by_rung["+ compile=layers"] == by_rung["bf16_autocast"]
