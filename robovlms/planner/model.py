@@ -38,7 +38,8 @@ def shapes_of(config: TrainConfig) -> VLAPolicy:
 
 
 def materialise(policy: VLAPolicy, rounds_backbone: bool) -> None:
-    """Give every parameter and buffer of a policy memory, inside `no_numbers` a pretended one; tied ones stay tied.
+    """Replace every parameter and buffer of shapes by one with memory, inside `no_numbers` a pretended one; tied ones
+    stay tied.
 
     Args:
         policy: of shapes.

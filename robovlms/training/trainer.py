@@ -112,9 +112,7 @@ class Trainer:
         """Train to the configured length, validating where there is data for it; return the final checkpoint folder.
 
         Args:
-            policy: what is trained.
-            train_set: its windows.
-            validation_set: those that it is measured on.
+            policy, train_set, validation_set: what is trained, on which windows, and what it is measured on.
             stats: of every source's actions.
             beside: what goes on while the main process trains: entered once the run folder is its own.
             work: what a window costs, for MFU.
