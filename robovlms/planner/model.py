@@ -29,7 +29,7 @@ def no_numbers() -> Iterator[None]:
 def shapes_of(config: TrainConfig) -> VLAPolicy:
     """Return the policy of a run, every parameter and buffer a shape on the meta device.
 
-    A backbone of full size has the published model's sizes and the tokenizer of the tiny one.
+    A backbone has the sizes of its checkpoint, or, where that is not on this machine, of the published model.
     """
     config = replace(config, backbone=replace(config.backbone, random_init=True))
     plan = DataPlan.of(config.data, config.view.views)

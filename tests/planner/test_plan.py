@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from composing import PRESETS, completed, composed
@@ -14,6 +15,7 @@ from robovlms.errors import UserError
 from robovlms.planner.changes import Alternatives
 from robovlms.planner.machines import GPUS, find_gpu
 from robovlms.planner.plan import Plan, make_plan
+from robovlms.registry import BACKBONES
 
 FLAGSHIP = ("experiment=calvin_perform", "cluster=a100_4x8")
 
@@ -104,3 +106,14 @@ def test_every_preset_fits_every_cluster_that_is_named(preset: str, cluster: str
     assert config.cluster.gpu in GPUS
     found = make_plan(config, find_gpu(config.cluster.gpu or ""))
     assert found.fits, f"{preset} needs {found.memory.peak:.0f} GB"
+
+
+@pytest.mark.parametrize("family", ["kosmos", "paligemma", "qwen2_5_vl", "nano"])
+def test_a_checkpoint_that_is_here_is_counted_as_it_is(family: str, tmp_path: Path) -> None:
+    backbone = BACKBONES.get(family).tiny()
+    backbone.save_pretrained(tmp_path / "vlm")
+    overrides = (f"backbone={family}", f"backbone.checkpoint={tmp_path / 'vlm'}", "head.hidden_dim=32")
+    found = make_plan(config_of(*overrides, "window=w2_c10", "device_batch_size=1"), find_gpu("rtx4090"))
+    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    assert parameters <= found.trace.parameters < 3 * parameters + 2_000_000
+    assert found.fits

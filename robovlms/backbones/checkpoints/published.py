@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModel
 
 from robovlms.backbones.base import Backbone
@@ -15,19 +19,29 @@ from robovlms.types import ImageSpec
 
 
 def published(config: BackboneConfig) -> Backbone:
-    """Return a backbone on the meta device: of the published sizes, with the tokenizer of the tiny one.
+    """Return a backbone on the meta device: of the sizes of its checkpoint, or, where that is not on this machine, of
+    the published model's, with the tokenizer of the tiny one.
 
     Raises:
+        FileNotFoundError: a checkpoint that is here lacks a file.
         UserError: an option does not fit the family.
     """
     cls = BACKBONES.get(config.name)
     with torch.device("meta"):
-        if issubclass(cls, HuggingFaceBackbone) and config.size is ModelSize.full:
+        if issubclass(cls, HuggingFaceBackbone) and config.size is ModelSize.full and not _is_here(config.checkpoint):
             backbone: Backbone = _published(cls, config)
         else:
-            backbone = cls.from_config(config)
+            backbone = cls.from_config(replace(config, random_init=True))
     backbone.embedding_rms = lambda: 1.0  # type: ignore[method-assign]  # of numbers that are not there
     return backbone
+
+
+def _is_here(checkpoint: str | None) -> bool:
+    if checkpoint is None:
+        return False
+    if Path(checkpoint).expanduser().is_dir():
+        return True
+    return checkpoint.count("/") == 1 and isinstance(try_to_load_from_cache(checkpoint, "config.json"), str)
 
 
 def _published(cls: type[HuggingFaceBackbone], config: BackboneConfig) -> HuggingFaceBackbone:
