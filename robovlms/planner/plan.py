@@ -68,15 +68,15 @@ class Plan:
 
     @property
     def exchanged_bytes(self) -> float:
-        """What a GPU sends in a step: gradients, and a sharded model's weights twice a micro-step."""
-        each = (
-            2
-            if self.config.parallel.reduce_dtype is ReduceDtype.bf16
-            else self.trace.gradient_bytes / max(1, self.trace.trained)
-        )
-        sent = 2 * each * self.trace.trained
-        if self.config.parallel.name in SHARDED:
-            sent = each * self.trace.trained + 2 * self.trace.weight_bytes * self.accumulation
+        """What a GPU sends in a step: gradients; with zero1 its weights once, sharded twice a micro-step."""
+        gradients = float(self.trace.gradient_bytes)
+        if self.config.parallel.reduce_dtype is ReduceDtype.bf16:
+            gradients = 2.0 * self.trace.trained
+        sent = 2 * gradients
+        if self.config.parallel.name == "zero1":
+            sent += self.trace.weight_bytes
+        elif self.config.parallel.name in SHARDED:
+            sent = gradients + 2 * self.trace.weight_bytes * self.accumulation
         return sent * (self.processes - 1) / self.processes
 
     @property
