@@ -64,7 +64,7 @@ def place():
     frames = [f for f in frames if f.filename.startswith((OURS, *PACKAGES))]
     frame = next(f for f in reversed(frames) if "jaxtyping" not in f.filename and "beartype" not in f.filename)
     path = frame.filename
-    for root in (os.path.dirname(OURS), *PACKAGES):
+    for root in (*PACKAGES, os.path.dirname(OURS)):  # an environment may lie within the repository
         path = path.removeprefix(f"{root}/")
     return f"{path}:{frame.name}"
 

@@ -6,6 +6,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -175,4 +176,6 @@ class PolicyClient:
 def give_up_sending(connection: socket.socket, timeout_s: float) -> None:
     """Let what is sent fail where the other side takes nothing for so long, as a robot out of reach does not."""
     seconds, rest = divmod(timeout_s, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(1e6 * rest)))
+    limit = struct.pack("@ll", int(seconds), int(1e6 * rest))
+    with suppress(OSError):  # closed already, by a server that is busy: what it said is still there to be read
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> Path:
     """Run a config from demonstrations to report, as far as it asks; give the final checkpoint folder."""
     plan = DataPlan.of(config.data, config.view.views)
-    planned = check_fits(config)
     beside = EvaluationBeside(config) if config.evaluation.during_training else None
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled or beside):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
@@ -52,6 +51,7 @@ def train(config: TrainConfig) -> Path:
         train_set = join_sources(plan, windows, "train")
         kept_out = open_validation(plan, config.window, config.trainer.validate_every)
         validation_set = None if kept_out is None else join_sources(plan, kept_out, "validation")
+        planned = check_fits(config)
         resumed = trainer.resume_from
         stats = load_stats(resumed) if resumed else compute_statistics(plan, windows)
         policy = VLAPolicy.from_config(config, plan)

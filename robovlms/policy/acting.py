@@ -118,9 +118,10 @@ class BatchedPolicy:
             oldest = [memory.frames[0].state for memory in memories]
             return self.policy.head.act_on(torch.stack([state for state in oldest if state is not None]))
         rows = [features_of(memory) or [] for memory in memories]
-        lengths = torch.tensor([len(row) for row in rows])
+        counts = [len(row) for row in rows]
+        lengths = torch.tensor(counts)
         read = torch.stack([features for row in rows for features in row])  # at once: a call for each would cost more
-        features = pad_sequence(list(torch.split(read, lengths.tolist())), batch_first=True)
+        features = pad_sequence(list(torch.split(read, counts)), batch_first=True)
         newest = stack_windows([[memory.frames[-1]] for memory in memories]).to(self.device)
         sizes = (*features.shape[:2], prefix, newest.action_dims, lengths.to(self.device))
         return self.policy.head.act(lambda queries: features, *sizes)

@@ -6,6 +6,7 @@ them, so neither the number of processes nor accumulation changes a gradient. Th
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import time
@@ -28,14 +29,8 @@ from robovlms.files import atomic_file
 from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, save_config
 from robovlms.policy.compiling import compile_policy
 from robovlms.policy.policy import VLAPolicy, named_tensors
-from robovlms.training.checkpoints.run_folder import (
-    CHECKPOINTS,
-    DURATIONS,
-    FIRST_BATCH,
-    PROFILE,
-    RunFolder,
-    check_init_from,
-)
+from robovlms.training.checkpoints import run_folder as files
+from robovlms.training.checkpoints.run_folder import RunFolder, check_init_from
 from robovlms.training.checkpoints.saving import CheckpointWriter, Snapshot
 from robovlms.training.checkpoints.state import TrainingState, find_resume, optimizer_pieces, rng_state, set_rng_state
 from robovlms.training.feeding import make_feed, mean_actions, record_data
@@ -44,12 +39,7 @@ from robovlms.training.interval import Interval, Work, profiled
 from robovlms.training.launch import StopSignals, end, launched, logged, on_main
 from robovlms.training.memory import memory_explained
 from robovlms.training.optimizer.ema import MovingAverage
-from robovlms.training.optimizer.optimization import (
-    Steps,
-    learning_rate,
-    make_optimizer,
-    trained_parameters,
-)
+from robovlms.training.optimizer.optimization import Steps, learning_rate, make_optimizer, trained_parameters
 from robovlms.training.parallel.choosing import make_parallelism
 from robovlms.training.tracking import Tracker, check_trackers
 from robovlms.training.validation import VALIDATION_ACTIONS, validate
@@ -91,6 +81,10 @@ class Trainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # What outlives its process group frees it, holding the interpreter's lock, and waits for threads that want it.
+        for name in ("model", "parallel"):
+            vars(self).pop(name, None)
+        gc.collect()
         self._stack.__exit__(kind, error, trace)
 
     @contextmanager
@@ -177,7 +171,7 @@ class Trainer:
         save_statistics(self.folder / STATS, self.stats)
         resolved = {**asdict(self.steps), "windows": sum(sampler.sizes), "steps_per_epoch": sampler.steps_per_epoch}
         resolved |= {"accumulation": sampler.accumulation, "num_processes": self.world_size}
-        (self.folder / DURATIONS).write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
+        (self.folder / files.DURATIONS).write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
         trained = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in self.policy.parameters()) - trained
         log.info("%d windows, %d steps an epoch: %s", sum(sampler.sizes), sampler.steps_per_epoch, asdict(self.steps))
@@ -206,7 +200,10 @@ class Trainer:
     def _loop(self) -> None:
         interval = Interval(self.config.batch_size, self._sum, self.train_set.location, self.work)
         signals, feed, profile_steps = StopSignals(self.accelerator), self.feed.steps(), self.config.debug.profile_steps
-        with signals.handled(), profiled(profile_steps if self.is_main else 0, self.folder / PROFILE) as profiler_step:
+        with (
+            signals.handled(),
+            profiled(profile_steps if self.is_main else 0, self.folder / files.PROFILE) as profiler_step,
+        ):
             start, first = time.perf_counter(), self.step
             while self.step < self.steps.total:
                 with interval.waiting():
@@ -247,9 +244,9 @@ class Trainer:
         names = self.plan.action_names
         try:
             on_device = batch.to(self.device)
-            draw_first_batch(self.policy.processor, on_device, instructions, names, self.folder / FIRST_BATCH)
+            draw_first_batch(self.policy.processor, on_device, instructions, names, self.folder / files.FIRST_BATCH)
         except OSError as error:
-            log.warning("%s is not drawn: %s", self.folder / FIRST_BATCH, error)
+            log.warning("%s is not drawn: %s", self.folder / files.FIRST_BATCH, error)
 
     def _lr(self, step: int) -> float:
         return learning_rate(step, self.config.schedule, self.config.optimizer.lr, self.steps)
@@ -347,4 +344,4 @@ class Trainer:
         )
 
     def _checkpoint(self, step: int) -> Path:
-        return self.folder / CHECKPOINTS / f"step_{step:06d}"
+        return self.folder / files.CHECKPOINTS / f"step_{step:06d}"

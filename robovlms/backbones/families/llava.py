@@ -119,7 +119,7 @@ class Llava(HuggingFaceBackbone):
     def parts(self) -> dict[str, list[nn.Module]]:
         """Return vision tower, decoder and embedding; the projector between them is always trained."""
         text = self.model.language_model
-        own = [text.layers, text.norm] if self.has_start else [text.blocks, text.norm_f]
+        own = [text.blocks, text.norm_f] if hasattr(text, "blocks") else [text.layers, text.norm]  # MPT, Llama
         return {"vision": [self.model.vision_tower], "text": own, "embeddings": [self.embedding]}
 
     def embed_images(self, images: Float[Tensor, "n c h x"]) -> Float[Tensor, "n m d"]:
