@@ -19,6 +19,8 @@ from robovlms.policy.runner import PolicyRunner
 from robovlms.types import Observation
 
 FOLDER = Path(__file__).parents[1] / "old_checkpoints"
+# Pictures are resized in integers on a CPU since, within 1/255 of what they were; in floats all is as it was, to 1e-6.
+ACTIONS_ATOL, LOSSES_RTOL = 2e-5, 1e-5
 EXPECTED = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
 
 
@@ -32,7 +34,7 @@ def test_an_old_checkpoint_acts_as_it_did(name: str, source: str | None) -> None
             "wrist": generator.integers(0, 256, (16, 16, 3), dtype=np.uint8),
         }
         action = runner.step(Observation(frames=frames, instruction="reach target 1"))
-        np.testing.assert_allclose(action, expected, atol=1e-6)
+        np.testing.assert_allclose(action, expected, atol=ACTIONS_ATOL)
 
 
 def test_an_old_mixture_keeps_its_sources() -> None:
@@ -45,13 +47,13 @@ def test_an_old_run_is_resumed_to_the_same_losses(tmp_path: Path) -> None:
     shutil.copytree(FOLDER / "single", run)
     overrides = [_moved(line, calvin, tmp_path / "arm", run) for line in EXPECTED["single"]["overrides"]]
     train(completed(composed(*overrides, "trainer.resume=auto")))
-    np.testing.assert_allclose(losses(run), EXPECTED["single"]["losses"][2:], rtol=1e-6)
+    np.testing.assert_allclose(losses(run), EXPECTED["single"]["losses"][2:], rtol=LOSSES_RTOL)
 
 
 def test_an_old_command_line_of_a_mixture_gives_the_same_losses_under_its_new_names(tmp_path: Path) -> None:
     calvin, arm, run = make_calvin_folder(tmp_path / "calvin"), make_arm_folder(tmp_path / "arm"), tmp_path / "run"
     train(completed(composed(*(_moved(line, calvin, arm, run) for line in EXPECTED["mixture"]["overrides"]))))
-    np.testing.assert_allclose(losses(run), EXPECTED["mixture"]["losses"], rtol=1e-6)
+    np.testing.assert_allclose(losses(run), EXPECTED["mixture"]["losses"], rtol=LOSSES_RTOL)
 
 
 def _moved(override: str, calvin: Path, arm: Path, run: Path) -> str:
