@@ -31,7 +31,7 @@ DOORS = {
     "sims": "config registry errors types files",
     "data": "config registry errors types files progress workers actions images",
     "policy": "config registry errors types files hub actions images backbones heads",
-    "evaluation": "config errors types files hub progress terminal workers actions sims policy client",
+    "evaluation": "config registry errors types files hub progress terminal workers actions sims policy client",
     "serving": "config registry errors types actions images policy",
     "client": "config errors policy serving",
     "exporting": "config errors types files actions heads policy",

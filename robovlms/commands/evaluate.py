@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robovlms.actions.plan import DataPlan
-from robovlms.commands.acting import CheckpointPolicy, Stage, find_server
 from robovlms.config.choices import CheckpointChoice
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
@@ -21,6 +20,7 @@ from robovlms.evaluation.analysis.certificate import certify
 from robovlms.evaluation.analysis.checkpoints import CheckpointRow, flag_best, format_checkpoints, write_checkpoints
 from robovlms.evaluation.episodes import plan_episodes
 from robovlms.evaluation.folder import LATENCY, REPORT, RESULTS, SUCCESS, evaluation_folder
+from robovlms.evaluation.policies.checkpoint import CheckpointPolicy
 from robovlms.evaluation.results import (
     Results,
     environment_versions,
@@ -30,6 +30,7 @@ from robovlms.evaluation.results import (
     write_results,
 )
 from robovlms.evaluation.share import Share, share_of_launch
+from robovlms.evaluation.stage import Stage, find_server
 from robovlms.policy.checkpoint import (
     CONFIG,
     choose_checkpoints,

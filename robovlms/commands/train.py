@@ -11,7 +11,6 @@ from types import TracebackType
 import torch
 
 from robovlms.actions.plan import DataPlan
-from robovlms.commands.acting import check_simulator
 from robovlms.commands.evaluate import evaluate
 from robovlms.commands.plan import check_fits
 from robovlms.config.commands import EvaluateConfig
@@ -20,6 +19,7 @@ from robovlms.data.opening import join_sources, open_sources, open_validation
 from robovlms.data.statistics import compute_statistics, proprio_rows, sample_chunks
 from robovlms.data.windows import find_instructions
 from robovlms.errors import UserError
+from robovlms.evaluation.policies.checkpoint import check_simulator
 from robovlms.policy.checkpoint import init_weights, load_stats, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS

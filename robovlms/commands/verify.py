@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
-from robovlms.commands.acting import CheckpointPolicy, Stage, find_server
 from robovlms.config.closed_loop import EvaluationConfig, SimConfig
 from robovlms.config.commands import is_address
 from robovlms.config.schemas import schema_of
@@ -20,8 +19,10 @@ from robovlms.evaluation.analysis.certificate import compare_replay, content_dig
 from robovlms.evaluation.analysis.reading import read_results
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.folder import RESULTS
+from robovlms.evaluation.policies.checkpoint import CheckpointPolicy
 from robovlms.evaluation.results import environment_versions, summarize
 from robovlms.evaluation.share import Share
+from robovlms.evaluation.stage import Stage, find_server
 from robovlms.hub.repository import is_on_hub
 from robovlms.policy.checkpoint import read_typed, resolve_checkpoint
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, checkpoint_digest

@@ -27,7 +27,7 @@ from robovlms.commands.train import train
 from robovlms.commands.verify import verify
 from robovlms.config.commands import EvaluateConfig
 from robovlms.errors import UserError
-from robovlms.evaluation.remote import ServedPolicy
+from robovlms.evaluation.policies.served import ServedPolicy
 from robovlms.evaluation.rollout import PolicyGoneError
 from robovlms.policy.checkpoint import checkpoints
 from robovlms.policy.manifest import checkpoint_digest

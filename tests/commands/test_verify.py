@@ -11,7 +11,6 @@ from composing import completed, composed
 from miniatures import make_miniature
 
 from robovlms.cli.main import _evaluate
-from robovlms.commands.acting import ways_of_execution
 from robovlms.commands.evaluate import evaluate
 from robovlms.commands.train import train
 from robovlms.commands.verify import content_faults, replay, verify
@@ -21,6 +20,7 @@ from robovlms.config.commands import EvaluateConfig
 from robovlms.errors import UserError
 from robovlms.evaluation.analysis.certificate import certify, machine_name, seal
 from robovlms.evaluation.episodes import plan_episodes
+from robovlms.evaluation.policies.checkpoint import ways_of_execution
 from robovlms.evaluation.results import environment_versions, summarize
 from robovlms.evaluation.rollouts import run_episodes
 from robovlms.files import read_json_lines

