@@ -15,7 +15,7 @@ from robovlms.cli.app import store_schemas
 from robovlms.cli.jobs import to_dataclass
 from robovlms.config.presets import config_folder
 from robovlms.config.run import TrainConfig
-from robovlms.planner.machines import find_gpu
+from robovlms.planner.machines import GPUS
 from robovlms.planner.plan import Plan, make_plan
 
 PAGE = Path(__file__).parents[1] / "docs" / "clusters.md"
@@ -34,7 +34,7 @@ def counted(backbone: str, layout: str, checkpointing: str) -> Plan:
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         config = compose("plan", ["device_batch_size=1", *overrides])
     typed: TrainConfig = to_dataclass(config, TrainConfig)
-    return make_plan(typed, find_gpu("a100_80gb"))
+    return make_plan(typed, GPUS["a100_80gb"])
 
 
 def row(backbone: str) -> str:

@@ -12,7 +12,6 @@ import torch
 
 from robovlms.actions.plan import DataPlan
 from robovlms.commands.evaluate import evaluate
-from robovlms.commands.plan import check_fits
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
 from robovlms.data.opening import join_sources, open_sources, open_validation
@@ -20,6 +19,7 @@ from robovlms.data.statistics import compute_statistics, proprio_rows, sample_ch
 from robovlms.data.windows import find_instructions
 from robovlms.errors import UserError
 from robovlms.evaluation.policies.checkpoint import check_simulator
+from robovlms.planner.check import check_fits
 from robovlms.policy.checkpoint import init_weights, load_stats, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> Path:
         train_set = join_sources(plan, windows, "train")
         kept_out = open_validation(plan, config.window, config.trainer.validate_every)
         validation_set = None if kept_out is None else join_sources(plan, kept_out, "validation")
-        planned = check_fits(config)
+        work = check_fits(config)
         resumed = trainer.resume_from
         stats = load_stats(resumed) if resumed else compute_statistics(plan, windows)
         policy = VLAPolicy.from_config(config, plan)
@@ -64,7 +64,12 @@ def train(config: TrainConfig) -> Path:
             if policy.proprio is not None:
                 policy.proprio.calibrate(torch.from_numpy(proprio_rows(plan, windows)))
         checkpoint = trainer.fit(
-            policy, train_set, validation_set, stats, beside=beside, work=planned.work if planned else None
+            policy,
+            train_set,
+            validation_set,
+            stats,
+            beside=beside,
+            work=work,
         )
         is_main = trainer.is_main
     if is_main:

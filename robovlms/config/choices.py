@@ -92,6 +92,20 @@ class WeightType(StrEnum):
     bf16 = auto()  # half the memory, for weights that are frozen; adapters beside them stay float32
 
 
+class GpuName(StrEnum):
+    """A GPU whose published figures the planner knows (`planner/machines.py`)."""
+
+    rtx4090 = auto()  # 24 GB
+    l4 = auto()  # 24 GB
+    rtx5090 = auto()  # 32 GB
+    a100_40gb = auto()
+    l40s = auto()  # 48 GB
+    a100_80gb = auto()
+    h100 = auto()  # 80 GB
+    h200 = auto()  # 141 GB
+    b200 = auto()  # 180 GB
+
+
 class NormalizationMode(StrEnum):
     """Which bounds of each arm entry become -1 and +1."""
 

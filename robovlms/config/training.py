@@ -8,6 +8,7 @@ from robovlms.config.choices import (
     MISSING,
     CompileMode,
     Duration,
+    GpuName,
     Moments,
     Precision,
     ReduceDtype,
@@ -83,7 +84,7 @@ class ClusterConfig:
 
     name: str = MISSING
     num_processes: int = number(0, at_least=0)
-    gpu: str | None = None  # as `planner.machines` names it; unset: the one that is here
+    gpu: GpuName | None = None  # that a run is planned for where there is none; unset: this machine's memory counts
     gpus_per_node: int = number(8, at_least=1)
     device_batch_size: int = number(at_least=1)  # windows per process and micro-step; accumulation is derived
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from robovlms.errors import UserError
-from robovlms.registry import nearest
+from robovlms.config.choices import GpuName
 
 # An H200 multiplies 8192-cubes in bf16 at 790 of its 989 TFLOP/s, a VLM's own shapes at 650, and copies at 4.0 of its
 # 4.8 TB/s: measured. The same shares are assumed of the others.
@@ -41,31 +40,20 @@ class Gpu:
 
 
 # Source: the makers' data sheets; RTX cards with float32 sums.
-GPUS = {
+GPUS: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        Gpu(name="rtx4090", memory_gb=24.0, spec_tflops=165.0, spec_tb_s=1.008),
-        Gpu(name="l4", memory_gb=24.0, spec_tflops=121.0, spec_tb_s=0.300),
-        Gpu(name="rtx5090", memory_gb=32.0, spec_tflops=210.0, spec_tb_s=1.792),
-        Gpu(name="a100_40gb", memory_gb=40.0, spec_tflops=312.0, spec_tb_s=1.555),
-        Gpu(name="l40s", memory_gb=48.0, spec_tflops=362.0, spec_tb_s=0.864),
-        Gpu(name="a100_80gb", memory_gb=80.0, spec_tflops=312.0, spec_tb_s=2.039),
-        Gpu(name="h100", memory_gb=80.0, spec_tflops=989.0, spec_tb_s=3.35),
-        Gpu(name="h200", memory_gb=141.0, spec_tflops=989.0, spec_tb_s=4.8),
-        Gpu(name="b200", memory_gb=180.0, spec_tflops=2250.0, spec_tb_s=8.0),
+        Gpu(name=GpuName.rtx4090, memory_gb=24.0, spec_tflops=165.0, spec_tb_s=1.008),
+        Gpu(name=GpuName.l4, memory_gb=24.0, spec_tflops=121.0, spec_tb_s=0.300),
+        Gpu(name=GpuName.rtx5090, memory_gb=32.0, spec_tflops=210.0, spec_tb_s=1.792),
+        Gpu(name=GpuName.a100_40gb, memory_gb=40.0, spec_tflops=312.0, spec_tb_s=1.555),
+        Gpu(name=GpuName.l40s, memory_gb=48.0, spec_tflops=362.0, spec_tb_s=0.864),
+        Gpu(name=GpuName.a100_80gb, memory_gb=80.0, spec_tflops=312.0, spec_tb_s=2.039),
+        Gpu(name=GpuName.h100, memory_gb=80.0, spec_tflops=989.0, spec_tb_s=3.35),
+        Gpu(name=GpuName.h200, memory_gb=141.0, spec_tflops=989.0, spec_tb_s=4.8),
+        Gpu(name=GpuName.b200, memory_gb=180.0, spec_tflops=2250.0, spec_tb_s=8.0),
     )
 }
-
-
-def find_gpu(name: str) -> Gpu:
-    """Return a GPU by name.
-
-    Raises:
-        UserError: it is not in the table.
-    """
-    if name not in GPUS:
-        raise UserError(f"cluster.gpu={name} is not known.{nearest(name, GPUS)} Options: {', '.join(GPUS)}.")
-    return GPUS[name]
 
 
 def this_machine(processes: int) -> Gpu:
@@ -75,6 +63,7 @@ def this_machine(processes: int) -> Gpu:
     """
     if not torch.cuda.is_available():
         memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes / 1e9
+        # Its speeds are made up: they only put ways to fit in an order.
         return Gpu(name="this machine's CPU", memory_gb=memory_gb, spec_tflops=0.5, spec_tb_s=0.05)
     memory_gb = torch.cuda.get_device_properties(0).total_memory / 1e9
     label = torch.cuda.get_device_name(0).lower().replace(" ", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,18 @@ def no_numbers() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let nothing be said of models that are only counted."""
+    log = logging.getLogger("robovlms.backbones")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def shapes_of(config: TrainConfig) -> VLAPolicy:
     """Return the policy of a run, every parameter and buffer a shape on the meta device.
 
@@ -33,7 +46,7 @@ def shapes_of(config: TrainConfig) -> VLAPolicy:
     """
     config = replace(config, backbone=replace(config.backbone, random_init=True))
     plan = DataPlan.of(config.data, config.view.views)
-    with torch.device("meta"):
+    with quiet(), torch.device("meta"):
         return VLAPolicy.from_config(config, plan, published(config.backbone))
 
 

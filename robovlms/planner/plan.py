@@ -109,6 +109,7 @@ class Plan:
             flops=self.flops_a_window,
             tokens=self.trace.tokens / self.trace.windows,
             flops_a_second=self.gpu.matmul_tflops * 1e12 * self.processes,
+            planned_gb=self.memory.peak,
         )
 
     @property

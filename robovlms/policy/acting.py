@@ -132,9 +132,11 @@ class BatchedPolicy:
         while unread := [frames for memory in memories if (frames := up_to_next(memory))]:
             begun = [(first, frames[-1]) for frames in unread for first in frames]
             features = torch.stack([each.features for _, each in begun if each.features is not None])
-            states = [head.new_state() if first.state is None else first.state for first, _ in begun]
-            for (first, _), state in zip(begun, head.advance(features, torch.stack(states)), strict=True):
-                first.state = state.clone()  # not the whole batch's
+            states = torch.stack([head.new_state() if first.state is None else first.state for first, _ in begun])
+            advanced = torch.split(head.advance(features, states), [len(frames) for frames in unread])
+            for frames, rows in zip(unread, advanced, strict=True):
+                for first, state in zip(frames, rows.clone(), strict=True):  # its own memory, not the whole batch's
+                    first.state = state
 
     def _read_and_decode(self, memories: Sequence[Memory], prefix: Prefix | None) -> Float[Tensor, "b k a"]:
         """Let the head ask about whole windows, of encoded images."""

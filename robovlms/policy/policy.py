@@ -295,6 +295,8 @@ def load_average(policy: VLAPolicy, path: Path) -> None:
     with reading(path.parent, path.name):
         average = load_file(path)
     known = policy.state_dict()
-    if wrong := sorted(key for key, value in average.items() if key not in known or known[key].shape != value.shape):
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    wrong = [key for key, value in average.items() if key in known and known[key].shape != value.shape]
+    if wrong := sorted({*wrong, *(trained ^ average.keys())}):
         raise UserError(f"{path} does not fit this policy, e.g. {wrong[0]}: use engine.weights=trained.")
     policy.load_state_dict(average, strict=False)

@@ -31,6 +31,7 @@ class Work:
     flops: float  # of a window, forward and backward
     tokens: float  # of a window, that the decoder reads
     flops_a_second: float  # of all devices, in large matrix products
+    planned_gb: float  # that a device was to need at most
 
     def speeds(self, windows_a_second: float) -> dict[str, float]:
         """Return the share of the devices' arithmetic that is used (MFU), and tokens a second."""

@@ -17,8 +17,10 @@ NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory",
 
 
 @contextmanager
-def memory_explained(config: TrainConfig, num_processes: int, device: torch.device) -> Iterator[None]:
-    """Say what was in use, and what to change, where memory runs out inside the block.
+def memory_explained(
+    config: TrainConfig, num_processes: int, device: torch.device, planned_gb: float | None = None
+) -> Iterator[None]:
+    """Say what was planned, what was in use, and what to change, where memory runs out inside the block.
 
     Raises:
         UserError: instead of what torch raises.
@@ -28,10 +30,11 @@ def memory_explained(config: TrainConfig, num_processes: int, device: torch.devi
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
+        planned = "" if planned_gb is None else f", {planned_gb:.1f} GB were planned"
         raise UserError(
             f"memory ran out while training with device_batch_size={config.device_batch_size}, "
             f"parallel={config.parallel.name} on {num_processes} processes, precision={config.precision.name}: "
-            f"{_used(device)} ({str(error).splitlines()[0].rstrip('.')}). {advice(config, num_processes)}"
+            f"{_used(device)}{planned} ({str(error).splitlines()[0].rstrip('.')}). {advice(config, num_processes)}"
         ) from error
 
 

@@ -142,7 +142,8 @@ class Trainer:
             stack.enter_context(self._tracker())
             stack.enter_context(beside if beside and self.is_main else nullcontext())
             stack.enter_context(self.writer)
-            stack.enter_context(memory_explained(self.config, self.world_size, self.device))
+            planned_gb = None if work is None else work.planned_gb
+            stack.enter_context(memory_explained(self.config, self.world_size, self.device, planned_gb))
             self._loop()
         return self._checkpoint(self.step)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from calvin_folder import assert_same_state, losses, tiny_run, weights
 from composing import completed, composed
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robovlms.commands.train import train
@@ -14,8 +14,9 @@ from robovlms.config.choices import ActingWeights
 from robovlms.config.closed_loop import EngineConfig
 from robovlms.config.training import EMAConfig
 from robovlms.errors import UserError
-from robovlms.policy.checkpoint import checkpoints
+from robovlms.policy.checkpoint import EMA, checkpoints, load_policy
 from robovlms.policy.engine import PolicyEngine
+from robovlms.policy.policy import load_average
 from robovlms.training.optimizer.ema import MovingAverage
 from robovlms.training.parallel.base import Share
 
@@ -101,3 +102,18 @@ def test_a_checkpoint_without_an_average_says_so(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", *TWO)
     with pytest.raises(UserError, match=r"engine\.weights=ema: .*step_000002 has no ema\.safetensors"):
         PolicyEngine.from_checkpoint(checkpoints(folder)[-1], EngineConfig(weights=ActingWeights.ema))
+
+
+@pytest.mark.parametrize("change", ["lacks", "adds", "reshapes"])
+def test_an_average_that_is_not_of_all_that_was_trained_is_refused(calvin_folder, tmp_path, change):
+    folder = checkpoints(run(calvin_folder, tmp_path / "run", *TWO, *ON))[-1]
+    trained, shadows = load_policy(folder), load_file(folder / EMA)
+    name = sorted(shadows)[0]
+    value = shadows.pop(name)
+    if change != "lacks":
+        shadows |= {name: value[..., :-1]} if change == "reshapes" else {name: value, "head.unknown": value.clone()}
+    save_file({key: tensor.contiguous() for key, tensor in shadows.items()}, tmp_path / "ema.safetensors")
+    with pytest.raises(
+        UserError, match=f"does not fit this policy, e.g. {'head.unknown' if change == 'adds' else name}"
+    ):
+        load_average(trained.policy, tmp_path / "ema.safetensors")

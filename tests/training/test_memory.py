@@ -35,6 +35,14 @@ def test_what_was_in_use_is_said_and_the_cheapest_change(num_processes, override
     assert said in str(error.value)
 
 
+def test_what_was_planned_is_said_beside_what_was_in_use():
+    with (
+        pytest.raises(UserError, match=r"GB were in use by this process, 55\.7 GB were planned"),
+        memory_explained(config_of(), 1, torch.device("cpu"), 55.7),
+    ):
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+
 def test_other_errors_stay_what_they_are():
     with pytest.raises(RuntimeError, match="shape"), memory_explained(config_of(), 1, torch.device("cpu")):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
