@@ -98,7 +98,7 @@ def check_divides(part: int, part_name: str, whole: int, whole_name: str) -> Non
 
 
 class Checked:
-    """A whole config: its fields are checked when it is made, then every part's `check(option)`."""
+    """A whole config: its fields are checked when it is made, then every part's `check(option)`, of its bases first."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -120,9 +120,9 @@ def check_fields(config: Any, place: str = "") -> None:
     if wrong:
         raise UserError("\n".join(wrong))
     for part, where in reversed(parts):  # a part before the whole
-        check = getattr(part, "check", None)
-        if check is not None:
-            check(where)
+        for cls in reversed(type(part).__mro__):  # what holds for a group holds for its options
+            if "check" in vars(cls):
+                cls.check(part, where)
 
 
 def _parts(config: Any, place: str) -> Iterator[tuple[Any, str]]:

@@ -14,6 +14,7 @@ from robovlms.config.choices import Duration
 from robovlms.config.commands import CollectDemosConfig, CompareConfig, EvaluateConfig, InspectConfig
 from robovlms.config.data import DataConfig
 from robovlms.config.fields import DEMO, NUMBERS, READING, RUN, change_keeps, fields_that_keep
+from robovlms.config.presets import options
 from robovlms.config.schemas import schemas
 from robovlms.errors import UserError
 
@@ -182,3 +183,14 @@ def test_a_data_set_that_declares_a_field_anew_says_what_depends_on_it_anew(cls:
     base = {item.name: item.metadata.get("keeps", frozenset()) for item in fields(DataConfig)}
     own = {item.name: item.metadata.get("keeps", frozenset()) for item in fields(cls)}
     assert {name: own[name] for name in base} == base
+
+
+@pytest.mark.parametrize("backbone", options("backbone"))
+def test_what_a_group_refuses_every_option_of_it_refuses(backbone: str) -> None:
+    with pytest.raises(UserError, match=r"backbone.checkpointing=half does not exist: write none, attention, full"):
+        completed(composed(f"backbone={backbone}"), "backbone.checkpointing=half")
+
+
+def test_a_base_that_refuses_is_asked_though_its_option_refuses_more() -> None:
+    with pytest.raises(UserError, match="num_heads"):
+        completed(composed("backbone=nano", "head=diffusion"), "head.hidden_dim=30", "head.num_heads=4")

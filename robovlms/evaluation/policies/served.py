@@ -230,6 +230,13 @@ class ServedPolicy:
         try:
             with connect(address, token, patience_s) as client:
                 handshake = Handshake.of(client.metadata, address)
+        except ConnectionError as error:
+            if not isinstance(error.__cause__, ConnectionRefusedError):
+                raise
+            raise UserError(
+                f"server={address}: nobody listens there. Start one first, and wait until it says that it is ready: "
+                "python scripts/serve.py checkpoint=<run>."
+            ) from error
         except TimeoutError as error:
             raise UserError(f"{error} An evaluation asks by openpi's protocol: serve with protocol=openpi.") from error
         return cls(address=address, token=token, patience_s=patience_s, handshake=handshake)

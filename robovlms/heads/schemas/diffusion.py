@@ -20,7 +20,6 @@ class DiffusionHeadConfig(DenoisingHeadConfig):
 
     def check(self, option: str) -> None:
         """Refuse more steps than there are noise levels."""
-        super().check(option)
         if self.num_steps > self.num_train_steps:
             raise UserError(
                 f"{option}.num_steps={self.num_steps} must be at most {option}.num_train_steps={self.num_train_steps}."
