@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tables import replace_table
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModel, AutoModelForImageTextToText
 
@@ -23,7 +24,6 @@ from robovlms.registry import BACKBONES
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "backbones.md"
-START, END = "<!-- table of benchmarks/backbones.py -->\n", "<!-- end of the table -->\n"
 SEES_NUMBERS = {  # modules that look at numbers on the way, which the meta device has not
     "gemma4": ["vision_tower", "embed_vision"],
     "idefics3": ["vision_model", "connector"],
@@ -134,9 +134,7 @@ def main() -> None:
         if name != "nano":
             lines.append(str(measure(name)))
             print(lines[-1], flush=True)
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(START)[0], page.split(END)[1]
-    PAGE.write_text(before + START + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+    replace_table(PAGE, "benchmarks/backbones.py", lines)
 
 
 if __name__ == "__main__":

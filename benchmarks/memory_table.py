@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from tables import replace_table
 
 from robovlms.cli.app import store_schemas
 from robovlms.cli.jobs import to_dataclass
@@ -19,7 +20,6 @@ from robovlms.planner.machines import GPUS
 from robovlms.planner.plan import Plan, make_plan
 
 PAGE = Path(__file__).parents[1] / "docs" / "clusters.md"
-START, END = "<!-- table of benchmarks/memory_table.py -->\n", "<!-- end of the table -->\n"
 BACKBONES = ("smolvlm", "kosmos", "paligemma", "qwen2_5_vl", "llava")
 LAYOUTS = {
     "16 frames, 2 views": ("window=w16_c10", "view=side_wrist"),
@@ -56,9 +56,7 @@ def main() -> None:
     for backbone in BACKBONES:
         lines.append(row(backbone))
         print(lines[-1], flush=True)
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(START)[0], page.split(END)[1]
-    PAGE.write_text(before + START + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+    replace_table(PAGE, "benchmarks/memory_table.py", lines)
 
 
 if __name__ == "__main__":

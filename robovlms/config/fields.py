@@ -122,7 +122,7 @@ def check_fields(config: Any, place: str = "") -> None:
     for part, where in reversed(parts):  # a part before the whole
         for cls in reversed(type(part).__mro__):  # what holds for a group holds for its options
             if "check" in vars(cls):
-                cls.check(part, where)
+                vars(cls)["check"](part, where)
 
 
 def _parts(config: Any, place: str) -> Iterator[tuple[Any, str]]:

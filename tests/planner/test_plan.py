@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import memory_table
 import pytest
 from composing import PRESETS, completed, composed
 
@@ -118,3 +119,9 @@ def test_a_checkpoint_that_is_here_is_counted_as_it_is(family: str, tmp_path: Pa
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     assert parameters <= found.trace.parameters < 3 * parameters + 2_000_000
     assert found.fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", memory_table.BACKBONES)
+def test_the_table_of_the_documentation_is_what_is_counted(backbone: str) -> None:
+    assert memory_table.row(backbone) in memory_table.PAGE.read_text(encoding="utf-8").splitlines()
