@@ -199,7 +199,8 @@ def format_table(results: Results) -> str:
     widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(HEADER))]
     text = []
     for name, *cells in lines:
-        text.append("  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=False))]))
+        columns = zip(cells, widths[1 : 1 + len(cells)], strict=True)  # a heading is alone in its line
+        text.append("  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in columns)]))
     return "\n".join(line.rstrip() for line in text)
 
 

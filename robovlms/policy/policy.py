@@ -299,4 +299,4 @@ def load_average(policy: VLAPolicy, path: Path) -> None:
     wrong = [key for key, value in average.items() if key in known and known[key].shape != value.shape]
     if wrong := sorted({*wrong, *(trained ^ average.keys())}):
         raise UserError(f"{path} does not fit this policy, e.g. {wrong[0]}: use engine.weights=trained.")
-    policy.load_state_dict(average, strict=False)
+    policy.load_state_dict(average, strict=False)  # what is frozen has none

@@ -64,7 +64,7 @@ def validate(
         policy.assess(batch)
     policy.train()
     sums = reduce(torch.cat([*(value[None] for value in losses.values()), *errors.values()])).tolist()
-    totals = dict(zip(losses, sums, strict=False))
+    totals = dict(zip(losses, sums[: len(losses)], strict=True))
     steps = totals.pop("steps")
     metrics = {f"val/{name}": total / steps for name, total in totals.items()}
     by_source = torch.tensor(sums[len(losses) :], dtype=torch.float64).reshape(len(errors), len(sources))

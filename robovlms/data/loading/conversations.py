@@ -170,7 +170,7 @@ def parse(record: Any) -> Conversation:
         texts.append(turn["value"].replace(MARK, "").strip())
     if sum(turn["value"].count(MARK) for turn in said) > 1:
         raise UserError(f"it has several {MARK}, one is supported")
-    turns = list(zip(texts[::2], texts[1::2], strict=False))
+    turns = list(zip(texts[::2], texts[1::2], strict=False))  # a last question that nobody answers is left out
     if not turns or not all(answer for _, answer in turns):
         raise UserError("an answer is empty" if turns else "nothing is answered")
     return Conversation(turns, image)
