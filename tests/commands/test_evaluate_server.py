@@ -276,7 +276,7 @@ def test_a_server_of_another_protocol_says_so(run, tmp_path):
         config = config_of(run, f"protocol={protocol}")
         with served(config) as (address, _), pytest.raises(UserError, match=message):
             evaluate(asked(f"server={address}", "server_patience_s=3", f"output_dir={tmp_path}"))
-    with pytest.raises(ConnectionError, match=r"ws://127\.0\.0\.1:1: "):
+    with pytest.raises(UserError, match=r"ws://127\.0\.0\.1:1: nobody listens there\. Start one first"):
         evaluate(asked("server=ws://127.0.0.1:1", f"output_dir={tmp_path}"))
 
 
