@@ -105,7 +105,7 @@ def test_models_have_their_published_sizes(model, parameters):
     assert len(policy.backbone.tokenize([policy.backbone.prompt.format(instruction=text)])[0]) == sizes.tokens(model)
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_all_rows_that_a_cpu_can_run_have_equal_losses(tmp_path):
     command = [sys.executable, ladder.__file__, "--device", "cpu", "--tiny", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)  # alone: types are not checked inside of graphs
