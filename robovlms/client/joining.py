@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from robovlms.config.choices import Execution, Representation
+from robovlms.config.choices import Execution, ReferenceFrame, Representation, Rotation
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.policy.execution import Chunk, ChunkExecutor
@@ -83,8 +83,7 @@ class Joiner:
         """Take how chunks are joined, what the server says of them, and seconds."""
         action, self._options, self._clock = metadata["action"], options, clock
         self.counters = Counters()
-        said = {field.name: action[field.name] for field in fields(ActionContract) if field.name in action}
-        self._contract = ActionContract(**{**said, "representation": Representation(action["representation"])})
+        self._contract = read_contract(action)
         self._width, self._chunk_size = len(self._contract.names), metadata["chunk_size"]
         self._latencies: deque[float] = deque(maxlen=NUM_LATENCIES)
         self._window_size = metadata["policy_spec"]["window_size"]
@@ -261,6 +260,13 @@ class Joiner:
 
     def _count(self, **more: int) -> None:
         self.counters = replace(self.counters, **{name: getattr(self.counters, name) + n for name, n in more.items()})
+
+
+def read_contract(action: Mapping[str, Any]) -> ActionContract:
+    """Return what a server's actions mean, from what it says of them; an older one knows fewer fields."""
+    said = {field.name: action[field.name] for field in fields(ActionContract) if field.name in action}
+    kinds = {"representation": Representation, "frame": ReferenceFrame, "rotation": Rotation}
+    return ActionContract(**{key: kinds[key](value) if key in kinds else value for key, value in said.items()})
 
 
 def _because(trouble: Exception | None) -> str:

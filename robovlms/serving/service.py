@@ -20,6 +20,7 @@ from robovlms.config.commands import ServeConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.policy.engine import PolicyEngine, unwrap
+from robovlms.policy.observations import read_prefix
 from robovlms.policy.sessions import Session
 from robovlms.policy.spec import PolicySpec, check_observations, read_contract
 from robovlms.serving.checks import check_client, check_instruction
@@ -315,16 +316,18 @@ class Client:
         return theirs
 
     def _prefix(self, prefix: ActionPrefix | None) -> ActionPrefix | None:
-        """Return a prefix with the policy's grippers; what is none is left for the session to refuse."""
+        """Return a prefix with the policy's grippers.
+
+        Raises:
+            UserError: it is none.
+        """
         contract = self._service.contract
-        if prefix is None or not contract.grippers or np.shape(prefix.actions)[1:] != (len(contract.names),):
+        closed, opened = contract.gripper_closed, contract.gripper_open
+        if prefix is None or (closed, opened) == (-1, 1):
             return prefix
-        ours = np.array(prefix.actions, np.float64)
-        opening = (ours[:, contract.grippers] - contract.gripper_closed) / (
-            contract.gripper_open - contract.gripper_closed
-        )
-        ours[:, contract.grippers] = 2 * opening - 1
-        return replace(prefix, actions=ours)
+        actions, delay = read_prefix(prefix, contract.names, self._service.spec.chunk_size)
+        actions[:, contract.grippers] = 2 * (actions[:, contract.grippers] - closed) / (opened - closed) - 1
+        return ActionPrefix(actions=actions, delay=delay)
 
     def _ours(self, observation: Observation) -> Observation:
         """Return an observation with the entries of proprioception that the policy was trained with."""
