@@ -350,6 +350,12 @@ def test_a_root_too_high_or_too_low_is_told_with_the_right_one(tmp_path, root, h
         (["elbow_flex", "wrist_flex", "gripper"], ["wrist_flex", "elbow_flex", "gripper"], r"'wrist_flex' is entry 0"),
         (["elbow_flex", "wrist_flex", "gripper"], ["j1", "flex", "gripper"], None),  # either of them
         (["motor_0", "motor_1", "motor_2"], NAMES, None),
+        (["left_x", "right_x", "left_gripper.pos"], ["left/dx", "right/dx", "left/gripper"], None),
+        (
+            ["left_x", "right_x", "left_gripper.pos"],
+            ["right/dx", "left/dx", "left/gripper"],
+            r"'right/dx' is entry 0, but",
+        ),
     ],
 )
 def test_names_are_held_against_those_of_the_folder(tmp_path, recorded, declared, problem):
