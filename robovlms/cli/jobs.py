@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple
 
 from robovlms.cli.output import report, set_up_output
@@ -38,6 +38,7 @@ class Job:
     schema: type
     main: Callable[[Any], None]
     swept: frozenset[str] = frozenset()  # keys that the command line gives several values
+    questions: Mapping[str, str] = field(default_factory=dict)  # that option files ask, by key
 
     def __call__(self, config: Any) -> Outcome:
         """Run it; an error is reported, not raised."""
@@ -45,7 +46,7 @@ class Job:
         folder = ""
         try:
             folder = own_folder(config, self.swept)
-            self.main(to_dataclass(config, self.schema))
+            self.main(to_dataclass(config, self.schema, self.questions))
         except Exception as error:
             if isinstance(error, NotAllowedError) and is_multirun():
                 log.warning("skipped: %s", error)
@@ -85,8 +86,13 @@ def own_folder(config: Any, swept: frozenset[str]) -> str:
     return str(config.output_dir)
 
 
-def to_dataclass(config: Any, schema: type) -> Any:
+def to_dataclass(config: Any, schema: type, questions: Mapping[str, str] | None = None) -> Any:
     """Turn a composed config into its dataclass.
+
+    Args:
+        config: as Hydra composed it.
+        schema: the dataclass.
+        questions: that files of the user's ask (`option_files`), by key: where each stands, and what it asks.
 
     Raises:
         UserError: values that are still `???`, all of them, each with an example; or a failed check of the schema.
@@ -99,7 +105,9 @@ def to_dataclass(config: Any, schema: type) -> Any:
             OmegaConf.update(config, key, None)
     if missing := sorted(OmegaConf.missing_keys(config)):
         examples = [f"{key}={_example(config, key)}" for key in missing]
-        raise UserError(f"{', '.join(missing)}: not set. Say on the command line, e.g. {' '.join(examples)}")
+        asked = [f"\n  {key}: {questions[key]}" for key in missing if questions and key in questions]
+        where = "there, or on the command line" if asked else "on the command line"
+        raise UserError(f"{', '.join(missing)}: not set. Say {where}, e.g. {' '.join(examples)}{''.join(asked)}")
     result = OmegaConf.to_object(config)
     assert isinstance(result, schema)
     return result
