@@ -31,6 +31,7 @@ class EntryNames:
     rotation: Rotation = Rotation.none
     is_pose: bool = False  # x, y and z are among them
     is_delta: bool = False  # the recorded names say so
+    has_axes: bool = False  # some entries go along an axis, whole poses or not
     is_named: bool = True  # false: the folder has no names, or such as motor_0
     hints: dict[str, str] = field(default_factory=dict)  # of grippers: the recorded name
 
@@ -57,7 +58,8 @@ def entry_names(recorded: Sequence[str] | None, width: int) -> EntryNames:
         names,
         rotation=rotation if is_pose else Rotation.none,
         is_pose=is_pose,
-        is_delta=is_pose and any("delta" in words or re.fullmatch("d[xyz]", words[-1]) for words in split if words),
+        is_delta=any("delta" in words or re.fullmatch("d[xyz]", words[-1]) for words in split if words),
+        has_axes=any(words and re.fullmatch("d?[xyz]", words[-1]) for words in split),
         is_named=not all(GENERIC.fullmatch(name) for name in recorded),
         hints={name: old for name, old in zip(names, recorded, strict=True) if name.rpartition("/")[2] == GRIPPER},
     )

@@ -173,6 +173,8 @@ def _joints(folder: Folder, names: EntryNames) -> dict[str, Answer]:
             f"the largest value is {largest:.4g}, so these are no angles: image if they are pixels, joint for anything "
             "that is neither a place nor a turn in space"
         )
+    elif names.has_axes:
+        frame = ask(AXES)
     elif names.is_named or (is_named and folder.action.names is not None):
         frame = found("joint", f"by the entries' names; {note}") if is_named else guess("joint", f"no x, y, z; {note}")
     else:
