@@ -57,7 +57,7 @@ def test_two_arms_with_grippers_of_any_width_ask_nothing(tmp_path):
     arm = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper"]
     names = {"motors": [f"{side}_{joint}" for side in ("left", "right") for joint in arm]}
     actions = paths_of(14)
-    actions[:, [6, 13]] = np.linspace(0, 1, len(actions))[:, None]
+    actions[:, [6, 13]] = np.linspace(1, 0, len(actions))[:, None]
     cameras = [f"observation.images.{name}" for name in ("cam_high", "cam_left_wrist", "cam_right_wrist")]
     file = written(write_lerobot(tmp_path / "aloha", names, actions, robot="aloha", cameras=cameras))
     data = values(file)
@@ -74,12 +74,21 @@ def test_degrees_and_a_percentage_of_a_gripper_are_told_by_their_ranges(tmp_path
         f"{joint}.pos"
         for joint in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
     ]
-    actions = np.hstack([paths_of(5, size=60), np.linspace(2, 97, 24)[:, None]])
+    actions = np.hstack([paths_of(5, size=60), np.linspace(97, 2, 24)[:, None]])
     found = find_data(write_lerobot(tmp_path / "so101", names, actions, robot="so101_follower"))
     data = values(store("data", "x.yaml", found.text))
     assert (data.contract.gripper_closed, data.contract.gripper_open) == (0, 100)
     assert "degrees" in found.text
     assert list(data.contract.names)[-1] == "gripper" and data.contract.frame == "joint"
+
+
+def test_a_gripper_whose_ends_nothing_tells_is_asked_about(tmp_path):
+    actions = np.hstack([paths_of(3), np.linspace(0, 1, 24)[:, None]])
+    file = written(write_lerobot(tmp_path / "x", ["left_arm_0", "left_arm_1", "left_arm_2", "left_gripper"], actions))
+    assert set(file.questions) == {"contract.gripper_closed", "contract.gripper_open"}
+    assert "closed: 0 or 1?" in file.questions["contract.gripper_closed"]
+    answers = ["data.contract.gripper_closed=0", "data.contract.gripper_open=1"]
+    assert opened(file, *answers).actions.shape[-1] == 4
 
 
 def test_moves_of_a_hand_are_told_by_the_states_and_ask_nothing_more(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -92,8 +92,14 @@ class Grippers(NamedTuple):
     continuous: Answer  # the names of those that are an opening width
 
 
-def grippers(names: EntryNames, rows: Sequence[Rows]) -> Grippers:
-    """Return what grippers record for closed and open, and which of them are a width."""
+def grippers(names: EntryNames, rows: Sequence[Rows], robot: tuple[str, dict[str, Any]] | None) -> Grippers:
+    """Return what grippers record for closed and open, and which of them are a width.
+
+    Args:
+        names: of the action's entries.
+        rows: of some episodes.
+        robot: the preset of a robot that the folder names, and its contract.
+    """
     columns = {names.names[i]: [r.actions[:, i] for r in rows if len(r.actions)] for i in names.grippers}
     every = np.concatenate([np.concatenate(column) for column in columns.values() if column] or [np.zeros(0)])
     every = every[np.isfinite(every)]
@@ -107,6 +113,8 @@ def grippers(names: EntryNames, rows: Sequence[Rows]) -> Grippers:
     told = f"recorded are only {' and '.join(values)}" if values else f"recorded are {seen[0]:g} to {seen[1]:g}"
     kinds = guess(widths, f"{told}: " + ("the values lie between the ends" if widths else "open or closed"))
     is_high, why = _open_is_high(names, list(columns.values()), low, high, bool(widths))
+    if robot is not None and {"gripper_open", "gripper_closed"} <= set(robot[1]):
+        is_high, why = robot[1]["gripper_open"] > robot[1]["gripper_closed"], f"as data={robot[0]} has it"
     if is_high is None:
         question = f"what is recorded for a gripper that is {{}}: {low:g} or {high:g}? ({why})"
         return Grippers(ask(question.format("closed")), ask(question.format("open")), kinds)

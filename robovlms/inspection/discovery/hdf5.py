@@ -14,7 +14,7 @@ from robovlms.data.files.hdf5 import child, is_group, names, naming, open_hdf5, 
 from robovlms.errors import UserError
 from robovlms.inspection.discovery.columns import choose_action, choose_state, put_together
 from robovlms.inspection.discovery.folder import Camera, Folder, Rows, Vector, ask, found, guess, spread
-from robovlms.inspection.discovery.presets import names_of_preset
+from robovlms.inspection.discovery.presets import contract_of_preset
 from robovlms.inspection.discovery.robosuite import facts_of
 
 MAX_FILES = 10  # that are opened
@@ -107,7 +107,8 @@ def describe_aloha(root: Path) -> Folder:
     for path in (files[place] for place in spread(len(files))[:MAX_FILES]):
         with open_hdf5(path) as file, naming(path):
             rows.append(_rows(file, action, state))
-    known = names_of_preset("aloha", action.width)
+    preset = contract_of_preset("aloha", action.width)
+    known = list(preset["names"]) if preset else None
     source = f"guess: the {action.width} joints of ALOHA's two arms, by their number; the files name none"
     names_, told_by = (known, source) if known else (None, "the files name no entry")
     options = {"action_key": found(action.key, "the files' datasets")}
@@ -117,6 +118,7 @@ def describe_aloha(root: Path) -> Folder:
         options["bgr"] = guess(views, "JPEGs of ACT's own recorder have blue first; [] if reds are red")
     return Folder(
         option="aloha",
+        robot="aloha" if known else None,
         what="HDF5 files of ALOHA or ACT",
         root=root,
         counts=f"{len(files)} episodes; the first has {frames} frames",

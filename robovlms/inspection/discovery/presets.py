@@ -29,27 +29,26 @@ def filled_in(option: str, root: Path, said: str) -> str:
     return f"# {said}\n# What follows is the preset data={option} of robovlms, with the folder filled in.\n{text}"
 
 
-def names_of_preset(option: str, width: int) -> list[str] | None:
-    """Return the entries of a preset's contract where it has as many as `width`."""
+def contract_of_preset(option: str, width: int) -> dict[str, Any] | None:
+    """Return the contract of a preset where it has as many entries as `width`."""
     import yaml  # type: ignore[import-untyped]
 
-    if option not in options("data"):
-        return None
     content: Any = yaml.safe_load(_text(option))
-    names = (content.get("contract") or {}).get("names") if isinstance(content, dict) else None
-    return list(names) if isinstance(names, list) and len(names) == width else None
+    contract = content.get("contract") if isinstance(content, dict) else None
+    has_names = isinstance(contract, dict) and isinstance(contract.get("names"), list)
+    return contract if has_names and len(contract["names"]) == width else None
 
 
-def names_of_robot(robot: str | None, width: int) -> tuple[list[str], str] | None:
-    """Return the joints of a robot that a preset is named after, and the preset; None where none fits.
+def preset_of_robot(robot: str | None, width: int) -> tuple[str, dict[str, Any]] | None:
+    """Return the preset that is named after a robot with so many entries, and its contract; None where none fits.
 
     `so101_follower`, `Unitree_G1` and `SO101` are all found: letters and digits count, case does not.
     """
     told = _bare(robot or "")
     fitting = [option for option in options("data") if told.startswith(_bare(option.removesuffix("_joint")))]
     for option in sorted(fitting, key=len, reverse=True):
-        if told and (names := names_of_preset(option, width)):
-            return names, option
+        if told and (contract := contract_of_preset(option, width)):
+            return option, contract
     return None
 
 

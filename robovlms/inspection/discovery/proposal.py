@@ -14,7 +14,7 @@ from robovlms.config.choices import Rotation
 from robovlms.inspection.discovery import evidence
 from robovlms.inspection.discovery.folder import Answer, Camera, Folder, Kind, Rows, ask, found, guess
 from robovlms.inspection.discovery.names import EntryNames, entry_names
-from robovlms.inspection.discovery.presets import names_of_robot
+from robovlms.inspection.discovery.presets import preset_of_robot
 
 JOINTS = re.compile(
     r"joint|shoulder|elbow|wrist|waist|forearm|hip|knee|ankle|neck|head|torso|finger|thumb|index|middle|ring|pinky|hand"
@@ -95,9 +95,9 @@ def _action_names(folder: Folder) -> tuple[EntryNames, str]:
     names = entry_names(action.names, action.width)
     if names.is_named:
         return names, action.source
-    if (known := names_of_robot(folder.robot, action.width)) is not None:
-        recorded, preset = known
-        return entry_names(recorded, action.width), f"guess: as in data={preset}, by robot_type {folder.robot}"
+    if (known := preset_of_robot(folder.robot, action.width)) is not None:
+        preset, contract = known
+        return entry_names(contract["names"], action.width), f"guess: as in data={preset}, by robot_type {folder.robot}"
     if action.names is not None:
         return names, action.source
     grip = _last_is_gripper(folder.rows)
@@ -147,7 +147,8 @@ def _contract(folder: Folder, names: EntryNames, told_by: str, state: EntryNames
     told["names"] = _from(told_by, written)
     told |= _pose(folder, names, pairs, is_delta) if names.is_pose else _joints(folder, names)
     if names.grippers:
-        grips = evidence.grippers(names, folder.rows)
+        known = preset_of_robot(folder.robot, folder.action.width)
+        grips = evidence.grippers(names, folder.rows, known)
         told |= {"gripper_closed": grips.closed, "gripper_open": grips.open}
         if grips.continuous.value:
             told["continuous_grippers"] = grips.continuous
