@@ -60,8 +60,10 @@ class OptionFile:
         ]
 
 
-def take_files(arguments: list[str], is_sweep: bool) -> tuple[list[str], dict[str, str]]:
-    """Make Hydra know the files that options are; return the command line with their names, and what they ask, by key.
+def take_files(arguments: list[str], is_sweep: bool) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Make Hydra know the files that options are; return the command line with their names, and what they ask.
+
+    What is asked is listed by the option's name, then by key, without what the command line answers.
 
     Where a file describes the run's data, and the command line chooses no `view`, the policy looks through all its
     cameras (`view=all`); that and every guess is logged.
@@ -69,7 +71,7 @@ def take_files(arguments: list[str], is_sweep: bool) -> tuple[list[str], dict[st
     Raises:
         UserError: a file does not exist, or is not such a file.
     """
-    changed, questions = [], dict[str, str]()
+    changed, questions = [], dict[str, dict[str, str]]()
     keys = {argument.partition("=")[0].lstrip("+") for argument in arguments}
     for argument in arguments:
         key, sign, value = argument.partition("=")
@@ -80,13 +82,23 @@ def take_files(arguments: list[str], is_sweep: bool) -> tuple[list[str], dict[st
             continue
         files = [read_file(group, place) for place in (separate_paths(value) if is_sweep else [value])]
         for file in files:
-            questions |= {f"{package or group}.{inner}": text for inner, text in file.questions.items()}
+            asked = {f"{package or group}.{inner}": text for inner, text in file.questions.items()}
+            questions[file.name] = {inner: text for inner, text in asked.items() if not _is_given(inner, arguments)}
             log_guesses(file, package or group, keys)
         changed.append(f"{key}={','.join(file.name for file in files)}")
         if key == "data" and not any(other.partition(".")[0] == "view" for other in keys):
             log.info("view=all: the policy looks through every camera of data=%s", value)
             changed.append("view=all")
     return changed, questions
+
+
+def _is_given(key: str, arguments: list[str]) -> bool:
+    """Tell whether a command line says a value: by its key, or within a group's, data.contract={frame: base}."""
+    for argument in arguments:
+        given, sign, value = argument.lstrip("+").partition("=")
+        if sign and (given == key or (key.startswith(f"{given}.") and f"{key.rpartition('.')[2]}:" in value)):
+            return True
+    return False
 
 
 def log_guesses(file: OptionFile, package: str, keys: set[str]) -> None:
@@ -142,8 +154,20 @@ def store(group: str, place: str, text: str) -> OptionFile:
         )
     digest = hashlib.sha256(f"{place}\n{text}".encode()).hexdigest()[:8]
     name = f"{re.sub(r'[^a-zA-Z0-9_-]', '_', Path(place).stem)}_{digest}"
-    ConfigStore.instance().store(group=group, name=name, node=node)
+    ConfigStore.instance().store(group=group, name=name, node=node, provider=place)
     return OptionFile(place, name, notes)
+
+
+def file_of(option: str) -> str:
+    """Return the file that an option such as data/robot_1a2b3c4d stands for, or that of `configs/`."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.plugins.config_source import ConfigLoadError
+
+    try:
+        place = ConfigStore.instance().load(f"{option}.yaml").provider
+    except ConfigLoadError:
+        place = None
+    return place or f"configs/{option}.yaml"
 
 
 def _notes(node: Any, lines: list[str], prefix: str) -> Iterator[tuple[str, Note]]:

@@ -46,10 +46,11 @@ def test_a_humanoid_with_two_hands_asks_nothing(tmp_path):
     file = written(root)
     data = values(file)
     assert file.questions == {}
-    assert data.contract.names[:2] == ["left/shoulder_pitch", "left/shoulder_roll"] and len(data.contract.names) == 26
+    assert data.contract.names[:2] == ["left/shoulder_pitch", "left/shoulder_roll"]
     assert (data.contract.representation, data.contract.frame, data.contract.control_hz) == ("absolute", "joint", 10)
     assert data.views == {"side": "observation.images.cam_left_high"}
-    assert data.proprio_key == "observation.state" and list(data.proprio_names) == list(data.contract.names)
+    assert data.proprio_key == "observation.state"
+    assert list(data.proprio_names) == list(data.contract.names)
     assert opened(file).actions.shape[-1] == 26
 
 
@@ -79,7 +80,8 @@ def test_degrees_and_a_percentage_of_a_gripper_are_told_by_their_ranges(tmp_path
     data = values(store("data", "x.yaml", found.text))
     assert (data.contract.gripper_closed, data.contract.gripper_open) == (0, 100)
     assert "degrees" in found.text
-    assert list(data.contract.names)[-1] == "gripper" and data.contract.frame == "joint"
+    assert list(data.contract.names)[-1] == "gripper"
+    assert data.contract.frame == "joint"
 
 
 def test_a_gripper_whose_ends_nothing_tells_is_asked_about(tmp_path):
@@ -100,9 +102,11 @@ def test_moves_of_a_hand_are_told_by_the_states_and_ask_nothing_more(tmp_path):
     file = written(write_lerobot(tmp_path / "hand", names, actions, np.hstack([poses, actions[:, -1:]])))
     data = values(file)
     assert list(data.contract.names) == ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
-    assert data.contract.representation == "delta" and data.contract.rotation == "euler"
+    assert data.contract.representation == "delta"
+    assert data.contract.rotation == "euler"
     assert data.contract.position_unit == pytest.approx(0.02)
-    assert list(data.proprio_names)[:3] == ["x", "y", "z"] and data.proprio_rotation == "euler"
+    assert list(data.proprio_names)[:3] == ["x", "y", "z"]
+    assert data.proprio_rotation == "euler"
     assert (
         "starts" in file.notes["contract.gripper_closed"].comment
         or "start" in file.notes["contract.gripper_closed"].comment
@@ -186,7 +190,8 @@ def test_robosuites_own_description_answers_all_but_the_instruction(tmp_path):
     assert (data.contract.position_unit, data.contract.rotation_unit, data.contract.control_hz) == (0.05, 0.5, 20)
     assert (data.contract.gripper_closed, data.contract.gripper_open, data.flip) == (1, -1, False)
     assert data.proprio_key == "obs/robot0_eef_pos+obs/robot0_eef_quat+obs/robot0_gripper_qpos"
-    assert data.proprio_rotation == "quaternion" and list(data.views) == ["side", "wrist"]
+    assert data.proprio_rotation == "quaternion"
+    assert list(data.views) == ["side", "wrist"]
     window = opened(file, "data.instruction='lift the cube'")
     assert (window.instruction, window.actions.shape[-1]) == ("lift the cube", 7)
 
@@ -203,7 +208,8 @@ def test_robosuites_own_description_answers_all_but_the_instruction(tmp_path):
 def test_robosuites_controllers_are_told_apart(tmp_path, controller, width, expected):
     contract = values(written(write_robomimic(tmp_path / "a.hdf5", controller=controller, width=width))).contract
     assert {key: contract[key] for key in expected} == expected
-    assert len(contract.names) == width and contract.names[-1] == "gripper"
+    assert len(contract.names) == width
+    assert contract.names[-1] == "gripper"
 
 
 def test_aloha_asks_what_was_done(tmp_path):
@@ -211,7 +217,8 @@ def test_aloha_asks_what_was_done(tmp_path):
     assert set(file.questions) == {"instruction"}
     data = values(file)
     assert (data.contract.control_hz, data.contract.frame) == (50, "joint")
-    assert data.proprio_key == "observations/qpos" and len(data.proprio_names) == 14
+    assert data.proprio_key == "observations/qpos"
+    assert len(data.proprio_names) == 14
     assert opened(file, "data.instruction='insert the peg'").instruction == "insert the peg"
 
 

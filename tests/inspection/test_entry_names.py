@@ -57,4 +57,5 @@ def test_a_turn_is_recognised_by_its_entries(turn, rotation):
 @pytest.mark.parametrize(("recorded", "width"), [(None, 3), (["actions"], 3)])
 def test_entries_without_names_are_numbered(recorded, width):
     names = entry_names(recorded, width)
-    assert names.names == ["j1", "j2", "j3"] and not names.is_named
+    assert names.names == ["j1", "j2", "j3"]
+    assert not names.is_named

@@ -137,18 +137,10 @@ def _cameras(info: DatasetInfo) -> tuple[list[Camera], list[EpisodeFiles], dict[
     notes = [f"{key} records depth, which policies do not see: left out" for key in info.depth_keys]
     keys = [key for key in info.keys("image", "video") if key not in info.depth_keys]
     videos = [key for key in keys if key in info.keys("video")]
-    located, episodes = [], read_episodes(info, [])
-    for key in videos:
-        try:
-            located.append((key, read_episodes(info, [key])))
-        except UserError as error:
-            notes.append(f"{key} is left out: {error}")
-    lacking = {
-        key: [episode.index for episode in episodes if not episode.videos[key].path.is_file()]
-        for key, episodes in located
-    }
+    episodes = read_episodes(info, videos)
+    lacking = {key: [each.index for each in episodes if not each.videos[key].path.is_file()] for key in videos}
     dead = [key for key, lost in lacking.items() if len(lost) == len(episodes)]
-    usable = [key for key in keys if key not in videos or (key in lacking and key not in dead)]
+    usable = [key for key in keys if key not in dead]
     if not usable:
         notes += [f"{key} has no file in videos/: complete the download before training" for key in dead]
         return [Camera(key, _size(info.features[key])) for key in dead], episodes, {}, notes
