@@ -1,4 +1,4 @@
-"""Folders as owners of robots have them: LeRobot of any joints and names, robomimic's and ALOHA's HDF5; made up, small."""
+"""Folders as owners of robots have them: LeRobot of any joints, HDF5 of robomimic and of ALOHA; made up, small."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from composing import composed, open_windows
 from lerobot_folder import write_v3
+from miniatures import make_miniature
 from own_folders import G1, OSC, paths_of, write_aloha, write_lerobot, write_robomimic
+from rlds_folder import episode, make_rlds_folder
 
 from robovlms.cli.jobs import to_dataclass
 from robovlms.cli.option_files import OptionFile, store
@@ -152,6 +154,13 @@ def test_columns_of_parts_are_put_together(tmp_path):
     ]
 
 
+def test_a_folder_without_instructions_asks_for_one(tmp_path):
+    root = write_lerobot(tmp_path / "x", [f"left_arm_{i}" for i in range(3)], paths_of(3), tasks=[" "])
+    file = written(root)
+    assert set(file.questions) == {"instruction"}
+    assert opened(file, "data.instruction='wave'").instruction == "wave"
+
+
 def test_wrong_totals_of_a_v3_folder_are_no_obstacle(tmp_path):
     root = write_v3(tmp_path / "v3", lengths=[24, 24, 24])
     path = root / "meta/info.json"
@@ -260,3 +269,34 @@ def test_what_is_not_read_is_named_with_what_to_do(tmp_path):
         (packed / name).write_text("{}")
     with pytest.raises(UserError, match=r"a packed copy .*origin\.root"):
         find_data(packed)
+
+
+def test_a_tfds_folder_that_no_preset_knows_asks_for_its_rate_and_axes(tmp_path):
+    generator = np.random.default_rng(0)
+    moves = np.hstack([generator.uniform(-0.02, 0.02, (24, 6)), (np.arange(24) < 12)[:, None]]).astype(np.float32)
+    steps = episode(0, 24) | {"steps/action": moves, "steps/observation/state": np.zeros((24, 7), np.float32)}
+    file = written(make_rlds_folder(tmp_path / "mine", {"train": [[steps] * 3]}, name="my_robot"))
+    data = values(file)
+    assert set(file.questions) == {"contract.control_hz", "contract.frame", "contract.position_unit"}
+    assert list(data.contract.names) == ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
+    assert file.notes["contract.names"].comment.startswith("guess:")
+    assert (data.contract.gripper_closed, data.contract.gripper_open) == (0, 1)
+    answers = ["data.contract.control_hz=5", "data.contract.frame=base", "data.contract.position_unit=1"]
+    assert opened(file, *answers).actions.shape[-1] == 7
+
+
+def test_a_tfds_folder_that_a_preset_knows_is_that_preset(tmp_path):
+    found = find_data(make_rlds_folder(tmp_path / "jaco_play", {"train": [[episode(0, 24)] * 3]}, name="jaco_play"))
+    assert "all of whose facts are known: data=jaco_play" in found.said
+    data = values(store("data", "x.yaml", found.text))
+    assert data.contract.control_hz == composed("data=jaco_play").data.contract.control_hz
+    assert data.root.endswith("jaco_play/1.0.0")
+
+
+def test_calvin_is_found_from_the_root_and_from_a_split_of_it(tmp_path):
+    make_miniature(
+        to_dataclass(composed("data=calvin", "data.root=/x"), TrainConfig).data, tmp_path / "calvin", steps=3
+    )
+    for place in ("calvin", "calvin/training"):
+        data = values(written(tmp_path / place))
+        assert (data.name, data.root) == ("calvin", str(tmp_path / "calvin"))

@@ -62,6 +62,8 @@ def describe_lerobot(root: Path) -> Folder:
     cameras, episodes, options, notes = _cameras(info)
     options = {"action_key": found(action.key, action.is_chosen or f"{INFO_PATH}: features")} | options
     options["language_key"] = _language(columns, modality)
+    if not all(text.strip() for text in tasks.values()):
+        options["instruction"] = ask("what does the robot do? e.g. 'put the cup on the plate'; a task's text is empty")
     rows = _rows(info, episodes, action, state, shapes)
     frames = sum(episode.length for episode in episodes)
     robot = raw.get("robot_type")
@@ -75,7 +77,7 @@ def describe_lerobot(root: Path) -> Folder:
         state=state,
         rate=found(info.fps, f"{INFO_PATH}: fps"),
         rows=rows,
-        instructions=list(tasks.values()),
+        instructions=[text for text in tasks.values() if text.strip()],
         robot=robot if isinstance(robot, str) and robot.lower() not in ("", "unknown") else None,
         options=options,
         notes=notes,
