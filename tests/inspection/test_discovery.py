@@ -154,6 +154,35 @@ def test_columns_of_parts_are_put_together(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"x": 1, "gripper": 0}, ["gripper", "x"]),
+        ({"left_arm": ["j1", "gripper"], "right_arm": ["j1"]}, ["left/arm_j1", "left/gripper", "right/arm_j1"]),
+        ([["left_hand_1", "left_hand_2"], ["right_hand_1"]], ["left/hand_1", "left/hand_2", "right/hand_1"]),
+        ({"a": 0, "b": 5}, ["j1", "j2"]),
+    ],
+)
+def test_names_in_any_nesting_are_read(tmp_path, names, expected):
+    root = write_lerobot(tmp_path / "x", names, paths_of(len(expected)))
+    assert list(values(written(root)).contract.names) == expected
+
+
+def test_a_part_of_a_data_set_names_the_whole(tmp_path):
+    root = write_lerobot(tmp_path / "x", ["a"], paths_of(1))
+    with pytest.raises(UserError, match=f"lies within a LeRobot data set: set data.root={root}\\."):
+        find_data(root / "data/chunk-000")
+
+
+def test_numbers_that_are_not_finite_are_left_to_the_reader_to_refuse(tmp_path):
+    actions = paths_of(3)
+    actions[3] = np.nan
+    file = written(write_lerobot(tmp_path / "x", [f"left_arm_{i}" for i in range(3)], actions))
+    assert set(file.questions) == {"contract.representation"}
+    with pytest.raises(UserError, match="is not finite"):
+        opened(file, "data.contract.representation=absolute")
+
+
 def test_a_folder_without_instructions_asks_for_one(tmp_path):
     root = write_lerobot(tmp_path / "x", [f"left_arm_{i}" for i in range(3)], paths_of(3), tasks=[" "])
     file = written(root)

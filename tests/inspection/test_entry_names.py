@@ -30,6 +30,9 @@ from robovlms.inspection.discovery.names import entry_names
         (["a", "a", "a"], ["a", "a_2", "a_3"]),
         (["gripper_1", "gripper_2"], ["gripper_1", "gripper_2"]),
         (["left.pos", "right.pos"], ["left", "right"]),
+        (["left/j1", "robot0/x"], ["left/j1", "robot0/x"]),
+        (["0", "1"], ["j1", "j2"]),
+        (["关节 1", "arm: #2"], ["关节_1", "arm_2"]),
         (["", "?"], ["entry", "entry_2"]),
     ],
 )

@@ -160,7 +160,9 @@ def _open_is_high(
 
 def angle_note(values: Float64[np.ndarray, "n a"]) -> str | None:
     """Say whether joints are degrees or radians, by the largest of them; None where they can be neither."""
-    largest = float(np.abs(values).max()) if values.size else 0.0
+    if not values.size:
+        return "no number of one was looked at"
+    largest = float(np.abs(values).max())
     if largest > 400:
         return None
     unit = "degrees, or a motor's own -100 to 100" if largest > 3 * np.pi else "radians"

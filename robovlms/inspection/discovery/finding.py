@@ -85,6 +85,9 @@ def _locate(root: Path) -> tuple[Path, Format]:
         if below:
             held_below = "; ".join(f"{path} ({each.name})" for path, each in below[:MAX_LISTED])
             raise UserError(f"data.root={root} holds {len(below)} data sets, set it to one of them: {held_below}.")
+    for above in root.parents[:2]:
+        if (held := recognise(above)) is not None and held.option:
+            raise UserError(f"data.root={root} lies within {held.name}: set data.root={above}.")
     listed = sorted(path.name for path in root.iterdir()) if root.is_dir() else [f"{root.stat().st_size} bytes"]
     there = ", ".join(listed[:MAX_LISTED]) + (f" and {len(listed) - MAX_LISTED} more" if listed[MAX_LISTED:] else "")
     raise UserError(

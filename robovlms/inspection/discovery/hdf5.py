@@ -186,7 +186,7 @@ def _robot_state(columns: dict[str, int], is_joint: bool) -> Vector | None:
 def _entries(key: str, width: int, has_several: bool) -> list[str]:
     """Name the entries of an observation of robosuite's."""
     robot, _, part = key.removeprefix("obs/").partition("_")
-    arm = f"{robot} " if has_several else ""
+    arm = f"{robot}/" if has_several else ""
     axes = {"eef_pos": ["x", "y", "z"], "eef_quat": ["qx", "qy", "qz", "qw"]}.get(part)
     stem = {"gripper_qpos": "finger", "joint_pos": "j"}.get(part, part)
     return [f"{arm}{name}" for name in axes or [f"{stem}{i + 1}" for i in range(width)]]

@@ -45,9 +45,12 @@ def entry_names(recorded: Sequence[str] | None, width: int) -> EntryNames:
     """Return the names of a contract for entries that are recorded under these; j1, j2, ... where there are none."""
     if recorded is None or len(recorded) != width:
         return EntryNames([f"j{i + 1}" for i in range(width)], is_named=False)
-    split = [_words(name) for name in recorded]
+    if all(name.isdigit() for name in recorded):
+        return entry_names(None, width)
+    split = [_words(name.rpartition("/")[2]) for name in recorded]
     has_both = all(any(letter in words for words in split) for letter in ("l", "r"))
-    parts = [_arm(words, has_both) for words in split]
+    said = ["_".join(_words(name.rpartition("/")[0])) for name in recorded]  # left/joint_1
+    parts = [(arm, words) if arm else _arm(words, has_both) for arm, words in zip(said, split, strict=True)]
     bare = [_gripper(words) or _axis(words) or "_".join(words) or "entry" for _, words in parts]
     arms = [arm for arm, _ in parts]
     bare = _whole_poses(arms, bare, parts)
@@ -86,7 +89,7 @@ def _words(name: str) -> list[str]:
     name = re.sub(r"\.pos(ition)?$", "", name.strip())
     name = re.sub(r"^k(?=[A-Z])", "", name)
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    return [word for word in re.split(r"[\W_]+", name.lower()) if word]
 
 
 def _arm(words: list[str], has_both: bool) -> tuple[str, list[str]]:
