@@ -37,7 +37,8 @@ def values(file: OptionFile) -> Any:
 def opened(file: OptionFile, *answers: str) -> Any:
     """Return the first training window with the answers given on the command line."""
     config = composed(f"data={file.name}", "view=all", "window=w1_c10", "data.num_workers=0", *answers)
-    questions = {f"data.{key}": question for key, question in file.questions.items()}
+    given = {answer.partition("=")[0] for answer in answers}
+    questions = {f"data.{key}": text for key, text in file.questions.items() if f"data.{key}" not in given}
     return open_windows(to_dataclass(config, TrainConfig, questions), "train")[0]
 
 
