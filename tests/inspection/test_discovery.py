@@ -330,3 +330,17 @@ def test_calvin_is_found_from_the_root_and_from_a_split_of_it(tmp_path):
     for place in ("calvin", "calvin/training"):
         data = values(written(tmp_path / place))
         assert (data.name, data.root) == ("calvin", str(tmp_path / "calvin"))
+
+
+def test_robosuites_own_recorder_is_read_too(tmp_path):
+    import h5py
+
+    path = write_robomimic(tmp_path / "demo.hdf5")
+    with h5py.File(path, "a") as file:
+        attributes = file["data"].attrs
+        attributes["env_info"] = json.dumps(json.loads(attributes["env_args"])["env_kwargs"])
+        del attributes["env_args"]
+        for number in (2, 1, 0):  # it counts from 1
+            file.move(f"data/demo_{number}", f"data/demo_{number + 1}")
+    data = values(written(path))
+    assert (data.contract.position_unit, data.contract.control_hz, data.name) == (0.05, 20, "libero")

@@ -80,6 +80,12 @@ class Rows:
     actions: Float64[np.ndarray, "t a"]
     states: Float64[np.ndarray, "t s"] | None
 
+    @property
+    def are_whole(self) -> bool:
+        """Tell whether there are any, and all are finite; others are the reader's to refuse."""
+        is_finite = self.states is None or bool(np.isfinite(self.states).all())
+        return bool(len(self.actions)) and bool(np.isfinite(self.actions).all()) and is_finite
+
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:

@@ -28,9 +28,10 @@ def hdf5_files(root: Path) -> list[Path]:
 
 def is_libero(root: Path) -> bool:
     """Tell whether the first file is LIBERO's own, whose preset says everything."""
-    with open_hdf5(hdf5_files(root)[0]) as file:
-        data = child(file, "data")
-        return "problem_info" in data.attrs or "bddl_file_name" in data.attrs
+    path = hdf5_files(root)[0]
+    with open_hdf5(path) as file, naming(path):
+        pictures = {name for name, _ in _pictures(file[_demos(file)[0]])}
+        return "problem_info" in file["data"].attrs and pictures >= {"obs/agentview_rgb", "obs/eye_in_hand_rgb"}
 
 
 def describe_robomimic(root: Path) -> Folder:
@@ -57,13 +58,12 @@ def describe_robomimic(root: Path) -> Folder:
             )
         columns = {key: width for key, width in _columns(first).items() if not key.startswith("next_obs/")}
         action = put_together(choose_action(columns, files[0]), None, "/data/demo_0")
-        facts = facts_of(_attribute(file["data"], "env_args"), action.width)
+        told = _attribute(file["data"], "env_args") or {"env_kwargs": _attribute(file["data"], "env_info")}
+        facts = facts_of(told, action.width)
         state = _robot_state(columns, facts.is_joint)
         lengths = [int(file[demo][action.key].shape[0]) for demo in demos]
         for place in spread(len(demos)):
             rows.append(_rows(file[demos[place]], action, state))
-        lang = _attribute(file["data"], "env_args").get("lang")
-    spoken = lang if isinstance(lang, str) and lang.strip() else None
     rate = facts.rate or guess(20, "robosuite's default rate; the file does not say")
     return Folder(
         option="libero",
@@ -75,11 +75,11 @@ def describe_robomimic(root: Path) -> Folder:
         state=state,
         rate=rate,
         rows=rows,
-        instructions=[spoken] if spoken else [],
+        instructions=[],
         robot=facts.robot,
         options={
             "action_key": found(action.key, f"the datasets of {demos[0]}"),
-            "instruction": found(spoken, "attribute env_args of /data") if spoken else ask(WHAT_IS_DONE),
+            "instruction": ask(WHAT_IS_DONE),
             "flip": guess(False, "robomimic turns its pictures upright; true if they are upside down"),
         },
         contract=facts.contract,

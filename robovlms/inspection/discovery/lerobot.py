@@ -61,7 +61,7 @@ def describe_lerobot(root: Path) -> Folder:
     state = _named(state, info, modality, "state") if state else None
     cameras, episodes, options, notes = _cameras(info)
     options = {"action_key": found(action.key, action.is_chosen or f"{INFO_PATH}: features")} | options
-    options["language_key"] = _language(columns, modality)
+    options["language_key"] = _language(columns)
     if not all(text.strip() for text in tasks.values()):
         options["instruction"] = ask("what does the robot do? e.g. 'put the cup on the plate'; a task's text is empty")
     rows = _rows(info, episodes, action, state, shapes)
@@ -126,7 +126,7 @@ def _sliced(slices: Any, vector: Vector) -> list[str] | None:
     return [name for name in names if name is not None] if None not in names else None
 
 
-def _language(columns: dict[str, int], modality: dict[str, Any]) -> Answer:
+def _language(columns: dict[str, int]) -> Answer:
     """Return the column of task numbers: GR00T's own where there is one."""
     annotated = [key for key in columns if re.search(r"annotation\..*(task_description|instruction)$", key)]
     if annotated:
@@ -196,4 +196,4 @@ def _rows(
             read += episode.length
         if read > MAX_ROWS:
             break
-    return [each for each in rows if len(each.actions) and np.isfinite(each.actions).all()]
+    return rows

@@ -38,6 +38,7 @@ class Proposal:
 
 def propose(folder: Folder) -> Proposal:
     """Return the data config of a folder."""
+    folder = replace(folder, rows=[rows for rows in folder.rows if rows.are_whole])
     views = name_views(folder.cameras)
     names, told_by = _action_names(folder)
     state, state_told = _state_names(folder, names)

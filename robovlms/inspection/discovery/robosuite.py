@@ -12,7 +12,7 @@ from typing import Any
 from robovlms.inspection.discovery.folder import Answer, ask, found, guess
 
 POSE = ("dx", "dy", "dz", "drx", "dry", "drz")
-SOURCE = "attribute env_args of /data"
+SOURCE = "env_args or env_info of /data"
 
 
 @dataclass(frozen=True)
