@@ -78,7 +78,7 @@ def _joined(chosen: list[str], parts: dict[str, int], why: str) -> Vector:
         is_wide = "gripper" in key and parts[key] > 1
         keys.append(f"{key}[0]" if is_wide else key)
         width += 1 if is_wide else parts[key]
-    return Vector(key="+".join(keys), names=None, width=width, source="", is_chosen=why)
+    return Vector(key="+".join(keys), names=None, width=width, source="", choice=why)
 
 
 def _one_kind(parts: dict[str, int]) -> list[str]:

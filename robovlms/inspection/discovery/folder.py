@@ -70,7 +70,7 @@ class Vector:
     names: list[str] | None  # as recorded, one an entry; None: the folder names none
     width: int
     source: str  # where key and names stand, for comments
-    is_chosen: str = ""  # why this and no other, where there are several
+    choice: str = ""  # why this and no other, where there are several
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def describe_lerobot(root: Path) -> Folder:
     state = choose_state(columns, action)
     state = _named(state, info, modality, "state") if state else None
     cameras, episodes, options, notes = _cameras(info)
-    options = {"action_key": found(action.key, action.is_chosen or f"{INFO_PATH}: features")} | options
+    options = {"action_key": found(action.key, action.choice or f"{INFO_PATH}: features")} | options
     options["language_key"] = _language(columns)
     if not all(text.strip() for text in tasks.values()):
         options["instruction"] = ask("what does the robot do? e.g. 'put the cup on the plate'; a task's text is empty")

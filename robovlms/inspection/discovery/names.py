@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from robovlms.actions.contract import GRIPPER, ROTATION_NAMES
+from robovlms.actions.contract import ROTATION_NAMES
 from robovlms.config.choices import Rotation
+from robovlms.config.data import GRIPPER, gripper_entries
 
 ARMS = {"left": "left", "right": "right", "l": "left", "r": "right"}
 GENERIC = re.compile(r"(motors?|joints?|actions?|states?|dims?|dof|index|value|names?)?[ _.-]*\d*", re.IGNORECASE)
@@ -38,7 +39,7 @@ class EntryNames:
     @property
     def grippers(self) -> list[int]:
         """Return the places of the grippers."""
-        return [place for place, name in enumerate(self.names) if name.rpartition("/")[2] == GRIPPER]
+        return gripper_entries(self.names)
 
 
 def entry_names(recorded: Sequence[str] | None, width: int) -> EntryNames:

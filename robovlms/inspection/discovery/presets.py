@@ -35,8 +35,9 @@ def contract_of_preset(option: str, width: int) -> dict[str, Any] | None:
 
     content: Any = yaml.safe_load(_text(option))
     contract = content.get("contract") if isinstance(content, dict) else None
-    has_names = isinstance(contract, dict) and isinstance(contract.get("names"), list)
-    return contract if has_names and len(contract["names"]) == width else None
+    if not isinstance(contract, dict) or not isinstance(contract.get("names"), list):
+        return None
+    return contract if len(contract["names"]) == width else None
 
 
 def preset_of_robot(robot: str | None, width: int) -> tuple[str, dict[str, Any]] | None:

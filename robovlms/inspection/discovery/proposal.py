@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from robovlms.actions.contract import GRIPPER, POSITION_NAMES
+from robovlms.actions.contract import POSITION_NAMES
 from robovlms.config.choices import Rotation
+from robovlms.config.data import GRIPPER
 from robovlms.inspection.discovery import evidence
 from robovlms.inspection.discovery.folder import Answer, Camera, Folder, Kind, Rows, ask, found, guess
 from robovlms.inspection.discovery.names import EntryNames, entry_names
@@ -54,7 +55,7 @@ def propose(folder: Folder) -> Proposal:
         options["bgr"] = replace(options["bgr"], value=shown)
     answers |= options
     if state is not None and folder.state is not None:
-        why = folder.state.is_chosen or "the policy sees it beside the pictures; null, with proprio_names=[], hides it"
+        why = folder.state.choice or "the policy sees it beside the pictures; null, with proprio_names=[], hides it"
         make = guess if why.startswith("guess: ") else found
         answers["proprio_key"] = make(folder.state.key, why.removeprefix("guess: "))
         answers["proprio_names"] = _from(state_told, state.names)

@@ -54,7 +54,7 @@ def describe_rlds(root: Path) -> Folder:
         rate=ask("how many actions a second were recorded? RLDS does not say"),
         rows=rows,
         instructions=instructions,
-        options={"action_key": found(action.key, action.is_chosen or "features.json"), "language_key": language}
+        options={"action_key": found(action.key, action.choice or "features.json"), "language_key": language}
         | split_options,
     )
 
