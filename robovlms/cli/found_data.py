@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robovlms.cli.option_files import store
+from robovlms.cli.option_files import is_given, store
 from robovlms.terminal import show
 
 PLACE = "what was found"
@@ -32,7 +32,7 @@ def find_out(arguments: list[str]) -> list[str] | None:
     found = run(Path(given["data.root"]), target)
     show(found.said)
     option = store("data", PLACE, found.text)
-    asked = " ".join(f"data.{key}=..." for key in option.questions if f"data.{key}" not in given)
+    asked = " ".join(f"data.{key}=..." for key in option.questions if not is_given(f"data.{key}", arguments))
     if target is not None:
         answer = f"Answer what it asks, there or on the command line ({asked}): " if asked else ""
         show(f"\nWritten: {target}. {answer}python train.py data={target}")

@@ -83,7 +83,7 @@ def take_files(arguments: list[str], is_sweep: bool) -> tuple[list[str], dict[st
         files = [read_file(group, place) for place in (separate_paths(value) if is_sweep else [value])]
         for file in files:
             asked = {f"{package or group}.{inner}": text for inner, text in file.questions.items()}
-            questions[file.name] = {inner: text for inner, text in asked.items() if not _is_given(inner, arguments)}
+            questions[file.name] = {inner: text for inner, text in asked.items() if not is_given(inner, arguments)}
             log_guesses(file, package or group, keys)
         changed.append(f"{key}={','.join(file.name for file in files)}")
         if key == "data" and not any(other.partition(".")[0] == "view" for other in keys):
@@ -92,7 +92,7 @@ def take_files(arguments: list[str], is_sweep: bool) -> tuple[list[str], dict[st
     return changed, questions
 
 
-def _is_given(key: str, arguments: list[str]) -> bool:
+def is_given(key: str, arguments: list[str]) -> bool:
     """Tell whether a command line says a value: by its key, or within a group's, data.contract={frame: base}."""
     for argument in arguments:
         given, sign, value = argument.lstrip("+").partition("=")

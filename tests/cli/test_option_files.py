@@ -165,8 +165,9 @@ def test_inspecting_a_folder_that_asks_stops_with_the_questions_and_goes_on_with
     root = write_lerobot(tmp_path / "x", None, paths_of(3, size=900))
     assert inspect([f"data.root={root}"], monkeypatch) == (0, [])
     assert "Pages need answers: data.contract.frame=..." in capsys.readouterr().out
-    status, configs = inspect([f"data.root={root}", "data.contract.frame=image"], monkeypatch)
-    assert (status, len(configs)) == (0, 1)
+    for answer in ("data.contract.frame=image", "data.contract={frame: image}"):
+        status, configs = inspect([f"data.root={root}", answer], monkeypatch)
+        assert (status, len(configs)) == (0, 1)
 
 
 def test_what_is_found_is_written_once_under_a_name_that_data_takes(tmp_path, monkeypatch, capsys):
