@@ -264,9 +264,10 @@ class Joiner:
 
 def read_contract(action: Mapping[str, Any]) -> ActionContract:
     """Return what a server's actions mean, from what it says of them; an older one knows fewer fields."""
-    said = {field.name: action[field.name] for field in fields(ActionContract) if field.name in action}
-    kinds = {"representation": Representation, "frame": ReferenceFrame, "rotation": Rotation}
-    return ActionContract(**{key: kinds[key](value) if key in kinds else value for key, value in said.items()})
+    said: dict[str, Any] = {field.name: action[field.name] for field in fields(ActionContract) if field.name in action}
+    for key, kind in (("representation", Representation), ("frame", ReferenceFrame), ("rotation", Rotation)):
+        said[key] = kind(said[key])
+    return ActionContract(**said)
 
 
 def _because(trouble: Exception | None) -> str:
