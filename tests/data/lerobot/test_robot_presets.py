@@ -6,50 +6,11 @@ import numpy as np
 import pytest
 import torch
 from composing import completed, composed, open_windows, plan_of
+from robot_folders import ROBOTS, SIDES, write_robot
 
-from robovlms.data.lerobot.writer import LeRobotWriter
 from robovlms.data.opening import open_sources
 from robovlms.data.statistics import compute_statistics
 from robovlms.errors import UserError
-
-SIDES = ["left", "right"]
-SO101 = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
-ALOHA = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper"]
-G1 = ["ShoulderPitch", "ShoulderRoll", "ShoulderYaw", "Elbow", "WristRoll", "WristPitch", "WristYaw"]
-FINGERS = {"Left": ["Thumb0", "Thumb1", "Thumb2", "Middle0", "Middle1", "Index0", "Index1"],
-           "Right": ["Thumb0", "Thumb1", "Thumb2", "Index0", "Index1", "Middle0", "Middle1"]}  # fmt: skip
-G1_ARMS = [f"k{side.title()}{joint}" for side in SIDES for joint in G1]
-ROBOTS = {  # as their recorders write meta/info.json: rate, names, cameras, opening width from closed to open
-    "so101": (30, [f"{name}.pos" for name in SO101], ["front", "wrist"], (0, 100)),
-    "aloha_lerobot": (50, [f"{side}_{joint}" for side in SIDES for joint in ALOHA], ["cam_high", "cam_right_wrist"],
-                      (0, 1)),
-    "unitree_g1": (30, [*G1_ARMS, *(f"k{side}Hand{joint}" for side, joints in FINGERS.items() for joint in joints)],
-                   ["cam_left_high", "cam_right_wrist"], (0, 1)),
-    "unitree_g1_dex1": (30, [*G1_ARMS, "kLeftGripper", "kRightGripper"], ["cam_left_high", "cam_right_wrist"],
-                        (0, 5.4)),
-}  # fmt: skip
-STEPS = 12
-
-
-def write(root, preset, names=None):
-    """Write two episodes of joints that follow a goal, and grippers that close."""
-    fps, recorded, cameras, (closed, opened) = ROBOTS[preset]
-    generator, is_gripper = np.random.default_rng(0), np.array(["ripper" in name for name in recorded])
-    with LeRobotWriter(
-        root, fps=fps, robot_type=preset, action_names=names or recorded, proprio_names=names or recorded,
-        image_keys=dict.fromkeys(cameras, (24, 24)),
-    ) as writer:  # fmt: skip
-        for _ in range(2):
-            states = generator.uniform(-1, 1, len(recorded)) + np.cumsum(
-                generator.uniform(-0.05, 0.05, (STEPS, len(recorded))), axis=0
-            )
-            states[:, is_gripper] = np.linspace(opened, closed, STEPS)[:, None]
-            actions = states + 0.01
-            actions[:, is_gripper] = states[:, is_gripper]
-            frames = {camera: np.zeros((STEPS, 24, 24, 3), np.uint8) for camera in cameras}
-            writer.add_episode(frames=frames, actions=actions.astype(np.float32),
-                               proprio=states.astype(np.float32), task="wave")  # fmt: skip
-    return root
 
 
 def opened(root, preset, *extra):
@@ -73,7 +34,7 @@ def came_back(config):
 
 @pytest.mark.parametrize("preset", ROBOTS)
 def test_a_preset_reads_what_the_robot_records_and_relative_chunks_of_it_come_back(tmp_path, preset):
-    config = opened(write(tmp_path / "demos", preset), preset, "data.convert.relative_to=state",
+    config = opened(write_robot(tmp_path / "demos", preset), preset, "data.convert.relative_to=state",
                     "data.normalization.mode=min_max")  # fmt: skip
     recorded, back, plan = came_back(config)
     np.testing.assert_allclose(back, recorded, atol=1e-5)
@@ -90,7 +51,7 @@ def test_a_preset_reads_what_the_robot_records_and_relative_chunks_of_it_come_ba
 @pytest.mark.parametrize("preset", ROBOTS)
 def test_a_recording_in_another_order_is_refused_by_name(tmp_path, preset):
     names = ROBOTS[preset][1]
-    root = write(tmp_path / "demos", preset, [names[1], names[0], *names[2:]])
+    root = write_robot(tmp_path / "demos", preset, [names[1], names[0], *names[2:]])
     with pytest.raises(UserError, match="is recorded as entry"):
         open_windows(opened(root, preset), "train")
 
