@@ -6,7 +6,7 @@ One `ActionNormalizer` serves training and rollout, and its numbers travel with 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Rotation
@@ -86,8 +86,9 @@ def converted_contract(data: DataConfig) -> ActionContract:
         UserError: the contract contradicts itself, or the conversion is not possible.
     """
     check_layout(data.contract)
-    recorded, wanted = data.contract, {f.name: getattr(data.convert, f.name, None) for f in fields(ActionContract)}
-    asked = {name: value for name, value in wanted.items() if value is not None}
+    said = {f.name for f in fields(ActionContract)}
+    asked = {k: v for k, v in asdict(data.convert).items() if v is not None and k in said}
+    recorded = data.contract
     if asked.get("control_hz", 0) > recorded.control_hz:
         raise UserError(
             f"data.convert.control_hz={asked['control_hz']:g} exceeds the recorded {recorded.control_hz:g}: actions "
