@@ -43,6 +43,8 @@ class Sample:
         None  # False = an entry that this data set does not record; None: all real
     )
     proprio: Float32[np.ndarray, "w p"] | None = None  # NaN = an entry that this data set does not record
+    # of every frame, in the source's order, not the policy's: what chunks are relative to; None: to nothing
+    state: Float32[np.ndarray, "w n"] | None = None
     source: int = 0  # of a mixture
 
 

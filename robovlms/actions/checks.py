@@ -155,10 +155,15 @@ def sparse_findings(
         names: of all entries.
         binary: those that are open or closed, and need no range.
     """
+    found = [
+        (name, i, next((step for step in stats.steps or [stats] if is_sparse(mode, step, i)), None))
+        for i, (name, mode) in enumerate((name, config.modes.get(name, config.mode)) for name in names)
+        if i not in binary
+    ]
     sparse = [
-        f"{name} ({stats.q50[i]:g} in almost all rows, else {stats.min[i]:g} to {stats.max[i]:g})"
-        for i, name in enumerate(names)
-        if i not in binary and is_sparse(config.modes.get(name, config.mode), stats, i)
+        f"{name} ({step.q50[i]:g} in almost all rows, else {step.min[i]:g} to {step.max[i]:g})"
+        for name, i, step in found
+        if step is not None
     ]
     if not sparse:
         return []

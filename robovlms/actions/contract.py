@@ -86,7 +86,9 @@ def converted_contract(data: DataConfig) -> ActionContract:
         UserError: the contract contradicts itself, or the conversion is not possible.
     """
     check_layout(data.contract)
-    recorded, asked = data.contract, {k: v for k, v in asdict(data.convert).items() if v is not None}
+    said = {f.name for f in fields(ActionContract)}
+    asked = {k: v for k, v in asdict(data.convert).items() if v is not None and k in said}
+    recorded = data.contract
     if asked.get("control_hz", 0) > recorded.control_hz:
         raise UserError(
             f"data.convert.control_hz={asked['control_hz']:g} exceeds the recorded {recorded.control_hz:g}: actions "

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.spatial import transform
 
-from robovlms.actions.contract import arms, position_entries, rotation_entries
+from robovlms.actions.contract import arms, has_positions, position_entries, rotation_entries
 from robovlms.config.choices import ReferenceFrame, Representation, Rotation
 from robovlms.config.data import ActionContract, DataConfig
 from robovlms.errors import UserError
@@ -127,7 +127,10 @@ class ActionConverter:
             )
 
     def _check_units(self) -> None:
-        unknown = [name for name in ("position_unit", "rotation_unit") if getattr(self.source, name) is None]
+        names, kind = self.source.names, self.source.rotation
+        turns = any(rotation_entries(names, kind, arm) for arm in arms(names))
+        used = {"position_unit": has_positions(names), "rotation_unit": turns}
+        unknown = [name for name, is_used in used.items() if is_used and getattr(self.source, name) is None]
         if unknown and not self.is_trivial:
             raise UserError(
                 f"data.convert needs to know what an entry of 1.0 stands for, but data.contract.{unknown[0]}=null: set "

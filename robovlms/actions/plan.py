@@ -21,6 +21,7 @@ from robovlms.actions.contract import (
     split_name,
 )
 from robovlms.actions.normalizer import ActionNormalizer
+from robovlms.actions.relative import RelativeEntry, relative_entries, relative_names
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import Rotation
 from robovlms.config.data import ActionContract, DataConfig, MixtureDataConfig
@@ -41,7 +42,9 @@ class Source:
     contract: ActionContract  # what its actions mean to the policy
     action_dims: list[int]  # of the policy's action, those that its contract names
     proprio_dims: list[int]  # of the policy's proprioception, those that it records
+    # what an observation brings: what stands at `proprio_dims`, then what actions are relative to and no policy sees
     proprio_names: list[str]
+    relative: Sequence[RelativeEntry] = ()  # entries of its contract that are learned relative to the state
 
     @classmethod
     def of(cls, data: DataConfig, views: list[str] | None = None) -> Source:
@@ -51,6 +54,7 @@ class Source:
             UserError: the contract contradicts itself, or the conversion is not possible.
         """
         contract = converted_contract(data)
+        proprio_names = _asked_names(data, contract)
         return cls(
             number=0,
             name=data.name,
@@ -59,8 +63,14 @@ class Source:
             contract=contract,
             action_dims=list(range(len(contract.names))),
             proprio_dims=list(range(len(data.seen_names))),
-            proprio_names=data.seen_names,
+            proprio_names=proprio_names,
+            relative=relative_entries(data, contract, proprio_names),
         )
+
+    @property
+    def seen_names(self) -> list[str]:
+        """Name the proprioception that the policy sees."""
+        return self.proprio_names[: len(self.proprio_dims)]
 
 
 def find_source(sources: Sequence[Source], name: str | None, taken: ActionContract | None = None) -> Source:
@@ -144,6 +154,7 @@ class DataPlan:
                 statistics[source.name].scatter(source.action_dims, len(names)),
                 names,
                 self.binary,
+                [replace(entry, action=source.action_dims[entry.action]) for entry in source.relative],
             )
             for source in self.sources
         ]
@@ -207,6 +218,8 @@ def _check_grippers(sources: Sequence[Source], mixture: MixtureDataConfig) -> No
 def _source(number: int, name: str, source: DataConfig, mixture: MixtureDataConfig, views: list[str]) -> Source:
     try:
         contract = converted_contract(source)
+        proprio_names = _asked_names(source, contract)
+        relative = relative_entries(source, contract, proprio_names)
     except UserError as error:
         raise UserError(f"data.sources.{name}: {error}") from error
     names = mixture.contract.names
@@ -239,8 +252,14 @@ def _source(number: int, name: str, source: DataConfig, mixture: MixtureDataConf
         contract=contract,
         action_dims=action_dims,
         proprio_dims=proprio_dims,
-        proprio_names=source.seen_names,
+        proprio_names=proprio_names,
+        relative=relative,
     )
+
+
+def _asked_names(data: DataConfig, contract: ActionContract) -> list[str]:
+    """Name the proprioception that an observation brings: what the policy sees, then what actions are relative to."""
+    return list(dict.fromkeys([*data.seen_names, *relative_names(data, contract)]))
 
 
 def _as_far_as(source: ActionContract, whole: ActionContract) -> ActionContract:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from robovlms.errors import UserError
 from robovlms.files import refuse_pointer
 
+COLUMNS = ("mean", "std", "min", "max", "q01", "q10", "q50", "q90", "q99")
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
@@ -30,6 +31,8 @@ class Statistics:
     q90: list[float]
     q99: list[float]
     num_rows: int  # rows the figures are computed from; fewer than the data set's when it is large
+    # of each step of a chunk, where entries are learned relative to the state; empty: all steps are alike
+    steps: list[Statistics] = field(default_factory=list)
 
     @classmethod
     def compute(cls, rows: Float32[np.ndarray, "r a"]) -> Statistics:
@@ -37,7 +40,7 @@ class Statistics:
         exact = rows.astype(np.float64)
         columns = {"mean": exact.mean(0), "std": exact.std(0), "min": exact.min(0), "max": exact.max(0)}
         columns |= dict(zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True))
-        return cls(**{key: value.tolist() for key, value in columns.items()}, num_rows=len(rows))
+        return cls(**{key: value.tolist() for key, value in columns.items()}, num_rows=len(rows), steps=[])
 
     @property
     def quantile_error(self) -> float:
@@ -49,26 +52,45 @@ class Statistics:
 
         One more entry here than places is the gripper that older checkpoints added where none is recorded.
         """
+        empty = {name: [0.0] * size for name in COLUMNS}
+        steps = [step.scatter(places, size) for step in self.steps]
+        blank = Statistics(**empty, num_rows=0, steps=[])
+        return replace(blank.put(places, self), steps=steps)
 
-        def spread(values: list[float]) -> list[float]:
-            row, is_added = [0.0] * size, len(values) == len(places) + 1
-            for place, value in zip(places, values[:-1] if is_added else values, strict=True):
-                row[place] = value
-            return row
+    def put(self, places: list[int], other: Statistics) -> Statistics:
+        """Return these, where entry places[i] and the number of rows are those of `other`, entry i."""
 
-        columns = {key: spread(value) for key, value in asdict(self).items() if key != "num_rows"}
-        return Statistics(**columns, num_rows=self.num_rows)
+        def with_others(values: list[float], others: list[float]) -> list[float]:
+            is_added = len(others) == len(places) + 1
+            there = dict(zip(places, others[:-1] if is_added else others, strict=True))
+            return [there.get(place, value) for place, value in enumerate(values)]
+
+        columns = {name: with_others(getattr(self, name), getattr(other, name)) for name in COLUMNS}
+        return Statistics(**columns, num_rows=other.num_rows, steps=[])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, without steps where there are none."""
+        values = {name: getattr(self, name) for name in (*COLUMNS, "num_rows")}
+        return values | ({"steps": [step.to_json() for step in self.steps]} if self.steps else {})
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Statistics:
+        """Read what `to_json` returned."""
+        return cls(**values | {"steps": [cls.from_json(step) for step in values.get("steps", [])]})
 
 
 def save_statistics(path: Path, statistics: dict[str, Statistics]) -> None:
     """Write {data set: {"action": statistics}}, the layout of OpenVLA's dataset_statistics.json."""
-    content = {name: {"action": asdict(stats)} for name, stats in statistics.items()}
+    content = {name: {"action": stats.to_json()} for name, stats in statistics.items()}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_statistics(path: Path) -> dict[str, Statistics]:
     """Read what `save_statistics` wrote."""
-    return {name: Statistics(**entry["action"]) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()}
+    return {
+        name: Statistics.from_json(entry["action"])
+        for name, entry in json.loads(path.read_text(encoding="utf-8")).items()
+    }
 
 
 def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
@@ -111,7 +133,7 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
 
 
 def _from_columns(found: dict[str, Any], dim: int, option: str) -> Statistics:
-    names = [name for name in ("mean", "std", "min", "max", *QUANTILES) if name in found]
+    names = [name for name in COLUMNS if name in found]
     columns = {name: np.asarray(found[name], np.float64) for name in names}
     lengths = {name: len(column) for name, column in columns.items()}
     if {"mean", "std"} - set(names) or len(set(lengths.values())) != 1 or min(lengths.values()) < dim:

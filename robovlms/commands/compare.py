@@ -244,7 +244,7 @@ def time_control_step(checkpoint: Path, source: str, steps: int) -> float:
     policy = runner.policy
     size = policy.processor.image_spec.size
     frames = {view: np.zeros((size, size, 3), np.uint8) for view in policy.processor.views}
-    proprio = None if policy.proprio is None else np.zeros(len(policy.proprio.mean), np.float32)
+    proprio = np.zeros(len(runner.source.proprio_names), np.float32)
     observation = Observation(frames=frames, instruction="open the drawer", proprio=proprio)
     seconds = []
     for _ in range(runner.engine.window_size + steps):

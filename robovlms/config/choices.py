@@ -123,6 +123,13 @@ class Representation(StrEnum):
     absolute = auto()  # to the origin of the frame
 
 
+class RelativeTo(StrEnum):
+    """What a chunk's absolute actions are learned as differences from."""
+
+    none = auto()  # nothing: as they are
+    state = auto()  # the proprioception of the frame that the chunk is predicted from (openpi, GR00T)
+
+
 class ReferenceFrame(StrEnum):
     """The axes that an action's entries are given in."""
 

@@ -11,6 +11,7 @@ from robovlms.config.choices import (
     Fit,
     NormalizationMode,
     ReferenceFrame,
+    RelativeTo,
     Representation,
     Resize,
     Rotation,
@@ -74,6 +75,9 @@ class ConvertConfig:
     position_unit: float | None = number(None, above=0)
     rotation_unit: float | None = number(None, above=0)
     control_hz: float | None = number(None, above=0, at_most=10_000)  # below the recorded rate
+    relative_to: RelativeTo = RelativeTo.none  # while it learns; what a robot gets is absolute in any case
+    # entries; null: all that proprioception records under the same name, but for grippers
+    relative: list[str] | None = None
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,8 @@ from jaxtyping import Float32, Float64
 
 from robovlms.actions.checks import Severity, numeric_findings, representation_findings, sparse_findings
 from robovlms.actions.plan import DataPlan, Source
-from robovlms.actions.statistics import Statistics, import_statistics
+from robovlms.actions.relative import RelativeActions, relative_findings
+from robovlms.actions.statistics import COLUMNS, Statistics, import_statistics
 from robovlms.config.data import DataConfig
 from robovlms.config.fields import NUMBERS, fields_that_keep
 from robovlms.data.base import RobotDataset
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 VERSION = 2  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes
 MAX_CHUNKS = 2000  # that a head's tokenizer is fitted to
 MAX_EPISODES, MAX_STEPS = 20, 500  # whose course is looked at
+MAX_CHUNK_STEPS = 500_000  # actions of all chunks that statistics of relative actions are computed from
 MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data sets are sampled evenly
 
 
@@ -39,6 +41,11 @@ def compute_statistics(plan: DataPlan, windows: list[WindowDataset]) -> dict[str
     for source, dataset in zip(plan.sources, windows, strict=True):
         normalization = source.config.normalization
         if normalization.statistics_file is not None:
+            if source.relative:
+                raise UserError(
+                    "data.normalization.statistics_file has no statistics of every step of a chunk, which "
+                    "data.convert.relative_to=state needs: leave it out, and they are computed."
+                )
             path = Path(normalization.statistics_file).expanduser()
             stats = import_statistics(path, normalization.statistics_key, len(source.contract.names))
         else:
@@ -46,7 +53,11 @@ def compute_statistics(plan: DataPlan, windows: list[WindowDataset]) -> dict[str
             check_numbers(source, dataset, rows.actions)
             stats = Statistics.compute(rows.actions)
             log.info("%s: statistics of %s, %s", source.name, _share(stats, dataset.num_steps), origin)
-        for finding in sparse_findings(stats, normalization, source.contract.names, source.contract.binary):
+            if source.relative:
+                stats = replace(stats, steps=load_steps(dataset, stats))
+        findings = relative_findings(stats, source.relative) if source.relative else []
+        findings += sparse_findings(stats, normalization, source.contract.names, source.contract.binary)
+        for finding in findings:
             log.warning("%s: %s", source.name, finding)
         found[source.name] = stats
     return found
@@ -116,7 +127,8 @@ def sample_chunks(
         sample = dataset[i * len(dataset) // count]
         last = max(int(sample.action_mask[:k].sum()) - 1, 0)
         chunk = torch.from_numpy(sample.actions[np.minimum(np.arange(k), last)])
-        normalized = normalizers[sample.source].normalize(chunk).double().numpy()
+        state = None if sample.state is None else torch.from_numpy(sample.state[0])
+        normalized = normalizers[sample.source].normalize(chunk, state).double().numpy()
         chunks.append(normalized if sample.action_dims is None else normalized[:, sample.action_dims])
     return chunks
 
@@ -126,16 +138,68 @@ def load_rows(dataset: WindowDataset, max_rows: int) -> tuple[Rows, str]:
 
     They are kept under a hash of the reader's fingerprint, of all settings that decide on them, and of `VERSION`.
     """
-    config, start = dataset.config, time.perf_counter()
-    told = json.dumps([VERSION, max_rows, dataset.reader.fingerprint(), _settings(config)], default=str, sort_keys=True)
-    path = cache_folder(config.cache_dir) / f"rows-{config.name}-{digest(told)[:24]}.npz"
+    start, path = time.perf_counter(), _place("rows", dataset, max_rows)
     rows, is_kept = keep(path, lambda: dataset.rows(max_rows), Rows._asdict, lambda arrays: _rows(dataset, arrays))
     return rows, f"kept in {path}" if is_kept else f"read in {time.perf_counter() - start:.1f} s"
+
+
+def _place(kind: str, dataset: WindowDataset, *numbers: int) -> Path:
+    """Return where numbers are kept that depend on the data, their settings and `numbers`."""
+    config = dataset.config
+    told = json.dumps([VERSION, *numbers, dataset.reader.fingerprint(), _settings(config)], default=str, sort_keys=True)
+    return cache_folder(config.cache_dir) / f"{kind}-{config.name}-{digest(told)[:24]}.npz"
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
     irrelevant = fields_that_keep(config, NUMBERS)
     return {key: value for key, value in asdict(config).items() if key not in irrelevant}
+
+
+def load_steps(dataset: WindowDataset, whole: Statistics) -> list[Statistics]:
+    """Return the statistics of every step of a chunk, computed from evenly spread chunks or kept in the cache folder.
+
+    Those of relative entries are of the difference from the state; those of all others are those of all actions. A step
+    that no episode is long enough for has those of the step before.
+
+    Args:
+        dataset: of a source with relative entries.
+        whole: of all its actions.
+
+    Raises:
+        UserError: a state is not finite.
+    """
+    places, k = [entry.action for entry in dataset.source.relative], dataset.chunk_size
+
+    def to_arrays(steps: list[Statistics]) -> dict[str, np.ndarray]:
+        columns = {name: np.array([getattr(step, name) for step in steps]) for name in COLUMNS}
+        return columns | {"num_rows": np.array([step.num_rows for step in steps])}
+
+    def from_arrays(arrays: dict[str, np.ndarray]) -> list[Statistics]:
+        if any(arrays[name].shape != (k, len(places)) for name in COLUMNS) or arrays["num_rows"].shape != (k,):
+            raise UserError(f"these are not statistics of {k} steps of {len(places)} entries")
+        rows = [{name: arrays[name][step].tolist() for name in COLUMNS} for step in range(k)]
+        return [Statistics(**row, num_rows=int(n)) for row, n in zip(rows, arrays["num_rows"], strict=True)]
+
+    path = _place("steps", dataset, MAX_CHUNK_STEPS, k)
+    steps, _ = keep(path, lambda: _relative_steps(dataset), to_arrays, from_arrays)
+    return [whole.put(places, step) for step in steps]
+
+
+def _relative_steps(dataset: WindowDataset) -> list[Statistics]:
+    """Compute the statistics of the relative entries alone."""
+    entries, names = dataset.source.relative, dataset.source.contract.names
+    chunks = dataset.chunks(min(MAX_STATS_ROWS, MAX_CHUNK_STEPS // dataset.chunk_size))
+    if not np.isfinite(chunks.state).all():
+        lost = [entry.name for entry in entries if not np.isfinite(chunks.state[:, entry.state]).all()]
+        raise UserError(
+            f"data.convert.relative_to=state: {dataset.reader.summary()} records proprioception that is not finite"
+            f"{': ' + ', '.join(lost) if lost else ''}. Leave such episodes out, or such entries with "
+            "data.convert.relative."
+        )
+    relative = RelativeActions(entries, len(names)).subtract(*map(torch.from_numpy, (chunks.actions, chunks.state)))
+    values = relative[..., [entry.action for entry in entries]].numpy()
+    steps = [Statistics.compute(values[is_real, step]) for step, is_real in enumerate(chunks.mask.T) if is_real.any()]
+    return [*steps, *[replace(steps[-1], num_rows=0)] * (dataset.chunk_size - len(steps))]
 
 
 def _rows(dataset: WindowDataset, arrays: dict[str, np.ndarray]) -> Rows:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from robovlms.actions.conversion import ActionConverter
 from robovlms.actions.plan import Source
@@ -23,6 +23,14 @@ class Rows(NamedTuple):
 
     actions: Float32[np.ndarray, "r a"]
     proprio: Float32[np.ndarray, "r p"]  # the entries that the policy sees
+
+
+class Chunks(NamedTuple):
+    """Chunks of some steps, in the policy's words, and the states that they are predicted from."""
+
+    actions: Float32[np.ndarray, "n k a"]
+    mask: Bool[np.ndarray, "n k"]  # True = a real action, False = padding past the end of the episode
+    state: Float32[np.ndarray, "n p"]  # what an observation of the source brings
 
 
 def find_instructions(datasets: Iterable[WindowDataset]) -> list[str]:
@@ -55,7 +63,8 @@ class WindowDataset(RobotDataset):
             self._lengths[list(unlabelled(reader.episodes))] = 0
         self.num_steps = int(self._lengths.sum())
         self._index = WindowIndex(self._lengths, window_size)
-        self._seen = [source.config.proprio_names.index(name) for name in source.proprio_names]
+        self._seen = [source.config.proprio_names.index(name) for name in source.seen_names]
+        self._state = [source.config.proprio_names.index(name) for name in source.proprio_names]
         self._bad = BadRecords(f"windows of {self.config.root}", self.config.skip_bad)
         if not len(self._index) and len(reader.episodes):
             raise UserError(
@@ -85,6 +94,7 @@ class WindowDataset(RobotDataset):
             action_mask=steps <= last,
             instruction=self.reader.episodes[episode].instruction,
             proprio=None if clip.proprio is None or not self._seen else clip.proprio[:, self._seen],
+            state=None if clip.proprio is None or not self.source.relative else clip.proprio[:, self._state],
         )
 
     def windows(self, episode: int) -> range:
@@ -93,17 +103,27 @@ class WindowDataset(RobotDataset):
 
     def rows(self, max_rows: int) -> Rows:
         """Read the numbers of up to `max_rows` steps, evenly spread; no picture is decoded."""
+        return Rows(*self._gather(max_rows, self._rows))
+
+    def chunks(self, max_chunks: int) -> Chunks:
+        """Read up to `max_chunks` chunks of a data set with states, from evenly spread steps; no picture is decoded."""
+        return Chunks(*self._gather(max_chunks, self._chunks))
+
+    def _gather(
+        self, count: int, read: Callable[[int, Int64[np.ndarray, "n"]], tuple[np.ndarray, ...]]
+    ) -> list[np.ndarray]:
+        """Join what is read of up to `count` evenly spread steps, episode by episode."""
         starts = np.concatenate([[0], np.cumsum(self._lengths)])
-        chosen = evenly_spaced(self.num_steps, min(max_rows, self.num_steps))
+        chosen = evenly_spaced(self.num_steps, min(count, self.num_steps))
         episodes, firsts = np.unique(np.searchsorted(starts, chosen, side="right") - 1, return_index=True)
         steps = np.split(chosen, firsts[1:])
         chosen_steps = track(zip(episodes.tolist(), steps, strict=True), "reading numbers", len(episodes), "episode")
         try:
-            pieces = [self._rows(e, rows - starts[e]) for e, rows in chosen_steps]
+            pieces = [read(e, rows - starts[e]) for e, rows in chosen_steps]
         except (OSError, UserError) as error:
             self._bad.refuse(error)
             raise
-        return Rows(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
+        return [np.concatenate(columns) for columns in zip(*pieces, strict=True)]
 
     def _rows(self, episode: int, steps: Int64[np.ndarray, "n"]) -> Rows:
         numbers = self.reader.numbers(episode, self.converter.covered(steps))
@@ -113,6 +133,14 @@ class WindowDataset(RobotDataset):
         widths = self.converter.starts(steps + 1) - self.converter.starts(steps)
         firsts = np.cumsum(widths) - widths
         return Rows(self.converter(*numbers, steps), proprio[firsts][:, self._seen])
+
+    def _chunks(self, episode: int, steps: Int64[np.ndarray, "n"]) -> Chunks:
+        ahead, last = steps[:, None] + np.arange(self.chunk_size), self._lengths[episode] - 1
+        needed, places = np.unique(np.minimum(ahead, last), return_inverse=True)
+        actions = self.converter(*self.reader.numbers(episode, self.converter.covered(needed)), needed)
+        proprio = self.reader.numbers(episode, self.converter.starts(steps)).proprio
+        assert proprio is not None
+        return Chunks(actions[places.reshape(ahead.shape)], ahead <= last, proprio[:, self._state])
 
     def location(self, index: int) -> str:
         """Name the file and frames of a window."""

@@ -57,8 +57,8 @@ class ControlStep(nn.Module):
             inputs[FRAMES + view] = torch.zeros(b, *self.shape, 3, dtype=torch.uint8)
         inputs["text_ids"] = torch.ones(b, num_words, dtype=torch.long)
         inputs["text_mask"] = torch.ones(b, num_words, dtype=torch.bool)
-        if self.policy.proprio is not None:
-            inputs["proprio"] = torch.zeros(b, len(self.source.proprio_dims))
+        if self.source.proprio_names:
+            inputs["proprio"] = torch.zeros(b, len(self.source.proprio_names))
         if isinstance(head, DenoisingHead):
             inputs["noise"] = head.noise.repeat(b, 1, 1)
         if self.remembers:
@@ -69,14 +69,14 @@ class ControlStep(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `actions` "b k a" in environment units, and the new memory under its names behind `NEXT`."""
-        batch, noise = self._batch(inputs), inputs.get("noise")
+        batch, noise, state = self._batch(inputs), inputs.get("noise"), inputs.get("proprio")
         reader, b = FeatureReader(self.policy, self.policy.encode(batch), batch), batch.text_ids.shape[0]
         if not self.remembers:
-            return {"actions": self._environment(self._act(reader, b, 1, batch, None, noise))}
+            return {"actions": self._environment(self._act(reader, b, 1, batch, None, noise), state)}
         newest = reader(self.policy.head.queries(b, 1))[:, 0]
         features, count = remember(inputs["features"], inputs["count"], newest)
         chunk = self._act(lambda queries: features, b, self.window_size, batch, count, noise)
-        return {"actions": self._environment(chunk), f"{NEXT}features": features, f"{NEXT}count": count}
+        return {"actions": self._environment(chunk, state), f"{NEXT}features": features, f"{NEXT}count": count}
 
     def _batch(self, inputs: Mapping[str, Tensor]) -> Batch:
         """Return windows of one frame; a view that the source lacks is black and masked."""
@@ -85,7 +85,8 @@ class ControlStep(nn.Module):
         proprio = None
         if self.policy.proprio is not None:
             proprio = self.policy.proprio.mean.repeat(b, 1)  # what a source does not record is read as the mean
-            proprio[:, self.source.proprio_dims] = inputs["proprio"]
+            dims = self.source.proprio_dims
+            proprio[:, dims] = inputs["proprio"][:, : len(dims)]
         return Batch(
             frames={view: inputs[FRAMES + view][:, None] if view in self.views else black for view in views},
             text_ids=inputs["text_ids"],
@@ -101,8 +102,10 @@ class ControlStep(nn.Module):
             return head.denoise(read(head.queries(b, w)), noise[:, None], None, batch.action_dims, lengths)
         return head.act(read, b, w, None, batch.action_dims, lengths)
 
-    def _environment(self, chunk: Float[Tensor, "b k a"]) -> Float[Tensor, "b k _a"]:
-        return self.normalizer.denormalize(chunk)[..., self.source.action_dims]
+    def _environment(
+        self, chunk: Float[Tensor, "b k a"], state: Float[Tensor, "b p"] | None
+    ) -> Float[Tensor, "b k _a"]:
+        return self.normalizer.denormalize(chunk, state)[..., self.source.action_dims]
 
 
 def check_exportable(config: TrainConfig) -> None:

@@ -65,7 +65,9 @@ class Session:
         self.memory, self.executor = self._start_memory(), self._start_executor()
         self.delay = 0
         self._given: Prefix | None = None  # of the chunk that is asked for, by a robot that executes chunks itself
-        self._last: tuple[int, Tensor] | None = None  # the last chunk, normalised, "k a", and the step it is made from
+        self._state: Tensor | None = None  # of the newest observation, where actions are relative to it
+        # the step and the state that the last chunk is made from, with it between, normalised
+        self._last: tuple[int, Tensor, Tensor | None] | None = None
         self._num_actions = 0
         self._started = self._clock() if self._clock else 0.0
 
@@ -78,22 +80,24 @@ class Session:
             UserError: it lacks something that the policy was trained with, or holds something that cannot be read, or
                 a prefix that the head cannot continue; the session is as it was.
         """
-        step, prefix = self.now(), self.read_prefix(observation.prefix)
+        step, state = self.now(), self._read_state(observation)
+        prefix = self.read_prefix(observation.prefix, state)
         num_forgotten = max(0, len(observation.earlier) + 1 - self.memory.window_size)
         for batch in [self.read(each) for each in (*observation.earlier[num_forgotten:], observation)]:
             self.memory.observe(batch)
-        self._given = prefix
+        self._given, self._state = prefix, state
         return step
 
     def prefix(self, step: int) -> Prefix | None:
         """Return what is already decided (b = 1) of a chunk made at `step`; None: nothing."""
         if self._given is not None or self.executor.mode is not Execution.real_time or self._last is None:
             return self._given
-        made, chunk = self._last
-        return prefix_of(chunk[step - made :], len(chunk), self.delay)
+        made, chunk, state = self._last
+        rest = self._normalizer.rest(chunk, step - made, state, self._state)
+        return prefix_of(rest, len(chunk), self.delay)
 
-    def read_prefix(self, given: ActionPrefix | None) -> Prefix | None:
-        """Return, normalised, what a robot has decided of the coming chunk; None: nothing.
+    def read_prefix(self, given: ActionPrefix | None, state: Float32[Tensor, "p"] | None) -> Prefix | None:
+        """Return, normalised, what a robot has decided of the coming chunk, which starts from `state`; None: nothing.
 
         Raises:
             UserError: the head cannot continue a chunk, or these are not up to k actions as the policy gives them.
@@ -106,15 +110,15 @@ class Session:
         actions, delay = read_prefix(given, self.source.contract.names, chunk_size)
         whole = torch.zeros(len(actions), self._normalizer.action_dim)
         whole[:, self.source.action_dims] = torch.from_numpy(actions)
-        return prefix_of(self._normalizer.normalize(whole), chunk_size, delay)
+        return prefix_of(self._normalizer.normalize(whole, state), chunk_size, delay)
 
     def denormalize(self, chunk: Float[Tensor, "k _a"], step: int) -> Float32[np.ndarray, "k _b"]:
-        """Return a chunk in environment units, with the entries of `source.contract`.
+        """Return the newest observation's chunk in environment units, with the entries of `source.contract`.
 
         Raises:
             FloatingPointError: it is not finite; names the entries.
         """
-        actions = self._normalizer.denormalize(chunk).numpy()[:, self.source.action_dims]
+        actions = self._normalizer.denormalize(chunk, self._state).numpy()[:, self.source.action_dims]
         if not (finite := np.isfinite(actions)).all():
             names = zip(self.source.contract.names, finite.all(0), strict=True)
             wrong = [name for name, is_good in names if not is_good]
@@ -131,7 +135,7 @@ class Session:
             FloatingPointError: it is not finite; the session goes on without it.
         """
         self.executor.add(Chunk(step, self.denormalize(chunk, step)))
-        self._last = step, chunk
+        self._last = step, chunk, self._state
         self.delay = max(self.now() - step, self.executor.latency)
 
     def action(self) -> Float32[np.ndarray, "_a"]:
@@ -177,9 +181,15 @@ class Session:
     def _proprio(self, observation: Observation) -> Float32[Tensor, "1 1 p"] | None:
         if self.policy.proprio is None:
             return None
-        whole = torch.full((len(self.policy.proprio.mean),), torch.nan)
-        whole[self.source.proprio_dims] = torch.from_numpy(read_proprio(observation.proprio, self.source.proprio_names))
+        whole, dims = torch.full((len(self.policy.proprio.mean),), torch.nan), self.source.proprio_dims
+        given = read_proprio(observation.proprio, self.source.proprio_names)
+        whole[dims] = torch.from_numpy(given[: len(dims)])
         return whole[None, None]
+
+    def _read_state(self, observation: Observation) -> Float32[Tensor, "p"] | None:
+        if not self._normalizer.is_relative:
+            return None
+        return torch.from_numpy(read_proprio(observation.proprio, self.source.proprio_names))
 
 
 def prefix_of(rest: Float[Tensor, "n a"], chunk_size: int, delay: int) -> Prefix | None:
@@ -208,8 +218,9 @@ def check_statistics(normalizer: ActionNormalizer, source: Source) -> None:
     Raises:
         UserError: names the entries.
     """
-    ends = torch.tensor([[-1.0], [1.0]]).expand(2, normalizer.action_dim)
-    finite = normalizer.denormalize(ends).isfinite().all(0)[source.action_dims].tolist()
+    ends = torch.tensor([-1.0, 1.0])[:, None, None].expand(2, normalizer.num_steps, normalizer.action_dim)
+    state = torch.zeros(2, len(source.proprio_names))
+    finite = normalizer.denormalize(ends, state).isfinite().flatten(0, 1).all(0)[source.action_dims].tolist()
     if lost := [name for name, is_good in zip(source.contract.names, finite, strict=True) if not is_good]:
         raise UserError(
             f"the action statistics of {', '.join(lost)} are not finite: action_stats.json of the checkpoint is "

@@ -174,7 +174,7 @@ def check_observations(
 
 
 def _source_spec(source: Source, statistics: Statistics) -> SourceSpec:
-    text = json.dumps(asdict(statistics), sort_keys=True)
+    text = json.dumps(statistics.to_json(), sort_keys=True)
     return SourceSpec(
         contract=source.contract,
         proprio_names=list(source.proprio_names),

@@ -109,22 +109,26 @@ def make_feed(
 def record_data(data: RobotDataset, names: Sequence[str]) -> dict[str, Any]:
     """Return what tells whether a data set is the one a checkpoint was trained on, wherever it lies.
 
-    `windows` counts those of every source; `sample` is a digest of actions and instructions of a few of them.
+    `windows` counts those of every source; `sample` is a digest of actions and instructions of a few of them,
+    and of the state that actions are relative to.
     """
     found = hashlib.sha256()
     for index in np.linspace(0, len(data) - 1, min(PROBED, len(data))).round().astype(int).tolist():
         sample = data[index]
         found.update(sample.actions.tobytes() + sample.instruction.encode())
+        found.update(b"" if sample.state is None else sample.state.tobytes())
     return {"windows": dict(zip(names, data.sizes, strict=True)), "sample": found.hexdigest()}
 
 
 def mean_actions(
-    plan: DataPlan, normalizers: Sequence[ActionNormalizer], stats: dict[str, Statistics]
-) -> Float[Tensor, "n e"]:
-    """Return each source's mean action in the training set, normalised and without binary grippers: what validation
-    compares a policy with.
+    plan: DataPlan, normalizers: Sequence[ActionNormalizer], stats: dict[str, Statistics], chunk_size: int
+) -> Float[Tensor, "n k a"]:
+    """Return each source's mean action in the training set, normalised, for every step of a chunk: what validation
+    compares a policy with. Where nothing is relative, all steps have the same.
     """
-    size = len(plan.action_names)
-    means = [torch.tensor(stats[source.name].scatter(source.action_dims, size).mean) for source in plan.sources]
-    normal = [normalizer.normalize(mean[None])[0] for normalizer, mean in zip(normalizers, means, strict=True)]
-    return torch.stack(normal)[:, [i for i in range(size) if i not in plan.binary]]
+    means = []
+    for source, normalizer in zip(plan.sources, normalizers, strict=True):
+        whole = stats[source.name].scatter(source.action_dims, normalizer.action_dim)
+        rows = torch.tensor([step.mean for step in whole.steps or [whole]])
+        means.append(normalizer.scale(rows).expand(chunk_size, -1))
+    return torch.stack(means)

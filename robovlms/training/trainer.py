@@ -150,7 +150,8 @@ class Trainer:
     def _feed(self, validation_set: RobotDataset | None) -> None:
         """Make the loaders, and turn epochs into steps now that the size of the data set is known."""
         config, normalizers = self.config, self.plan.normalizers(self.stats)
-        self.mean_actions = mean_actions(self.plan, normalizers, self.stats).to(self.device)
+        means = mean_actions(self.plan, normalizers, self.stats, config.window.chunk_size)
+        self.mean_actions = means.to(self.device)
         self.feed = make_feed(
             config,
             self.policy,

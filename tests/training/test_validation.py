@@ -18,7 +18,8 @@ from robovlms.training.validation import validate
 
 LOSSES = ["loss", "arm", "gripper", "gripper_accuracy"]
 ERRORS = ["action_error", "action_rmse", "mean_action_error", "mean_action_rmse"]
-MEANS = torch.tensor([[0.1, 0.0, 0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.3, 0.0, 0.0, 0.0]])  # normalised, of each part
+MEANS = torch.tensor([[0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.3, 0.0, 0.0, 0.0, 0.0]])  # normalised
+MEANS = MEANS[:, None].expand(-1, 3, -1)  # of each part and every step of a chunk
 
 
 @pytest.fixture(scope="module")

@@ -113,11 +113,18 @@ class RobovlmsPolicy(PreTrainedPolicy):
         tasks = [batch[TASK]] * count if isinstance(batch[TASK], str) else list(batch[TASK])
         states: Sequence[Any] = [None] * count
         if self.source.proprio_names:
-            states = batch[STATE].reshape(count, -1).float().cpu().numpy()
+            states = self._states(batch[STATE].reshape(count, -1).float().cpu().numpy())
         return [
             Observation(frames={view: each[row] for view, each in frames.items()}, instruction=task, proprio=state)
             for row, task, state in zip(range(count), tasks, states, strict=True)
         ]
+
+    def _states(self, states: np.ndarray) -> np.ndarray:
+        """Return the entries that the policy needs, of those or of all that its training data recorded."""
+        recorded = self.source.config.proprio_names
+        if states.shape[1] != len(recorded):
+            return states
+        return states[:, [recorded.index(name) for name in self.source.proprio_names]]
 
     def get_optim_params(self) -> dict[str, Any]:
         """Refuse to be trained.

@@ -42,8 +42,8 @@ def _flat(names: object) -> list[str] | None:
 def order_problem(recorded: Sequence[str], declared: Sequence[str]) -> str | None:
     """Return the entry whose declared place is not its recorded one, as text; None where none is known to be wrong.
 
-    Only entries that have one counterpart are compared: `gripper` is `gripper.pos`, `left/droll` is `left_roll`, and
-    `flex` may be either of `elbow_flex` and `wrist_flex`.
+    Only entries that have one counterpart are compared: `gripper` is `gripper.pos`, `left/droll` is `left_roll`,
+    `left/elbow` is `kLeftElbow`, and `flex` may be either of `elbow_flex` and `wrist_flex`.
     """
     if len(recorded) != len(declared):
         return None
@@ -57,6 +57,7 @@ def order_problem(recorded: Sequence[str], declared: Sequence[str]) -> str | Non
 
 
 def _words(name: str) -> set[str]:
-    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)  # kLeftElbow, as Unitree writes it
+    words = [word for word in re.split(r"[^a-z0-9]+", parted.lower()) if word]
     words = [word[1:] if re.fullmatch(r"d(x|y|z|rx|ry|rz|roll|pitch|yaw)", word) else word for word in words]
     return set(words) - {"pos", "position", "delta", "target", "action", "main"} or set(words)

@@ -50,8 +50,7 @@ class Collator:
     def __call__(self, samples: Sequence[tuple[Sample, Draw]]) -> Batch:
         rows = [sample for sample, _ in samples]
         draws = [draw for _, draw in samples]
-        mask = torch.from_numpy(np.stack([row.action_mask for row in rows]))
-        chunks, chunk_mask = chunk_actions(self._actions(rows), mask, self.window.window_size, self.window.chunk_size)
+        chunks, chunk_mask = self._chunks(rows)
         text_ids, text_mask = self.processor.text([row.instruction for row in rows])
         proprio = [row.proprio for row in rows if row.proprio is not None]
         numbers = [draw.number for draw in draws]
@@ -73,12 +72,26 @@ class Collator:
             **drawn._asdict(),
         )
 
-    def _actions(self, rows: list[Sample]) -> Float32[Tensor, "b s a"]:
-        """Normalise every row as its source is."""
+    def _chunks(self, rows: list[Sample]) -> tuple[Float32[Tensor, "b w k a"], Bool[Tensor, "b w k"]]:
+        """Return the chunk of every frame, each row normalised as its source is, and the mask of its real steps."""
         actions = torch.from_numpy(np.stack([row.actions for row in rows]))
-        if len(self.normalizers) == 1:
+        mask = torch.from_numpy(np.stack([row.action_mask for row in rows]))
+        window = self.window.window_size, self.window.chunk_size
+        if not any(normalizer.is_relative for normalizer in self.normalizers):
+            return chunk_actions(self._normalize(actions, rows), mask, *window)
+        chunks, chunk_mask = chunk_actions(actions, mask, *window)  # of which each has a state of its own
+        return self._normalize(chunks, rows), chunk_mask
+
+    def _normalize(self, actions: Float32[Tensor, "b *n a"], rows: list[Sample]) -> Float32[Tensor, "b *n a"]:
+        if len(self.normalizers) == 1 and not self.normalizers[0].is_relative:
             return self.normalizers[0].normalize(actions)
-        return torch.stack([self.normalizers[row.source].normalize(a) for row, a in zip(rows, actions, strict=True)])
+        states = [None if row.state is None else torch.from_numpy(row.state) for row in rows]
+        return torch.stack(
+            [
+                self.normalizers[row.source].normalize(each, state)
+                for row, each, state in zip(rows, actions, states, strict=True)
+            ]
+        )
 
     @staticmethod
     def _action_dims(rows: list[Sample]) -> Bool[Tensor, "b a"] | None:

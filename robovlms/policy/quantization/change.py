@@ -51,18 +51,19 @@ def action_change(before: Float[Tensor, "n k a"], after: Float[Tensor, "n k a"],
 def synthetic_observations(policy: VLAPolicy, source: Source, seed: int) -> list[Observation]:
     """Return the steps of an episode as no robot sees them: coloured patches with noise, always the same for a seed.
 
-    A checkpoint has no frames of its data. Proprioception is drawn from the training set's mean and deviation.
+    A checkpoint has no frames of its data. Proprioception is drawn from the training set's mean and deviation;
+    what no policy sees of it is 0.
     """
     generator = np.random.default_rng(seed)
     size, instruction = policy.processor.image_spec.size, INSTRUCTIONS[seed % len(INSTRUCTIONS)]
     observations = []
     for _ in range(STEPS):
-        proprio = None
+        proprio = np.zeros(len(source.proprio_names), np.float32)
         if policy.proprio is not None:
             mean, std = (
                 value[source.proprio_dims].cpu().numpy() for value in (policy.proprio.mean, policy.proprio.std)
             )
-            proprio = generator.normal(mean, std).astype(np.float32)
+            proprio[: len(mean)] = generator.normal(mean, std)
         frames = {view: _patches(generator, size) for view in source.views}
         observations.append(Observation(frames=frames, instruction=instruction, proprio=proprio))
     return observations
