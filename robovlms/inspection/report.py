@@ -16,6 +16,7 @@ from robovlms.actions.statistics import Statistics
 from robovlms.config.data import ActionContract
 from robovlms.data.windows import WindowDataset
 from robovlms.inspection.checks import all_findings
+from robovlms.inspection.replay.proof import ReplayReport, prove_replay
 from robovlms.inspection.scan import ScannedRows, ViewScan, choose_stretches, scan_numbers, scan_pictures
 
 BINS = 24  # of every histogram
@@ -108,6 +109,7 @@ class Report:
     num_outliers: int
     views: list[ViewReport]
     gripper: GripperReport | None
+    replay: ReplayReport
     findings: list[Finding]
 
     @property
@@ -151,6 +153,7 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
     views, faults = scan_pictures(reader, stretches)
     findings = all_findings(dataset, rows, views, faults)
     tables, conversion = _tables(dataset, rows)
+    replay, broken = prove_replay(dataset, rows)
     outliers, num_outliers = find_outliers(dataset, rows, outlier_iqr)
     lengths = np.array([episode.length for episode in reader.episodes], dtype=np.int64)
     return Report(
@@ -174,7 +177,8 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
         num_outliers=num_outliers,
         views=[_view(dataset, scan) for scan in views.values()],
         gripper=_gripper(rows, contract),
-        findings=sorted([*findings, *conversion], key=lambda finding: finding.severity is not Severity.error),
+        replay=replay,
+        findings=sorted([*findings, *conversion, *broken], key=lambda finding: finding.severity is not Severity.error),
     )
 
 
