@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from scipy.spatial import transform
 
 MIN_EXPLAINED = 0.6  # of the states' moves, by axes that are believed
+GOOD = 0.9  # explained by the declared axes: nothing is wrong with them
 BETTER = 0.5  # of the unexplained that may be left by axes that are believed instead of the declared ones
 SAME = 1.2  # the simplest axes that leave at most this many times the least unexplained are named
 Moves = Float64[np.ndarray, "n 3"]
@@ -42,7 +43,7 @@ def same_axes(asked: Moves, did: Moves) -> float:
 
 def is_better(explained: float, than: float) -> bool:
     """Tell whether an explanation is to be believed instead of another one."""
-    return explained > MIN_EXPLAINED and 1 - explained < BETTER * (1 - than)
+    return than < GOOD and explained > MIN_EXPLAINED and 1 - explained < BETTER * (1 - than)
 
 
 def describe(matrix: Float64[np.ndarray, "3 3"], names: list[str]) -> str:

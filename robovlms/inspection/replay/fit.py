@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
-from numpy.lib.stride_tricks import sliding_window_view
 
 SECONDS, LATE = 0.5, 0.2  # summed before comparing; longest delay that is looked for
 MIN_STEPS, MIN_LATE = 3, 3  # the same in steps, at least
@@ -41,8 +40,14 @@ def paired(commanded: Series, observed: Series, lag: int, width: int) -> tuple[n
         if count < 2:
             continue
         window = min(width, count)
-        pieces.append([sliding_window_view(x, window, axis=0).sum(-1) for x in (asked[:count], did[lag : lag + count])])
+        pieces.append([_over(window, x) for x in (asked[:count], did[lag : lag + count])])
     return np.concatenate([piece[0] for piece in pieces]), np.concatenate([piece[1] for piece in pieces])
+
+
+def _over(width: int, moves: Float64[np.ndarray, "_n m"]) -> Float64[np.ndarray, "_k m"]:
+    """Return the moves over every `width` neighbouring steps."""
+    places = np.concatenate([np.zeros((1, moves.shape[1])), np.cumsum(moves, axis=0)])
+    return places[width:] - places[:-width]
 
 
 def correlations(asked: Float64[np.ndarray, "n m"], did: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, "m k"]:

@@ -18,13 +18,14 @@ from robovlms.inspection.replay.motion import Group, Moves, find_groups, find_mo
 from robovlms.inspection.scan import ScannedRows
 
 CLEAR, LOOSE = 0.8, 0.5  # correlation of entries that are taken for the same; of those that are not
-SIGN, JUDGED = 0.6, 0.7  # correlation from which on a sign, and a scale are believed
+SIGN, JUDGED, SURE = 0.7, 0.8, 0.9  # correlation from which on a sign, a scale, and that of one entry are believed
 HALF, TWICE = (0.42, 0.6), (1.7, 2.4)  # gains that are named so
 LAGGING = 0.15  # gain of deltas that a slow controller may have: the hand does not reach its target within a step
 FAR = 25.0  # factor of a single entry's unit: what a hand that grasps something does not reach is less
 UNITS = {1000.0: "millimetres?", 100.0: "centimetres?", 39.4: "inches?"}
 PACED = 0.97  # correlation up to which another rate is tried
 ALIKE = 1.5  # factor between gains that are of one unit
+MIN_EVIDENCE = 15  # moves that share no step, from which on anything is judged
 MAX_NAMES = 8  # that are listed
 
 
@@ -60,6 +61,8 @@ def follow(data: DataConfig, rows: ScannedRows) -> Following:
         groups = []
     moves = [find_moves(data, rows, group) for group in groups]
     tried = [_Tried(data, each) for each in moves if each.commanded]
+    if tried and _evidence(tried[0].moves.commanded, data.contract.control_hz) < MIN_EVIDENCE:
+        return Following(entries=[entry for one in tried for entry in one.entries()], not_compared=lost, findings=[])
     findings: list[Finding] = []
     named: set[str] = set()
     for search in (_paces, _axes, _order, _signs_and_units):  # what explains most comes first
@@ -70,6 +73,11 @@ def follow(data: DataConfig, rows: ScannedRows) -> Following:
         findings += gripper_findings(data, rows)
     entries = [entry for one in tried for entry in one.entries()]
     return Following(entries=entries, not_compared=lost, findings=findings)
+
+
+def _evidence(commanded: list[np.ndarray], hz: float) -> float:
+    """Return how many moves there are that share no step."""
+    return float(sum(max(1.0, len(asked) / sizes(hz)[0]) for asked in commanded))
 
 
 class _Tried:
@@ -188,10 +196,8 @@ def _paces(tried: list[_Tried], data: DataConfig) -> Iterator[Named]:
     for pace, word in ((2, "twice"), (-2, "half")):  # actions for each state; negative: states for each action
         wrong, right = [], 0
         for one in tried:
-            asked, did = at_pace(one.moves.commanded, one.moves.observed, pace)
-            other = _mean(fit(asked, did, hz, best_lag(asked, did, hz)).correlation)
             own = _mean(one.fit.correlation)
-            if own < PACED and other >= CLEAR and 1 - other < (1 - own) / 2:
+            if own < PACED and own < 1 - 2 * (1 - _at_pace(one, pace, hz)):
                 wrong.append(one)
             elif own >= JUDGED:
                 right += 1
@@ -200,6 +206,13 @@ def _paces(tried: list[_Tried], data: DataConfig) -> Iterator[Named]:
             what = f"{listed(names)}: the states run {word} as fast as the actions beside them: control_hz off by 2?"
             to_do = "Record both at one rate: rows of actions and of states do not belong together."
             yield _finding(what, wrong[0], to_do), names
+
+
+def _at_pace(one: _Tried, pace: int, hz: float) -> float:
+    """Return the correlation at another pace; 0 where it is not clear."""
+    asked, did = at_pace(one.moves.commanded, one.moves.observed, pace)
+    found = _mean(fit(asked, did, hz, best_lag(asked, did, hz)).correlation)
+    return found if found >= CLEAR else 0.0
 
 
 def _mean(values: np.ndarray) -> float:
@@ -228,11 +241,17 @@ def _signs_and_units(tried: list[_Tried], data: DataConfig) -> Iterator[Named]:
         gain = float(np.median(np.abs(gains[judged])))
         agree = np.abs(np.log(np.abs(gains[judged]) / gain)) < np.log(ALIKE)
         if agree.mean() > 0.5 and (told := _factor(gain, kind, data)) is not None:
-            yield _finding(f"{listed(names)}: {told}", ones[0], _unit(kind)), names
+            yield _finding(f"{listed(names)}: {told}", ones[0], _unit(kind), _weight(gain)), names
             continue
-        far = [i for i in np.flatnonzero(judged) if not 1 / FAR < abs(gains[i]) < FAR]
+        far = [i for i in np.flatnonzero(np.abs(r) >= SURE) if not 1 / FAR < abs(gains[i]) < FAR]
         for i in far:
-            yield _finding(f"{names[i]}: {_factor(abs(gains[i]), kind, data)}", ones[0], _unit(kind)), [names[i]]
+            told = _factor(abs(gains[i]), kind, data)
+            yield _finding(f"{names[i]}: {told}", ones[0], _unit(kind), Severity.warning), [names[i]]
+
+
+def _weight(gain: float) -> Severity:
+    """Return a warning for a factor that a controller may have, too."""
+    return Severity.warning if 1 / TWICE[1] <= gain <= TWICE[1] else Severity.error
 
 
 def _inverted(inverted: list[str], ones: list[_Tried]) -> str:

@@ -65,6 +65,5 @@ def _is_inverted(data: DataConfig, rows: ScannedRows, column: int, place: int, g
         held = np.abs(share[late:] - share[:-late]) < 0.5  # it was not called back meanwhile
         declared.append(np.abs(opening - target)[held])
         inverted.append(np.abs(opening - (1 - target))[held])
-    if not declared:
-        return False
-    return float(np.concatenate(inverted).mean()) < CLEARER * float(np.concatenate(declared).mean())
+    off, other = np.concatenate([*declared, []]), np.concatenate([*inverted, []])
+    return bool(len(off)) and float(other.mean()) < CLEARER * float(off.mean())
