@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from robovlms.actions.checks import Finding, Severity, gripper_share
+from robovlms.actions.contract import split_name
 from robovlms.config.data import DataConfig
-from robovlms.inspection.replay.motion import arm_of, is_gripper, stretches
+from robovlms.inspection.replay.motion import stretches
 from robovlms.inspection.scan import ScannedRows
 
 # State entries that grow as a gripper opens. `gripper_width` is none of them: recordings call the angle of a finger so.
@@ -18,7 +19,7 @@ CLEARER = 0.7  # of the distance that may be left if the gripper is inverted, fo
 
 def gripper_state(name: str, states: list[str]) -> tuple[int, bool] | None:
     """Return the state entry of a gripper, and whether it is an opening (else it is written as the action is)."""
-    arm = arm_of(name)
+    arm = split_name(name)[0]
     for candidate in OPENING:
         if arm + candidate in states:
             return states.index(arm + candidate), True
@@ -28,8 +29,9 @@ def gripper_state(name: str, states: list[str]) -> tuple[int, bool] | None:
 def gripper_findings(data: DataConfig, rows: ScannedRows) -> list[Finding]:
     """Name grippers whose state goes open where the actions say close, and the reverse."""
     found = []
-    for column, name in enumerate(data.contract.names):
-        state = gripper_state(name, data.proprio_names) if is_gripper(name) else None
+    for column in data.contract.grippers:
+        name = data.contract.names[column]
+        state = gripper_state(name, data.proprio_names)
         if state is None or not _is_inverted(data, rows, column, *state):
             continue
         what = f"{name} looks inverted: where the actions close it, '{data.proprio_names[state[0]]}' opens"

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.spatial import transform
 
-from robovlms.actions.contract import POSITION_NAMES, ROTATION_NAMES
+from robovlms.actions.contract import arms, position_entries, rotation_entries, split_name
 from robovlms.actions.conversion import read_rotation
 from robovlms.config.choices import ReferenceFrame, Representation, Rotation
-from robovlms.config.data import ActionContract, DataConfig
+from robovlms.config.data import DataConfig
 from robovlms.inspection.scan import ScannedRows
 
 MIN_ROWS = 4  # of a stretch that is compared
@@ -51,10 +51,10 @@ def find_groups(data: DataConfig) -> tuple[list[Group], list[str]]:
     contract, states = data.contract, data.proprio_names if data.proprio_key else []
     groups: list[Group] = []
     taken: set[int] = set()
-    for arm in dict.fromkeys(arm_of(name) for name in contract.names):
-        position, rotation = _places(contract.names, arm, POSITION_NAMES), _rotation(contract.names, arm, contract)
-        place = _places(states, arm, POSITION_NAMES)
-        facing = _places(states, arm, ROTATION_NAMES[data.proprio_rotation])
+    for arm in arms(contract.names):
+        position = position_entries(contract.names, arm)
+        rotation = rotation_entries(contract.names, contract.rotation, arm)
+        place, facing = position_entries(states, arm), rotation_entries(states, data.proprio_rotation, arm)
         needs_facing = contract.frame is ReferenceFrame.tcp
         if position and place and (facing or not needs_facing):
             names = [contract.names[i] for i in position]
@@ -64,36 +64,17 @@ def find_groups(data: DataConfig) -> tuple[list[Group], list[str]]:
             names = names if len(names) == 3 else [f"{arm}turn about {axis}" for axis in "xyz"]
             groups.append(Group(kind="turn", names=names, actions=rotation, states=facing, facing=facing))
         taken |= {*position, *rotation}
+    taken |= set(contract.grippers)
     for i, name in enumerate(contract.names):
-        if i not in taken and not is_gripper(name) and (place := _same(name, states)):
+        if i not in taken and (place := _same(name, states)):
             groups.append(Group(kind="entry", names=[name], actions=[i], states=place))
     compared = {i for group in groups for i in group.actions}
-    lost = [name for i, name in enumerate(contract.names) if i not in compared and not is_gripper(name)]
+    lost = [name for i, name in enumerate(contract.names) if i not in compared and i not in contract.grippers]
     return groups, lost
 
 
-def is_gripper(name: str) -> bool:
-    """Tell a gripper's entry."""
-    return name.rpartition("/")[2] == "gripper"
-
-
-def arm_of(name: str) -> str:
-    """Return what stands before an entry's own name: `left/` of `left/dx`."""
-    return name[: name.rfind("/") + 1]
-
-
-def _places(names: list[str], arm: str, wanted: tuple[str, ...]) -> list[int]:
-    bare = {arm_of(name) + name[len(arm_of(name)) :].removeprefix("d"): i for i, name in enumerate(names)}
-    found = [bare.get(arm + name) for name in wanted]
-    return [i for i in found if i is not None] if None not in found else []
-
-
-def _rotation(names: list[str], arm: str, contract: ActionContract) -> list[int]:
-    return _places(names, arm, ROTATION_NAMES[contract.rotation])
-
-
 def _same(name: str, states: list[str]) -> list[int]:
-    arm = arm_of(name)
+    arm = split_name(name)[0]
     last = name[len(arm) :]
     for candidate in (last, last.removeprefix("delta_"), last.removeprefix("d")):
         if arm + candidate in states:

@@ -14,9 +14,8 @@ from robovlms.actions.contract import is_constant
 from robovlms.actions.conversion import ActionConverter
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.statistics import Statistics, import_statistics
-from robovlms.config.data import ConvertConfig, DataConfig
+from robovlms.config.data import ActionContract, ConvertConfig, DataConfig
 from robovlms.data.windows import WindowDataset
-from robovlms.inspection.replay.motion import is_gripper
 from robovlms.inspection.scan import ScannedRows
 
 EXACT = 1e-5  # of an entry's range, up to which it counts as what was recorded
@@ -29,6 +28,7 @@ class EntryRoundTrip:
     """How an entry comes back."""
 
     name: str
+    binary: bool  # a gripper that is open or closed
     undone: str  # "normalisation" or "conversion"
     error: float  # largest of the rows that are not cut off, as a share of the entry's range
     resolution: float  # of float32 at the largest number on the way, as a share of the range
@@ -89,8 +89,9 @@ def _convert(dataset: WindowDataset, actions: np.ndarray, proprio: np.ndarray | 
 
 
 def _normalisation(dataset: WindowDataset, converted: np.ndarray) -> list[EntryRoundTrip]:
-    names, config = dataset.converter.target.names, dataset.config.normalization
-    normalizer = ActionNormalizer(config, _statistics(dataset, converted), names)
+    target, config = dataset.converter.target, dataset.config.normalization
+    names = target.names
+    normalizer = ActionNormalizer(config, _statistics(dataset, converted), names, target.binary)
     values = torch.from_numpy(converted)
     normalized = normalizer.normalize(values)
     ends = torch.full((2, len(names)), 1.0)
@@ -99,11 +100,8 @@ def _normalisation(dataset: WindowDataset, converted: np.ndarray) -> list[EntryR
     exact = converted.astype(np.float64)
     at_end = normalized.abs().numpy() >= 1 - 1e-6
     outside = np.where(at_end, np.maximum(low - exact, exact - high) / np.maximum(high - low, 1e-12), 0)
-    for i, name in enumerate(names):
-        if is_gripper(name):
-            outside[:, i] = np.abs(np.abs(exact[:, i]) - 1)
-    recorded = [i for i, name in enumerate(names) if dataset.source.has_gripper or not is_gripper(name)]
-    return _entries("normalisation", names, exact, back, outside, recorded, float(np.abs(exact).max()))
+    outside[:, target.binary] = np.abs(np.abs(exact[:, target.binary]) - 1)
+    return _entries("normalisation", target, exact, back, outside, float(np.abs(exact).max()))
 
 
 def _statistics(dataset: WindowDataset, converted: np.ndarray) -> Statistics:
@@ -120,22 +118,20 @@ def _conversion(dataset: WindowDataset, pieces: list[Piece]) -> list[EntryRoundT
     undo = ActionConverter(backwards, replace(source, gripper_closed=-1.0, gripper_open=1.0))
     recorded = np.concatenate([actions for actions, _, _ in pieces]).astype(np.float64)
     back = np.concatenate([undo(converted, proprio, np.arange(len(converted))) for _, converted, proprio in pieces])
-    back = back[:, : len(source.names)].astype(np.float64)
-    for i, name in enumerate(source.names):
-        if is_gripper(name):
-            back[:, i] = source.gripper_closed + (back[:, i] + 1) / 2 * (source.gripper_open - source.gripper_closed)
+    back = back.astype(np.float64)
+    opening = (back[:, source.grippers] + 1) / 2
+    back[:, source.grippers] = source.gripper_closed + opening * (source.gripper_open - source.gripper_closed)
     nothing = np.zeros(recorded.shape)
     largest = max(float(np.abs(values).max()) for _, values, _ in pieces)
-    return _entries("conversion", source.names, recorded, back, nothing, list(range(len(source.names))), largest)
+    return _entries("conversion", source, recorded, back, nothing, largest)
 
 
 def _entries(
     undone: str,
-    names: list[str],
+    contract: ActionContract,
     wanted: Float64[np.ndarray, "n a"],
     found: Float64[np.ndarray, "n a"],
     outside: Float64[np.ndarray, "n a"],
-    columns: list[int],
     largest: float,
 ) -> list[EntryRoundTrip]:
     low, high = wanted.min(axis=0), wanted.max(axis=0)
@@ -144,7 +140,8 @@ def _entries(
     errors = np.where(outside > EXACT, 0.0, np.abs(found - wanted) / spans)
     return [
         EntryRoundTrip(
-            name=names[i],
+            name=name,
+            binary=i in contract.binary,
             undone=undone,
             error=float(errors[:, i].max()),
             resolution=float(STEPS * np.finfo(np.float32).eps * largest / spans[i]),
@@ -152,7 +149,7 @@ def _entries(
             far=int((outside[:, i] > 0.5).sum()),
             rows=len(wanted),
         )
-        for i in columns
+        for i, name in enumerate(contract.names)
     ]
 
 
@@ -175,10 +172,10 @@ def _cut_off(entries: list[EntryRoundTrip]) -> list[Finding]:
         Finding(
             severity=Severity.warning,
             what=f"{entry.name}: {entry.far} of {entry.rows} rows are "
-            + ("neither open nor closed" if is_gripper(entry.name) else "far outside the bounds of the normalisation"),
-            where="data.contract" if is_gripper(entry.name) else "data.normalization",
+            + ("neither open nor closed" if entry.binary else "far outside the bounds of the normalisation"),
+            where="data.contract" if entry.binary else "data.normalization",
             to_do="Set data.contract.gripper_closed and gripper_open to what is recorded."
-            if is_gripper(entry.name)
+            if entry.binary
             else "Set data.normalization.low and high, or another mode (quantile, min_max).",
         )
         for entry in entries
