@@ -32,8 +32,8 @@ def format_report(report: Report) -> str:
         lines += [
             "",
             f"{grip.name.capitalize()}: recorded {grip.histogram.low:g} to {grip.histogram.high:g}, declared "
-            f"{grip.closed:g} closed and {grip.open:g} open; open in {grip.open_share:.0%} of the rows and at "
-            f"the start of {grip.starts_open_share:.0%} of the episodes; {grip.changes:.1f} changes an episode",
+            f"{grip.closed:g} closed and {grip.open:g} open; open in {grip.open_share:.0%} of the rows and at the "
+            f"start of {grip.starts_open_share:.0%} of the episodes; {grip.changes:.1f} changes an episode",
         ]
     lines += ["", *replay_lines(report.replay)]
     for view in report.views:

@@ -24,7 +24,7 @@ Examples: TypeAlias = dict[str, np.ndarray]
 def validate(
     policy: VLAPolicy,
     batches: Iterable[Batch],
-    mean_actions: Float[Tensor, "n a"],
+    mean_actions: Float[Tensor, "n e"],
     sources: Sequence[str],
     reduce: Callable[[Tensor], Tensor],
     rounds: int = 0,
@@ -39,7 +39,8 @@ def validate(
     source without a sample has none. The loss terms are weighed by their real steps.
 
     Args:
-        mean_actions: each source's mean action in the training set, normalised, on the policy's device.
+        mean_actions: each source's mean in the training set, normalised, of all entries but binary grippers, on the
+            policy's device.
         sources: their names.
         reduce: sums a tensor over all ranks.
         rounds: how many batches the policy is asked about at least: processes that share its weights ask equally often.
@@ -82,7 +83,7 @@ def _add(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
 
 
 def _errors(
-    batch: Batch, predicted: Float[Tensor, "b k a"], mean_actions: Float[Tensor, "n a"], policy: VLAPolicy
+    batch: Batch, predicted: Float[Tensor, "b k a"], mean_actions: Float[Tensor, "n e"], policy: VLAPolicy
 ) -> dict[str, Float[Tensor, "n"]]:
     """Sum the errors of the newest frames' real steps by source, and count those steps."""
     assert batch.actions is not None
@@ -99,8 +100,9 @@ def _errors(
         return ((steps * mask).sum(1)[:, None] * is_source).sum(0)
 
     sums = {"steps": by_source(torch.ones_like(mask))}
-    for name, guess in (("action", predicted), ("mean_action", mean_actions[batch.source][:, None])):
-        error = (split.continuous(guess) - target).float() * action_dims
+    guesses = {"action": split.continuous(predicted), "mean_action": mean_actions[batch.source][:, None]}
+    for name, guess in guesses.items():
+        error = (guess - target).float() * action_dims
         for kind, values in (("error", error.abs()), ("rmse", error.square())):
             sums[f"{name}_{kind}"] = by_source(values.sum(-1) / action_dims.sum(-1).clamp(min=1))
     return sums
