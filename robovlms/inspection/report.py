@@ -231,8 +231,8 @@ def find_outliers(dataset: WindowDataset, rows: ScannedRows, iqr: float) -> tupl
     low, high = q01 - iqr * spread, q99 + iqr * spread
     excess = np.maximum(low - arm, arm - high)
     found = np.argwhere(excess > 1e-6)
-    scaled = excess / np.maximum(spread, 1e-6)
-    ranked = sorted(found.tolist(), key=lambda place: -scaled[place[0], place[1]])
+    ranks = excess / np.maximum(spread, 1e-6)
+    ranked = sorted(found.tolist(), key=lambda place: -ranks[place[0], place[1]])
     named = [
         Outlier(
             entry=contract.names[scaled[column]],
