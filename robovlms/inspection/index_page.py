@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robovlms.inspection.report import Histogram, Report, Table
-from robovlms.inspection.text import FOLLOWING, following_cells
+from robovlms.inspection.text import FOLLOWING, IDLE, following_cells, idle_cells
 from robovlms.reports.pages import data_uri, write_page
 
 SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")
@@ -37,6 +37,8 @@ def write_index(report: Report, path: Path, *, pages: Sequence[Path], sheet: Pat
         length_bars=bars(report.lengths, 420, 70),
         following_heads=["", *FOLLOWING],
         following=[(entry.name, *following_cells(entry)) for entry in report.replay.following],
+        idle_heads=["", *IDLE],
+        idle=idle_cells(report)[:MAX_INSTRUCTIONS],
         round_trip=[
             (e.name, e.undone, f"{e.error:.1g}", f"{e.beyond:,}", f"{e.rows:,}") for e in report.replay.round_trip
         ],

@@ -15,6 +15,7 @@ from robovlms.actions.statistics import Statistics
 from robovlms.config.data import ActionContract
 from robovlms.data.windows import WindowDataset
 from robovlms.inspection.checks import all_findings
+from robovlms.inspection.quality import Idleness, measure_idleness, quality_findings
 from robovlms.inspection.replay.proof import ReplayReport, prove_replay
 from robovlms.inspection.scan import ScannedRows, ViewScan, choose_stretches, scan_numbers, scan_pictures
 
@@ -110,6 +111,7 @@ class Report:
     views: list[ViewReport]
     grippers: list[GripperReport]
     replay: ReplayReport
+    idleness: Idleness
     findings: list[Finding]
 
     @property
@@ -154,6 +156,8 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
     findings = all_findings(dataset, rows, views, faults)
     tables, conversion = _tables(dataset, rows)
     replay, broken = prove_replay(dataset, rows)
+    idleness = measure_idleness(dataset, rows)
+    findings += [*conversion, *broken, *quality_findings(dataset, rows, idleness)]
     outliers, num_outliers = find_outliers(dataset, rows, outlier_iqr)
     lengths = np.array([episode.length for episode in reader.episodes], dtype=np.int64)
     return Report(
@@ -178,7 +182,8 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
         views=[_view(dataset, scan) for scan in views.values()],
         grippers=_grippers(rows, contract),
         replay=replay,
-        findings=sorted([*findings, *conversion, *broken], key=lambda finding: finding.severity is not Severity.error),
+        idleness=idleness,
+        findings=sorted(findings, key=lambda finding: finding.severity is not Severity.error),
     )
 
 

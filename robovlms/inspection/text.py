@@ -11,7 +11,8 @@ from robovlms.terminal import printable
 
 SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")  # columns of the tables of statistics
 FOLLOWING = ("steps later", "gain", "correlation", "drift")  # heads of the table of states and actions
-MAX_INSTRUCTIONS, MAX_OUTLIERS = 20, 10
+IDLE = ("at ends", "inside", "longest at ends", "inside")  # heads of the table of idle steps
+MAX_INSTRUCTIONS, MAX_OUTLIERS, MAX_TASKS = 20, 10, 10
 
 
 def format_report(report: Report) -> str:
@@ -35,7 +36,7 @@ def format_report(report: Report) -> str:
             f"{grip.closed:g} closed and {grip.open:g} open; open in {grip.open_share:.0%} of the rows and at the "
             f"start of {grip.starts_open_share:.0%} of the episodes; {grip.changes:.1f} changes an episode",
         ]
-    lines += ["", *replay_lines(report.replay)]
+    lines += ["", *replay_lines(report.replay), "", *idle_lines(report)]
     for view in report.views:
         where = f", {view.longest_source}" if view.longest_source else ""
         lines.append(
@@ -75,6 +76,27 @@ def replay_lines(replay: ReplayReport) -> list[str]:
             f"  no recorded state of {', '.join(replay.not_compared)}: name it in data.proprio_names (data.proprio_key)"
         )
     return lines
+
+
+def idle_lines(report: Report) -> list[str]:
+    """Say where the arm waits, the most idle tasks first."""
+    head = f"The arm waits (data.idle.threshold={report.idleness.threshold:g}), of each task's steps:"
+    rows = [["", *IDLE], *([task, *cells] for task, *cells in idle_cells(report)[:MAX_TASKS])]
+    return [head, *_align(rows)]
+
+
+def idle_cells(report: Report) -> list[list[str]]:
+    """Return the cells of every task below the heads `IDLE`."""
+    return [
+        [
+            task.task,
+            f"{task.at_ends.share:.0%}",
+            f"{task.inside.share:.0%}",
+            f"{task.at_ends.longest / report.hz:.1f} s",
+            f"{task.inside.longest / report.hz:.1f} s",
+        ]
+        for task in report.idleness.tasks
+    ]
 
 
 def following_cells(entry: EntryReplay) -> list[str]:
