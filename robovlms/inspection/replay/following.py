@@ -69,7 +69,7 @@ def follow(data: DataConfig, rows: ScannedRows) -> Following:
         found = [(finding, names) for finding, names in search(tried, data) if not named & set(names)]
         findings += [finding for finding, _ in found]
         named |= {name for _, names in found for name in names}
-    if tried and not findings:
+    if tried and not list(_paces(tried, data)):  # states beside the actions of other times say nothing of a gripper
         findings += gripper_findings(data, rows)
     entries = [entry for one in tried for entry in one.entries()]
     return Following(entries=entries, not_compared=lost, findings=findings)
