@@ -162,10 +162,12 @@ def _jumps(dataset: WindowDataset, rows: ScannedRows) -> list[Finding]:
 
 def _leaps(table: Float64[np.ndarray, "n e"], rows: ScannedRows) -> Bool[np.ndarray, "_m e"]:
     joined = (np.diff(rows.episode) == 0) & (np.diff(rows.step) == 1)
-    change = np.abs(np.diff(table, axis=0))
-    change = np.where(joined[:, None] & np.isfinite(change), change, 0.0)
+    with np.errstate(invalid="ignore"):
+        change = np.abs(np.diff(table, axis=0))
+    good = np.isfinite(table)
+    change = np.where(joined[:, None] & good[1:] & good[:-1], change, 0.0)
     change = np.minimum(change, np.abs(change - 2 * np.pi))  # an angle that passes pi
-    spans = np.nanmax(table, axis=0) - np.nanmin(table, axis=0)
+    spans = np.where(good, table, -np.inf).max(axis=0) - np.where(good, table, np.inf).min(axis=0)
     usual = np.quantile(change, 0.99, axis=0) if len(change) else np.zeros(table.shape[1])
     return (change > JUMP * usual) & (change > FAR * spans) & (spans > TINY * spans.max()) & (usual > 0)
 

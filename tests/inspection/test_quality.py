@@ -95,6 +95,13 @@ def test_a_state_that_leaps_is_named():
     assert "[memory: episode 3, frames 24-25]" in told
 
 
+def test_states_that_are_not_numbers_leap_nowhere():
+    reader = StatefulReader([60] * 5)
+    reader.states[1][:, 2] = np.nan
+    reader.states[2][7] = np.inf
+    assert findings(reader, proprio_key="s", proprio_names=["x", "y", "z"]) == []
+
+
 def test_an_angle_that_passes_pi_does_not_leap():
     reader = StatefulReader([60] * 5)
     for states in reader.states:

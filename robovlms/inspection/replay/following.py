@@ -236,7 +236,7 @@ def _signs_and_units(tried: list[_Tried], data: DataConfig) -> Iterator[Named]:
                 inverted,
             )
         judged = np.abs(r) >= JUDGED
-        if not judged.any():
+        if not judged.any() or (kind == "position" and data.contract.position_unit is None):
             continue
         gain = float(np.median(np.abs(gains[judged])))
         agree = np.abs(np.log(np.abs(gains[judged]) / gain)) < np.log(ALIKE)

@@ -40,7 +40,8 @@ def gripper_findings(data: DataConfig, rows: ScannedRows) -> list[Finding]:
             f"Set data.contract.gripper_closed={contract.gripper_open:g} and "
             f"gripper_open={contract.gripper_closed:g}, or name the state by what it is."
         )
-        found.append(Finding(severity=Severity.error, what=what, where=f"{len(rows.actions)} rows", to_do=to_do))
+        severity = Severity.error if state[1] else Severity.warning  # a state called gripper may be a width
+        found.append(Finding(severity=severity, what=what, where=f"{len(rows.actions)} rows", to_do=to_do))
     return found
 
 

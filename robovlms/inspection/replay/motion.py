@@ -51,6 +51,7 @@ def find_groups(data: DataConfig) -> tuple[list[Group], list[str]]:
     contract, states = data.contract, data.proprio_names if data.proprio_key else []
     groups: list[Group] = []
     taken: set[int] = set()
+    has_unit = contract.rotation_unit is not None or contract.rotation in (Rotation.quaternion, Rotation.rotation_6d)
     for arm in arms(contract.names):
         position = position_entries(contract.names, arm)
         rotation = rotation_entries(contract.names, contract.rotation, arm)
@@ -59,7 +60,7 @@ def find_groups(data: DataConfig) -> tuple[list[Group], list[str]]:
         if position and place and (facing or not needs_facing):
             names = [contract.names[i] for i in position]
             groups.append(Group(kind="position", names=names, actions=position, states=place, facing=facing))
-        if rotation and facing:
+        if rotation and facing and has_unit:
             names = [contract.names[i] for i in rotation]
             names = names if len(names) == 3 else [f"{arm}turn about {axis}" for axis in "xyz"]
             groups.append(Group(kind="turn", names=names, actions=rotation, states=facing, facing=facing))

@@ -111,6 +111,18 @@ def test_a_controller_that_reaches_a_part_of_each_delta_is_no_fault(gain):
     assert moving(reader)[1] == []
 
 
+def test_where_the_unit_is_not_known_signs_and_axes_are_judged_all_the_same():
+    reader = MovingReader()
+    for actions in reader.actions:
+        actions[:, :3] *= 100
+    assert "factor 100, the actions say more than the states do: centimetres?" in moving(reader)[1][0]
+    unknown = make_contract(position_unit=None, rotation_unit=None)
+    assert moving(reader, contract=unknown)[1] == []
+    for actions in reader.actions:
+        actions[:, 2] *= -1
+    assert moving(reader, contract=unknown)[1] == ["dz looks inverted"]
+
+
 def test_too_little_data_is_not_judged():
     reader = MovingReader(episodes=2, length=20)
     for actions in reader.actions:
