@@ -7,6 +7,7 @@ from pathlib import Path
 
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.commands import InspectConfig
+from robovlms.data.opening import native_reader
 from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.files import write_text
@@ -16,7 +17,6 @@ from robovlms.inspection.episode import load_replay
 from robovlms.inspection.episode_page import write_episode
 from robovlms.inspection.index_page import write_index
 from robovlms.inspection.report import Report, inspect_dataset
-from robovlms.registry import DATASETS
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def find_out(root: Path, target: Path | None) -> FoundData:
 
 def _open_source(plan: DataPlan, source: Source, config: InspectConfig) -> WindowDataset:
     with plan.naming(source):
-        reader = DATASETS.get(source.config.name)(source.config, config.split.value, views=source.views)
+        reader = native_reader(source.config, config.split.value, source.views)
         if not len(reader.episodes):
             raise UserError(f"{reader.summary()}: there is nothing to look at. Set split=train.")
         window = config.window

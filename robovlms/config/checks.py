@@ -11,6 +11,7 @@ from robovlms.config.data import (
     AugmentationConfig,
     ConvertConfig,
     DataConfig,
+    IdleConfig,
     MixtureDataConfig,
 )
 from robovlms.config.policy import HeadConfig, StructureConfig, ViewConfig, WindowConfig
@@ -125,7 +126,8 @@ def check_mixture(data: MixtureDataConfig) -> None:
     Raises:
         UserError: names the option and where to set it.
     """
-    of_sources = {"convert": ConvertConfig(), "skip_bad": False, "cache": CacheMode.native, "cache_mb": 0,
+    of_sources = {"convert": ConvertConfig(), "skip_bad": False, "skip_idle": False, "idle": IdleConfig(),
+                "cache": CacheMode.native, "cache_mb": 0,
                 "cache_dir": None, "fraction": 1.0, "weight": 1.0}  # fmt: skip
     for option, default in of_sources.items():
         if getattr(data, option) != default:

@@ -120,6 +120,15 @@ class AugmentationConfig:
     per_frame: bool = True  # every frame of a window is changed its own way; false: all alike, shifts too
 
 
+@dataclass(kw_only=True)
+class IdleConfig:
+    """What `data.skip_idle` leaves out."""
+
+    # largest entry of the arm, as recorded, of a step in which it waits; of absolute entries their change in a step
+    threshold: float = number(1e-5, at_least=0)
+    keep_s: float = number(0.0, at_least=0, at_most=3600)  # seconds of every dwell that stay, from its beginning
+
+
 @schema("data/base")
 @dataclass(kw_only=True)
 class DataConfig:
@@ -142,6 +151,8 @@ class DataConfig:
     resize: Resize = marked(Resize.device, keeps=PICTURES)
     fit: Fit = marked(Fit.stretch, keeps=PICTURES)  # of frames that are not square
     skip_bad: bool = False  # drop unreadable segments with a counted warning instead of stopping
+    skip_idle: bool = False  # leave out steps in which the arm waits, as if they were never recorded
+    idle: IdleConfig = field(default_factory=IdleConfig)
     # loader processes per rank; 0 reads in the training process
     num_workers: int = number(4, at_least=0, at_most=MAX_PROCESSES, keeps=WHERE)
     # windows kept decoded by every process that reads, 10**6 bytes of pixels; 0: none

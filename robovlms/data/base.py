@@ -70,6 +70,7 @@ class Reader(ABC):
 
     episodes: Sequence[EpisodeInfo]
     fps: float | None = None  # frames a second, where the format records it
+    skips_idle: bool = False  # it leaves out idle steps itself, as `data.skip_idle` says
 
     @abstractmethod
     def frames(self, episode: int, steps: Int64[np.ndarray, "w"]) -> dict[str, UInt8[np.ndarray, "w _h _x c"]]:

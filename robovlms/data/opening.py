@@ -20,6 +20,7 @@ from robovlms.data.base import Reader, RobotDataset, unlabelled
 from robovlms.data.cached import CachedDataset
 from robovlms.data.files.cache_folder import cache_folder
 from robovlms.data.formats import foreign
+from robovlms.data.idle import IdleSkippingReader
 from robovlms.data.mixture import MixtureDataset
 from robovlms.data.packed.index import INDEX, load_index
 from robovlms.data.packed.reader import PackedReader
@@ -131,14 +132,15 @@ def open_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
 
 
 def native_reader(config: DataConfig, split: str, views: list[str]) -> Reader:
-    """Return the format's own reader of a split.
+    """Return the format's own reader of a split, without idle steps where `data.skip_idle` says so.
 
     Raises:
         FileNotFoundError: the folder or a file of it is missing, or it holds another format, which is named.
         UserError: the folder contradicts itself or the config.
     """
     try:
-        return DATASETS.get(config.name)(config, split, views=views)
+        reader: Reader = DATASETS.get(config.name)(config, split, views=views)
+        return IdleSkippingReader(reader, config) if config.skip_idle and not reader.skips_idle else reader
     except (FileNotFoundError, ValueError) as error:
         if (said := foreign(Path(config.root).expanduser(), config.name)) is not None:
             raise FileNotFoundError(said) from error

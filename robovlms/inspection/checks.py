@@ -22,6 +22,8 @@ from robovlms.data.bad_records import or_skip
 from robovlms.data.base import Reader
 from robovlms.data.opening import rate_findings
 from robovlms.data.windows import WindowDataset
+from robovlms.inspection.quality import measure_idleness, quality_findings
+from robovlms.inspection.replay.proof import prove_replay
 from robovlms.inspection.scan import Faults, ScannedRows, ViewScan, choose_stretches, scan_numbers, scan_pictures
 
 __all__ = ["Finding", "Severity", "all_findings", "check_data", "gripper_share", "numeric_findings"]
@@ -135,13 +137,18 @@ def check_data(dataset: WindowDataset, max_frames: int = MAX_FRAMES) -> list[Fin
     stretches = choose_stretches(dataset.reader.episodes, max_frames)
     rows = scan_numbers(dataset.reader, stretches)
     views, faults = scan_pictures(dataset.reader, stretches)
-    return all_findings(dataset, rows, views, faults)
+    found = [
+        *all_findings(dataset, rows, views, faults),
+        *quality_findings(dataset, rows, measure_idleness(dataset, rows)),
+        *prove_replay(dataset, rows)[1],
+    ]
+    return sorted(found, key=lambda finding: finding.severity is not Severity.error)
 
 
 def all_findings(
     dataset: WindowDataset, rows: ScannedRows, views: Mapping[str, ViewScan], faults: Faults
 ) -> list[Finding]:
-    """Judge what was read of a data set, errors first."""
+    """Judge what was read of a data set against its config, errors first."""
     reader, contract = dataset.reader, dataset.converter.source
     found = [
         *fault_findings(rows.faults, "rows of numbers", dataset.config),

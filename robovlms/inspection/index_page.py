@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robovlms.inspection.report import Histogram, Report, Table
+from robovlms.inspection.text import FOLLOWING, IDLE, following_cells, idle_cells
 from robovlms.reports.pages import data_uri, write_page
 
 SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")
@@ -34,6 +35,13 @@ def write_index(report: Report, path: Path, *, pages: Sequence[Path], sheet: Pat
         tables=[_statistics(table) for table in report.tables],
         grippers=[(grip, bars(grip.histogram, 420, 70)) for grip in report.grippers],
         length_bars=bars(report.lengths, 420, 70),
+        following_heads=["", *FOLLOWING],
+        following=[(entry.name, *following_cells(entry)) for entry in report.replay.following],
+        idle_heads=["", *IDLE],
+        idle=idle_cells(report)[:MAX_INSTRUCTIONS],
+        round_trip=[
+            (e.name, e.undone, f"{e.error:.1g}", f"{e.beyond:,}", f"{e.rows:,}") for e in report.replay.round_trip
+        ],
         views=_views(report),
         instructions=list(report.instructions.items())[:MAX_INSTRUCTIONS],
         outliers=[(o.entry, f"{o.value:.5g}", f"{o.low:.4g} … {o.high:.4g}", o.source) for o in report.outliers],

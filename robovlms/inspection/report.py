@@ -15,6 +15,8 @@ from robovlms.actions.statistics import Statistics
 from robovlms.config.data import ActionContract
 from robovlms.data.windows import WindowDataset
 from robovlms.inspection.checks import all_findings
+from robovlms.inspection.quality import Idleness, measure_idleness, quality_findings
+from robovlms.inspection.replay.proof import ReplayReport, prove_replay
 from robovlms.inspection.scan import ScannedRows, ViewScan, choose_stretches, scan_numbers, scan_pictures
 
 BINS = 24  # of every histogram
@@ -108,6 +110,8 @@ class Report:
     num_outliers: int
     views: list[ViewReport]
     grippers: list[GripperReport]
+    replay: ReplayReport
+    idleness: Idleness
     findings: list[Finding]
 
     @property
@@ -151,6 +155,9 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
     views, faults = scan_pictures(reader, stretches)
     findings = all_findings(dataset, rows, views, faults)
     tables, conversion = _tables(dataset, rows)
+    replay, broken = prove_replay(dataset, rows)
+    idleness = measure_idleness(dataset, rows)
+    findings += [*conversion, *broken, *quality_findings(dataset, rows, idleness)]
     outliers, num_outliers = find_outliers(dataset, rows, outlier_iqr)
     lengths = np.array([episode.length for episode in reader.episodes], dtype=np.int64)
     return Report(
@@ -174,7 +181,9 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
         num_outliers=num_outliers,
         views=[_view(dataset, scan) for scan in views.values()],
         grippers=_grippers(rows, contract),
-        findings=sorted([*findings, *conversion], key=lambda finding: finding.severity is not Severity.error),
+        replay=replay,
+        idleness=idleness,
+        findings=sorted(findings, key=lambda finding: finding.severity is not Severity.error),
     )
 
 
@@ -227,8 +236,8 @@ def find_outliers(dataset: WindowDataset, rows: ScannedRows, iqr: float) -> tupl
     low, high = q01 - iqr * spread, q99 + iqr * spread
     excess = np.maximum(low - arm, arm - high)
     found = np.argwhere(excess > 1e-6)
-    scaled = excess / np.maximum(spread, 1e-6)
-    ranked = sorted(found.tolist(), key=lambda place: -scaled[place[0], place[1]])
+    ranks = excess / np.maximum(spread, 1e-6)
+    ranked = sorted(found.tolist(), key=lambda place: -ranks[place[0], place[1]])
     named = [
         Outlier(
             entry=contract.names[numbers[column]],

@@ -18,6 +18,7 @@ from robovlms.data.splits import evenly_spaced
 from robovlms.progress import track
 
 BLOCK_BYTES, MAX_BLOCK = 64_000_000, 512  # of pictures decoded at once
+THIN, PLAIN = 4, 8  # every n-th row and column tells whether a picture has one colour, up to this difference
 MAX_FAULTS = 20  # that are remembered with their text
 
 
@@ -72,7 +73,7 @@ class ViewScan:
     pairs: int = 0  # of neighbours that were compared
     repeated: int = 0  # of them identical
     longest: FrozenRun | None = None
-    blank: int = 0  # of one colour all over
+    blank: int = 0  # of one colour all over, black for instance, but for the noise of a codec
     first_blank: tuple[int, int] | None = None  # (episode, step)
 
     def add(self, episode: int, step: int, image: UInt8[np.ndarray, "_h _x c"]) -> None:
@@ -81,7 +82,7 @@ class ViewScan:
         self.frames += 1
         self.sizes[size] += 1
         self.size_at.setdefault(size, (episode, step))
-        if image.size and bool((image == image[:1, :1]).all()):
+        if image.size and bool((np.ptp(image[::THIN, ::THIN], axis=(0, 1)) <= PLAIN).all()):
             self.blank += 1
             self.first_blank = self.first_blank or (episode, step)
 

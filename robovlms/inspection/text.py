@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from robovlms.inspection.replay.following import EntryReplay
+from robovlms.inspection.replay.proof import ReplayReport
 from robovlms.inspection.report import Report
 from robovlms.terminal import printable
 
 SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")  # columns of the tables of statistics
-MAX_INSTRUCTIONS, MAX_OUTLIERS = 20, 10
+FOLLOWING = ("steps later", "gain", "correlation", "drift")  # heads of the table of states and actions
+IDLE = ("at ends", "inside", "longest at ends", "inside")  # heads of the table of idle steps
+MAX_INSTRUCTIONS, MAX_OUTLIERS, MAX_TASKS = 20, 10, 10
 
 
 def format_report(report: Report) -> str:
@@ -32,6 +36,7 @@ def format_report(report: Report) -> str:
             f"{grip.closed:g} closed and {grip.open:g} open; open in {grip.open_share:.0%} of the rows and at the "
             f"start of {grip.starts_open_share:.0%} of the episodes; {grip.changes:.1f} changes an episode",
         ]
+    lines += ["", *replay_lines(report.replay), "", *idle_lines(report)]
     for view in report.views:
         where = f", {view.longest_source}" if view.longest_source else ""
         lines.append(
@@ -50,6 +55,55 @@ def format_report(report: Report) -> str:
         lines += [f"  {finding.severity.upper()}: {finding.what}"]
         lines += [f"    where: {finding.where}", f"    do: {finding.to_do}"]
     return "\n".join(printable(line, keep="") for line in lines)
+
+
+def replay_lines(replay: ReplayReport) -> list[str]:
+    """Say how actions come back and how states follow them, a line a statement."""
+    lines = []
+    if replay.round_trip:
+        worst = max(replay.round_trip, key=lambda entry: entry.error)
+        lines.append(
+            f"Replay: recorded actions come back from the policy's words within {worst.error:.1g} of their range "
+            f"({worst.name}, {worst.rows} rows)"
+        )
+        if beyond := [f"{entry.name} {entry.beyond}" for entry in replay.round_trip if entry.beyond]:
+            lines.append(f"  rows beyond the bounds of the normalisation: {', '.join(beyond)}")
+    if replay.following:
+        lines.append("States follow the actions, moves summed over half a second:")
+        lines += _align([["", *FOLLOWING], *([entry.name, *following_cells(entry)] for entry in replay.following)])
+    if replay.not_compared:
+        lines.append(
+            f"  no recorded state of {', '.join(replay.not_compared)}: name it in data.proprio_names (data.proprio_key)"
+        )
+    return lines
+
+
+def idle_lines(report: Report) -> list[str]:
+    """Say where the arm waits, the most idle tasks first."""
+    head = f"The arm waits (data.idle.threshold={report.idleness.threshold:g}), of each task's steps:"
+    rows = [["", *IDLE], *([task, *cells] for task, *cells in idle_cells(report)[:MAX_TASKS])]
+    return [head, *_align(rows)]
+
+
+def idle_cells(report: Report) -> list[list[str]]:
+    """Return the cells of every task below the heads `IDLE`."""
+    return [
+        [
+            task.task,
+            f"{task.at_ends.share:.0%}",
+            f"{task.inside.share:.0%}",
+            f"{task.at_ends.longest / report.hz:.1f} s",
+            f"{task.inside.longest / report.hz:.1f} s",
+        ]
+        for task in report.idleness.tasks
+    ]
+
+
+def following_cells(entry: EntryReplay) -> list[str]:
+    """Return the cells of an entry below the heads `FOLLOWING`."""
+    if entry.gain is None or entry.correlation is None:
+        return ["", "still", "", f"{entry.drift:.3g}"]
+    return [str(entry.lag), f"{entry.gain:.2f}", f"{entry.correlation:.2f}", f"{entry.drift:.3g}"]
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:

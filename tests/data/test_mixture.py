@@ -151,6 +151,8 @@ def test_accumulation_does_not_change_a_mixtures_numbers(calvin_folder, arm_fold
         ("data.sources.arm.contract.frame=tcp", r"train again with data\.sources\.arm\.convert\.frame=world"),
         ("data.sources.arm.contract.names=[dx,dq]", r"data\.sources\.arm\.contract\.names has 'dq'"),
         ("data.skip_bad=true", r"data\.skip_bad of a mixture is ignored: set data\.sources\.<name>\.skip_bad"),
+        ("data.skip_idle=true", r"data\.skip_idle of a mixture is ignored: set data\.sources\.<name>\.skip_idle"),
+        ("data.idle.keep_s=1", r"data\.idle of a mixture is ignored"),
         ("data.convert.control_hz=5", r"set data\.sources\.<name>\.convert"),
         ("data.sources.arm.num_workers=2", r"data\.sources\.arm\.num_workers is ignored: set the mixture's"),
         ("data.sources.arm.weight=0", r"data\.sources\.arm\.weight=0\.0 must be above 0"),

@@ -16,10 +16,11 @@ from composing import completed, composed
 from miniatures import ONE_RECORD, SIZE, TEXTS, make_miniature
 
 from robovlms.actions.plan import DataPlan, Source
-from robovlms.config.data import DataConfig
+from robovlms.config.data import DataConfig, IdleConfig
 from robovlms.config.presets import options
 from robovlms.data.base import Reader
-from robovlms.data.opening import build_dataset, open_reader
+from robovlms.data.idle import step_sizes
+from robovlms.data.opening import build_dataset, native_reader, open_reader
 from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS
@@ -83,6 +84,28 @@ def test_frames_are_pictures_of_every_view_and_the_same_one_by_one_and_together(
         singly = [reader.frames(1, steps[i : i + 1])[view][0] for i in range(len(steps))]
         assert np.array_equal(frames, singly)
         assert not np.array_equal(frames[0], frames[2])
+
+
+def test_idle_steps_are_left_out_of_every_format_as_if_they_were_never_recorded(made):
+    whole = native_reader(made.config, "train", list(made.config.views))
+    rows = whole.numbers(1, np.arange(whole.episodes[1].length)).actions
+    sizes = step_sizes(rows, np.zeros(len(rows), np.int64), made.config.contract)
+    idle = IdleConfig(threshold=float(np.quantile(sizes, 0.4)))
+    kept = np.flatnonzero(sizes > np.float32(idle.threshold))
+    config = replace(made.config, skip_idle=True, idle=idle)
+    reader = native_reader(config, "train", list(config.views))
+    number = [e.instruction for e in reader.episodes].index(whole.episodes[1].instruction)
+    assert 0 < len(kept) < len(rows)
+    assert reader.episodes[number].length == len(kept)
+    assert np.array_equal(reader.numbers(number, np.arange(len(kept))).actions, rows[kept])
+    for view, frames in reader.frames(number, np.array([0, 3])).items():
+        assert np.array_equal(frames, whole.frames(1, kept[[0, 3]])[view])
+    clip = reader.read(number, np.array([1]), np.array([1, 2]))
+    assert np.array_equal(clip.numbers.actions, rows[kept[1:3]])
+    assert reader.location(number, 0, 2) == whole.location(1, int(kept[0]), int(kept[2]))
+    assert reader.fingerprint() != whole.fingerprint()
+    other = replace(config, idle=IdleConfig(threshold=0.0))
+    assert native_reader(other, "train", []).fingerprint() != reader.fingerprint()
 
 
 def test_views_that_are_not_asked_for_are_not_read(made):

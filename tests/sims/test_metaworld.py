@@ -5,8 +5,15 @@ import pytest
 
 pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
 
+import torch
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
+from robovlms.actions.normalizer import ActionNormalizer
+from robovlms.actions.statistics import Statistics
+from robovlms.config.choices import NormalizationMode
+from robovlms.config.closed_loop import CollectConfig
+from robovlms.config.data import NormalizationConfig
+from robovlms.sims.demos import Lesson, record_demo
 from robovlms.sims.metaworld import MARKED_GOALS, SOFT_GRIP_EFFORT, MetaWorld
 from robovlms.sims.metaworld_tasks import OPPOSITES, WORDS
 from robovlms.sims.schemas.metaworld import MetaWorldSimConfig
@@ -111,6 +118,26 @@ def test_a_whole_episode_repeats_bit_for_bit_and_the_expert_solves_it(sim):
     assert solved
     assert len(first) == len(second)
     assert all(same(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.slow
+def test_recorded_actions_solve_the_task_again_through_the_policys_words_and_back(sim):
+    task, seed = sim.tasks()[0], 7
+    made = CollectConfig(max_start_steps=0, noise=0.0)
+    demo = record_demo(sim, Lesson(task, task), seed, made)
+    assert demo is not None
+    normal = NormalizationConfig(mode=NormalizationMode.min_max)
+    words = ActionNormalizer(normal, Statistics.compute(demo.actions), sim.contract.names, sim.contract.binary)
+    again = words.denormalize(words.normalize(torch.from_numpy(demo.actions))).numpy()
+    assert np.abs(again - demo.actions).max() < 1e-5
+    inverted = again * np.where(np.arange(again.shape[1]) == 1, -1, 1).astype(np.float32)
+
+    def solves(actions: np.ndarray) -> bool:
+        sim.reset(sim.episode(task, seed))
+        return any(sim.step(action).goals_done for action in actions)
+
+    assert solves(again)
+    assert not solves(inverted)
 
 
 def test_the_expert_speaks_the_action_contract(sim):

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from robovlms.config.choices import Representation, RLDSTransform
+from robovlms.config.choices import RLDSTransform
 from robovlms.data.bad_records import BadRecords
 from robovlms.data.base import EpisodeInfo, Numbers, Reader
 from robovlms.data.files.cache_folder import cache_folder
 from robovlms.data.files.opened import OpenFiles
 from robovlms.data.files.vectors import VectorSpec
+from robovlms.data.idle import kept_steps
 from robovlms.data.rlds.features import FEATURES, open_folder
 from robovlms.data.rlds.index import IndexRequest, load_index
 from robovlms.data.rlds.schema import RLDSDataConfig
@@ -31,8 +32,6 @@ from robovlms.registry import DATASETS
 
 logger = logging.getLogger(__name__)
 
-IDLE = 1e-5  # largest entry of the arm, as recorded, of a step that is left out by data.skip_idle
-
 
 @DATASETS.register("rlds")
 class RldsReader(Reader):
@@ -42,8 +41,8 @@ class RldsReader(Reader):
     kept (`robovlms.data.rlds_index`). From then on the numbers are in memory (4 bytes x steps x entries), and a window
     costs one record and the pictures asked for. A recording whose instruction changes becomes an episode for each
     stretch with one instruction. What has none is left out, with a warning that counts it, as in OpenVLA; so are
-    recordings whose `data.success_key` says no, and with `data.skip_idle` steps that tell the arm nothing: its next
-    step follows at once.
+    recordings whose `data.success_key` says no, and with `data.skip_idle` steps in which the arm waits
+    (`robovlms.data.idle`), before the split is divided: a recording in which it never moves counts for nothing.
 
     Args:
         config: `views` maps our views to keys of a step; `observation/` may be left out.
@@ -55,6 +54,8 @@ class RldsReader(Reader):
         FileNotFoundError: the folder or a file of it is missing.
         UserError: the folder contradicts itself or the config, or a record is damaged; names the file and the option.
     """
+
+    skips_idle = True
 
     def __init__(self, config: RLDSDataConfig, split: str, *, views: list[str]) -> None:
         check_split(split)
@@ -124,7 +125,8 @@ class RldsReader(Reader):
         """Return a hash of the index, which is of the files, of the episodes and of how they are read."""
         content = [self._digest, self._rows.tolist(), self._config.action_key, self._config.proprio_key, self._drop]
         content += [str(self._config.transform), sorted(self._keys.items())]
-        content += [self._config.skip_idle, sorted((view, str(kind)) for view, kind in self._config.bgr.items())]
+        idle = self._config.skip_idle and repr(self._config.idle)
+        content += [idle, sorted((view, str(kind)) for view, kind in self._config.bgr.items())]
         return f"rlds {self._path.resolve()} {hashlib.sha256(repr(content).encode()).hexdigest()}"
 
     def _places(self, episode: int, steps: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
@@ -133,8 +135,6 @@ class RldsReader(Reader):
 
     def _check_options(self) -> None:
         config = self._config
-        if config.skip_idle and config.contract.representation is not Representation.delta:
-            raise UserError("data.skip_idle=true is for deltas: an absolute pose of zeros is no waiting arm.")
         if unknown := set(config.bgr) - set(config.views):
             raise UserError(f"data.bgr names {sorted(unknown)}, which are not among data.views {list(config.views)}.")
 
@@ -258,8 +258,7 @@ class RldsReader(Reader):
         place = np.arange(len(record)) - (np.cumsum(steps) - steps)[record]
         kept = (place >= self._drop) & (place < self._drop + self._lengths()[record])
         if self._config.skip_idle:
-            arm = np.delete(self._actions, self._config.contract.grippers, axis=1)
-            kept &= (np.abs(arm) > IDLE).any(axis=1)
+            kept &= kept_steps(self._actions, record, self._config)
         return kept
 
     def _drop_infinite(

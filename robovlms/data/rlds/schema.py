@@ -25,6 +25,5 @@ class RLDSDataConfig(DataConfig):
     action_key: str = "action"  # of a step, or keys and parts of them put together: action/world_vector+action[6]
     language_key: str = "language_instruction"
     drop_first: int = number(0, at_least=0)  # leading steps of every episode that are left out
-    skip_idle: bool = False  # leave out steps that tell the arm nothing, as if they were never recorded (DROID)
     success_key: str | None = None  # a flag of an episode; where it is false, the episode is left out (kuka: success)
     bgr: dict[str, PictureFormat] = field(default_factory=dict)  # view -> the format whose pictures have blue first

@@ -16,7 +16,7 @@ from robovlms.actions.plan import Source
 from robovlms.commands.convert_data import convert_data
 from robovlms.config.choices import CacheMode, ImageFormat, NormalizationMode
 from robovlms.config.commands import ConvertDataConfig, PackConfig
-from robovlms.config.data import ActionContract, NormalizationConfig
+from robovlms.config.data import ActionContract, IdleConfig, NormalizationConfig
 from robovlms.config.policy import ViewConfig
 from robovlms.data.base import EpisodeInfo, Numbers, Reader
 from robovlms.data.calvin.reader import CalvinReader
@@ -126,6 +126,20 @@ def test_shared_frames_get_one_row(root: Path) -> None:
 
     assert firsts.tolist() == [0, 3, 10]
     assert [tuple(span) for span in spans] == [(0, 0, 0, 6), (6, 1, 3, 4), (10, 2, 0, 5)]
+
+
+def test_a_copy_without_idle_steps_is_read_with_the_same_choice_alone(root: Path) -> None:
+    data = config(root, skip_idle=True, idle=IdleConfig(threshold=0.135))  # frames 10 to 13
+    convert(data)
+    packed = replace(data, cache=CacheMode.packed)
+    reader = open_reader(packed, "train", list(VIEWS))
+    assert isinstance(reader, PackedReader)
+    assert [episode.length for episode in reader.episodes] == [2, 6, 5]
+    assert_equal(open_reader(data, "train", list(VIEWS)), reader)
+    assert reader.numbers(0, np.array([0])).actions[0, 0] == pytest.approx(0.14)
+    for other in (replace(packed, skip_idle=False), replace(packed, idle=IdleConfig(threshold=0.145))):
+        with pytest.raises(FileNotFoundError, match="is not packed"):
+            open_reader(other, "train", list(VIEWS))
 
 
 def test_windows_are_the_same_through_packed_data(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from rlds_folder import FLOAT7, IMAGE, SPECS, TEXT, episode, make_rlds_folder, p
 
 from robovlms.actions.plan import Source
 from robovlms.config.choices import NormalizationMode, PictureFormat, ReferenceFrame, Representation, RLDSTransform
-from robovlms.config.data import ActionContract, NormalizationConfig
+from robovlms.config.data import ActionContract, IdleConfig, NormalizationConfig
 from robovlms.data.rlds.reader import RldsReader
 from robovlms.data.rlds.schema import RLDSDataConfig
 from robovlms.data.rlds.transforms import gripper_clip
@@ -191,8 +192,19 @@ def test_idle_steps_are_left_out_of_numbers_pictures_and_sources_and_the_gripper
     assert reader.location(1, 0, 2).endswith("record 2, steps 0-2")
     assert "1 of 3 episodes that data.skip_idle leaves nothing of" in caplog.text
     assert read(root).fingerprint() != reader.fingerprint()
-    with pytest.raises(ValueError, match=r"data.skip_idle=true is for deltas"):
-        read(root, Representation.absolute, skip_idle=True)
+
+
+def test_of_every_dwell_the_first_steps_may_stay_and_what_counts_as_one_may_be_set(tmp_path):
+    steps = episode(0, 6)
+    steps["steps/action"][[1, 2, 3], :6] = 0.002
+    root = make_rlds_folder(tmp_path / "toy", {"train": [[steps]]})
+    hz = read(root)._config.contract.control_hz
+    assert [e.length for e in read(root, skip_idle=True).episodes] == [6]
+    waiting = IdleConfig(threshold=0.01)
+    assert actions(read(root, skip_idle=True, idle=waiting))[:, 0].tolist() == [0, 40, 50]
+    first = read(root, skip_idle=True, idle=replace(waiting, keep_s=2 / hz))
+    assert [e.length for e in first.episodes] == [5]
+    assert first.fingerprint() != read(root, skip_idle=True, idle=waiting).fingerprint()
 
 
 def test_idle_steps_and_leading_steps_are_left_out_together(tmp_path):
