@@ -42,17 +42,31 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in [*partial.rglob("*"), partial]:
-            _sync(path)
-        aside = _rename_aside(target) if target.exists() else None
-        partial.rename(target)
-        _sync(target.parent)
-        if aside is not None:
-            shutil.rmtree(aside)
-    except BaseException as error:
+        with writing(target):
+            partial.mkdir(parents=True)
+            yield partial
+            for path in [*partial.rglob("*"), partial]:
+                _sync(path)
+            aside = _rename_aside(target) if target.exists() else None
+            partial.rename(target)
+            _sync(target.parent)
+            if aside is not None:
+                shutil.rmtree(aside)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Say in an error of the disk which folder could not be written.
+
+    Raises:
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    try:
+        yield
+    except Exception as error:
         if isinstance(error, OSError) or "I/O error" in str(error):  # safetensors wraps OSError in its own type
             raise OSError(f"could not write {target}: {error}. Earlier checkpoints are untouched.") from error
         raise
