@@ -41,7 +41,8 @@ def run(folder: Path, asked: argparse.Namespace, *, is_async: bool) -> list[tupl
         "backbone.size=tiny", "batch_size=4", f"device_batch_size={4 // asked.processes}", "precision=fp32",
         "window=w4_c10", f"head.hidden_dim={width}", "head.num_layers=1", "data.num_workers=0",
         "trainer.num_threads=1", "trainer.validate_every=null", "schedule.warmup=0 step", "optimizer.lr=1e-6",
-        f"schedule.total={(asked.saves + 1) * asked.every} step", f"trainer.save_every={asked.every} step", "trainer.keep_last=1",
+        f"schedule.total={(asked.saves + 1) * asked.every} step", f"trainer.save_every={asked.every} step",
+        "trainer.keep_last=1",
         f"parallel={asked.parallel}", f"trainer.async_save={is_async}", f"output_dir={folder / 'run'}",
         "trainer.overwrite=true", "tracking=console",
     ]  # fmt: skip

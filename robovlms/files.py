@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from robovlms.errors import UserError
+from robovlms.errors import UserError, writing
 
 PARTIAL, REMOVED = ".partial", ".removed"  # ends of names of what is being written, and of what is being deleted
 MARKER, LOCK, REPLACED = ".robovlms.json", ".lock", ".replaced"  # inside a folder of ours
@@ -54,21 +54,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
                 shutil.rmtree(aside)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Say in an error of the disk which folder could not be written.
-
-    Raises:
-        OSError: the disk is full or not writable; earlier checkpoints are untouched.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, OSError) or "I/O error" in str(error):  # safetensors wraps OSError in its own type
-            raise OSError(f"could not write {target}: {error}. Earlier checkpoints are untouched.") from error
         raise
 
 

@@ -18,7 +18,7 @@ from launching import launch, started
 from robovlms.commands.train import train
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import checkpoints
-from robovlms.policy.manifest import MANIFEST, check_checkpoint
+from robovlms.policy.manifest import check_checkpoint
 from robovlms.training.checkpoints.pieces import Piece, Pieces, save_pieces
 from robovlms.training.checkpoints.saving import CheckpointWriter
 from robovlms.training.checkpoints.state import find_resume
@@ -30,7 +30,20 @@ def saving(calvin_folder, run, *extra):
     train(completed(composed(*tiny_run(calvin_folder, run, "trainer.validate_every=null", *extra))))
 
 
-def test_what_training_changes_while_a_checkpoint_is_written_is_not_in_it(calvin_folder, tmp_path, monkeypatch):
+FEW = ["trainer.save_every=3 step", "schedule.total=5 step", "ema=default", "ema.decay=0.5"]
+
+
+@pytest.fixture(scope="module")
+def in_line(calvin_folder, tmp_path_factory):
+    """A run whose checkpoints of steps 3 and 5 were written while it waited."""
+    run = tmp_path_factory.mktemp("in_line") / "run"
+    saving(calvin_folder, run, *FEW, "trainer.async_save=false")
+    return run
+
+
+def test_what_training_changes_while_a_checkpoint_is_written_is_not_in_it(
+    calvin_folder, tmp_path, in_line, monkeypatch
+):
     write, released = CheckpointWriter._write_part, []
 
     def wait(self, *arguments):
@@ -41,25 +54,34 @@ def test_what_training_changes_while_a_checkpoint_is_written_is_not_in_it(calvin
             released.append(losses(tmp_path / "slow"))
         write(self, *arguments)
 
-    saving(
-        calvin_folder,
-        tmp_path / "whole",
-        "trainer.save_every=3 step",
-        "schedule.total=5 step",
-        "trainer.async_save=false",
-    )
     monkeypatch.setattr(CheckpointWriter, "_write_part", wait)
-    saving(calvin_folder, tmp_path / "slow", "trainer.save_every=3 step", "schedule.total=5 step")
+    saving(calvin_folder, tmp_path / "slow", *FEW)
     assert len(released[0]) >= 4
+    assert_same_checkpoints(in_line, tmp_path / "slow")
+
+
+def test_weights_change_only_when_what_is_saved_of_them_is_copied(calvin_folder, tmp_path, in_line, monkeypatch):
+    copy = CheckpointWriter._copy
+
+    def wait(self, tensors):
+        time.sleep(0.3)
+        copy(self, tensors)
+
+    monkeypatch.setattr(CheckpointWriter, "_copy", wait)
+    saving(calvin_folder, tmp_path / "slow", *FEW, "trainer.validate_every=3 step")  # which swaps in the average
+    assert_same_checkpoints(in_line, tmp_path / "slow")
+
+
+def assert_same_checkpoints(ours, theirs):
     for step in (3, 5):
-        files = [tmp_path / name / "checkpoints" / f"step_{step:06d}" / MANIFEST for name in ("slow", "whole")]
-        slow, whole = (check_tensors(path.parent) for path in files)
-        assert slow == whole
+        left, right = (check_tensors(path / "checkpoints" / f"step_{step:06d}") for path in (ours, theirs))
+        assert left == right
 
 
 def check_tensors(checkpoint):
     check_checkpoint(checkpoint)
-    return [(checkpoint / name).read_bytes() for name in ("model.safetensors", "training_state/optimizer.safetensors")]
+    names = ("model.safetensors", "ema.safetensors", "training_state/optimizer.safetensors")
+    return [(checkpoint / name).read_bytes() for name in names]
 
 
 def test_an_error_in_the_background_ends_the_run_at_the_next_save_and_leaves_earlier_checkpoints(

@@ -26,7 +26,8 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robovlms.files import PARTIAL, writing
+from robovlms.errors import writing
+from robovlms.files import PARTIAL
 from robovlms.policy.checkpoint import BACKBONE, EMA, STATE, WEIGHTS, Trained, save_description
 from robovlms.policy.manifest import new_checkpoint
 from robovlms.policy.policy import first_names, save_weights
@@ -181,7 +182,7 @@ class CheckpointWriter:
             raise error
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy to the host's memory; of a GPU, whose stream is that of training, what follows waits, the host does not."""
+        """Copy to the host's memory; on a GPU only ask for it, in the stream in which training goes on."""
         for name, tensor in tensors.items():
             copy = self._copies.get(name)
             if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,8 @@ class Replicated(Parallelism):
         )
         dtype = REDUCED[options.reduce_dtype]
         if any(parameter.dtype != dtype for parameter in policy.parameters() if parameter.requires_grad):
-            model.register_comm_hook(None, partial(_average, dtype))
+            # Without annotations: torch looks at them, and refuses those that are text, as all of this module are.
+            model.register_comm_hook(dtype, lambda dtype, bucket: _average(dtype, bucket))
         return model
 
     def accumulating(self, model: nn.Module) -> AbstractContextManager[Any]:
