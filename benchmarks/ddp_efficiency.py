@@ -22,8 +22,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("ROBOVLMS_SHARED_DATA", ROOT.parent / "shared" / "data"))
-SENT = Path("/sys/class/net/lo/statistics/tx_bytes")
+DEVICES = Path("/proc/self/net/dev")  # of this process's network
 FEW, WINDOWS = 8, 4  # steps of the short run; windows of a process and step
+
+
+def sent() -> int:
+    """Return the bytes that the loopback device has carried."""
+    line = next(line for line in DEVICES.read_text(encoding="utf-8").splitlines() if line.strip().startswith("lo:"))
+    return int(line.split()[9])
 
 
 def run(asked: argparse.Namespace, processes: int, steps: int, folder: Path) -> tuple[float, float, float, int]:
@@ -38,13 +44,13 @@ def run(asked: argparse.Namespace, processes: int, steps: int, folder: Path) -> 
         f"parallel={asked.parallel}", f"output_dir={folder / 'run'}", "trainer.overwrite=true", "tracking=console",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-    before, sent, begun = resource.getrusage(resource.RUSAGE_CHILDREN), int(SENT.read_text()), time.perf_counter()
+    before, carried, begun = resource.getrusage(resource.RUSAGE_CHILDREN), sent(), time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - begun
     weights = round(float(done.stderr.split(" M trainable parameters")[0].split()[-1]) * 1e6)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return processor, wall, float(int(SENT.read_text()) - sent), weights
+    return processor, wall, float(sent() - carried), weights
 
 
 def main() -> None:
@@ -60,11 +66,12 @@ def main() -> None:
             short, long = (run(asked, processes, steps, Path(folder)) for steps in (FEW, asked.steps))
         steps, weights = asked.steps - FEW, long[3]
         processor, wall = ((long[i] - short[i]) / steps / processes / WINDOWS for i in (0, 1))
-        sent = (long[2] - short[2]) / steps / processes
+        carried = (long[2] - short[2]) / steps / processes
         first = first or processor
         row = {
             "processes": processes, "weights_M": weights / 1e6, "processor_ms_a_window": processor * 1e3,
-            "efficiency": first / processor, "wall_ms_a_window": wall * 1e3, "sent_MB_a_step_and_process": sent / 1e6,
+            "efficiency": first / processor, "wall_ms_a_window": wall * 1e3,
+            "sent_MB_a_step_and_process": carried / 1e6,
             "gradients_MB": 4 * weights * 2 * (processes - 1) / processes / 1e6,
         }  # fmt: skip
         print(json.dumps({key: round(value, 3) for key, value in row.items()}), flush=True)

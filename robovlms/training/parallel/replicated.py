@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ REDUCED = {ReduceDtype.fp32: torch.float32, ReduceDtype.bf16: torch.bfloat16}
 class Replicated(Parallelism):
     """Gradients are averaged while backward computes them, in buckets."""
 
+    _has_reduced = False
+
     def prepare(self, policy: VLAPolicy, resume_from: Path | None) -> nn.Module:
         """Wrap the policy."""
         super().prepare(policy, resume_from)
@@ -42,8 +44,11 @@ class Replicated(Parallelism):
         return model
 
     def accumulating(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Reduce nothing."""
+        """Reduce nothing; with a static graph, whose first backward must reduce, all but that."""
         assert isinstance(model, DistributedDataParallel)
+        if model.static_graph and not self._has_reduced:
+            self._has_reduced = True
+            return nullcontext()
         return model.no_sync()
 
 
