@@ -13,6 +13,8 @@ from calvin_folder import losses, tiny_run
 
 from robovlms.policy.checkpoint import checkpoints
 
+pytestmark = pytest.mark.slow  # torchrun and all that is imported, in every test
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "srun": 'shift\nexec "$@"\n',  # its first argument is an option of its own
@@ -51,9 +53,7 @@ def slurm(tmp_path):
             job.communicate()
 
 
-@pytest.mark.parametrize(
-    ("sent", "is_queued"), [(signal.SIGUSR1, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("sent", "is_queued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_a_job_whose_time_is_up_saves_and_is_queued_again_once(calvin_folder, tmp_path, slurm, sent, is_queued):
     run = tmp_path / "run"
     job = slurm(tiny_run(calvin_folder, run, *ENDLESS))
@@ -70,7 +70,6 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again_once(calvin_folder, tm
     assert (job.returncode == 0) == is_queued
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "status"), [(["schedule.total=1 step"], 0), (["optimizer.lr=-1"], 1)])
 def test_a_job_that_ends_by_itself_is_not_queued_again(calvin_folder, tmp_path, slurm, overrides, status):
     job = slurm(tiny_run(calvin_folder, tmp_path / "run", "schedule.warmup=0 step", *overrides))

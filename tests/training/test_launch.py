@@ -64,9 +64,10 @@ def test_two_processes_give_the_loss_curve_of_one(by_two, tmp_path, name):
         assert losses(folder / name, figure) == pytest.approx(losses(tmp_path / "one", figure), abs=allowed)
 
 
-def test_a_run_killed_twice_ends_like_one_that_was_not(calvin_folder, tmp_path):
+@pytest.mark.parametrize("steps", [[2], pytest.param([2, 5], marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_ends_like_one_that_was_not(calvin_folder, tmp_path, steps):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for step in (2, 5):
+    for step in steps:
         with command(tiny_run(calvin_folder, killed, *LONG, "trainer.resume=auto"), tmp_path) as process:
             process.wait_for(
                 lambda step=step: any(int(path.name.removeprefix("step_")) >= step for path in checkpoints(killed))
@@ -118,6 +119,7 @@ def under_torchrun(data, run):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_ranks_of_torchrun_saves_once_and_all_exit_0(calvin_folder, tmp_path):
     run = tmp_path / "run"
     with under_torchrun(calvin_folder, run) as (process, ranks):

@@ -112,7 +112,9 @@ def test_an_error_in_the_last_save_ends_the_run_too(calvin_folder, tmp_path, mon
     assert not checkpoints(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("parallel", "victims"), [("zero1", [0, 1]), ("fsdp2", [1])])
+@pytest.mark.parametrize(
+    ("parallel", "victims"), [pytest.param("zero1", [0, 1], marks=pytest.mark.slow), ("fsdp2", [1])]
+)
 def test_a_launch_that_is_killed_at_any_moment_leaves_whole_checkpoints_and_goes_on(
     calvin_folder, tmp_path, parallel, victims
 ):
@@ -153,7 +155,9 @@ def test_many_launches_in_a_row_that_are_killed_at_random_moments_leave_whole_ch
     check_goes_on(calvin_folder, run)
 
 
-@pytest.mark.parametrize(("parallel", "full"), [("zero1", 1), ("fsdp2", 0), ("ddp", 0)])
+@pytest.mark.parametrize(
+    ("parallel", "full"), [("zero1", 1), *(pytest.param(mode, 0, marks=pytest.mark.slow) for mode in ("fsdp2", "ddp"))]
+)
 def test_a_process_whose_disk_is_full_ends_all_and_leaves_earlier_checkpoints(calvin_folder, tmp_path, parallel, full):
     run = tmp_path / "run"
     extra = [*LONG, f"parallel={parallel}", "trainer.keep_last=1000"]
