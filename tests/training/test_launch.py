@@ -116,7 +116,7 @@ def under_torchrun(data, run):
             for each in psutil.Process(process.pid).children(recursive=True):
                 each.kill()
             process.kill()
-        process.communicate()
+        process.wait()
 
 
 @pytest.mark.slow
