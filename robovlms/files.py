@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from robovlms.errors import UserError
+from robovlms.errors import UserError, writing
 
 PARTIAL, REMOVED = ".partial", ".removed"  # ends of names of what is being written, and of what is being deleted
 MARKER, LOCK, REPLACED = ".robovlms.json", ".lock", ".replaced"  # inside a folder of ours
@@ -42,19 +42,18 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in [*partial.rglob("*"), partial]:
-            _sync(path)
-        aside = _rename_aside(target) if target.exists() else None
-        partial.rename(target)
-        _sync(target.parent)
-        if aside is not None:
-            shutil.rmtree(aside)
-    except BaseException as error:
+        with writing(target):
+            partial.mkdir(parents=True)
+            yield partial
+            for path in [*partial.rglob("*"), partial]:
+                _sync(path)
+            aside = _rename_aside(target) if target.exists() else None
+            partial.rename(target)
+            _sync(target.parent)
+            if aside is not None:
+                shutil.rmtree(aside)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) or "I/O error" in str(error):  # safetensors wraps OSError in its own type
-            raise OSError(f"could not write {target}: {error}. Earlier checkpoints are untouched.") from error
         raise
 
 

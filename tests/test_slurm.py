@@ -13,6 +13,8 @@ from calvin_folder import losses, tiny_run
 
 from robovlms.policy.checkpoint import checkpoints
 
+pytestmark = pytest.mark.slow  # torchrun and all that is imported, in every test
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "srun": 'shift\nexec "$@"\n',  # its first argument is an option of its own

@@ -289,6 +289,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"], group["number"] = self._lr(self.step), self.step
         self.optimizer.found_inf = (~(norm + loss).isfinite()).float()  # type: ignore[attr-defined]
+        self.writer.before_change()
         self.optimizer.step()
         self.parallel.spread_weights()
         if self.ema:
@@ -308,6 +309,7 @@ class Trainer:
         if self.feed.validation is None:
             return {}
         sources, rng = [source.name for source in self.plan.sources], rng_state()
+        self.writer.before_change()  # `averaged` swaps weights
         try:
             averaged = self.ema.for_validation(self.parallel.spread_weights) if self.ema else nullcontext()
             with averaged, self.accelerator.autocast():

@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from robots import batch_of, policy_of
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 
 from robovlms.registry import BACKBONES
 from robovlms.training.parallel.sharded import layers_of, shard
@@ -22,6 +25,19 @@ def mesh(tmp_path_factory):
     dist.destroy_process_group()
 
 
+def returned_by(model):
+    """Return a list that collects what FSDP's modules return, with the number of times that it was written to."""
+    found = []
+
+    def note(_module, _inputs, output):
+        found.extend((tensor, tensor._version) for tensor in tree_leaves(output) if isinstance(tensor, Tensor))
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.register_forward_hook(note)
+    return found
+
+
 @pytest.mark.parametrize("backbone", BACKBONES.names())
 def test_losses_gradients_and_actions_of_every_family_are_those_of_whole_weights(backbone, mesh):
     policy = policy_of(backbone)
@@ -29,11 +45,14 @@ def test_losses_gradients_and_actions_of_every_family_are_those_of_whole_weights
     whole = copy.deepcopy(policy)
     model = shard(policy, mesh)
     assert all(isinstance(parameter, DTensor) for parameter in policy.parameters())
+    returned = returned_by(model)
     for _ in range(2):  # the second step gathers again
         expected, losses = whole(batch), model(batch)
         assert losses["loss"].item() == pytest.approx(expected["loss"].item(), abs=1e-6)
         expected["loss"].backward()
         losses["loss"].backward()
+    assert returned
+    assert all(tensor._version == version for tensor, version in returned), "FSDP drops its hook where one writes to it"
     gradients = {name: parameter.grad for name, parameter in whole.named_parameters()}
     for name, parameter in policy.named_parameters():
         ours, theirs = parameter.grad, gradients[name]

@@ -7,12 +7,12 @@ for, and a killed process is named with the likely cause.
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -128,8 +128,8 @@ def context() -> BaseContext:
 
 
 def stop_at_exit() -> None:
-    """See to it that no loader process outlives this one."""
-    atexit.register(_stop)
+    """See to it that no loader process outlives this one, which may be one of multiprocessing itself."""
+    Finalize(None, _stop, exitpriority=100)  # before multiprocessing waits for its children
 
 
 def _stop() -> None:

@@ -1,9 +1,10 @@
 """Checkpoints of a run: written by all processes, beside training, whole or not at all.
 
 A save takes a *snapshot*: what this process has of the state, copied to the host's memory where training goes on
-meanwhile (`trainer.async_save`). Processes that share the state each write their part of it; the main process then puts
-the weights together, writes the manifest and renames the folder. An error is raised where the next save, or the end of
-the run, waits for this one.
+meanwhile (`trainer.async_save`). The copy is made beside the next step's forward and backward: training waits for it
+only where the weights are about to change. Processes that share the state each write their part of it; the main process
+then puts the weights together, writes the manifest and renames the folder. An error is raised where the next save, or
+the end of the run, waits for this one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
 
+from robovlms.errors import writing
 from robovlms.files import PARTIAL
 from robovlms.policy.checkpoint import BACKBONE, EMA, STATE, WEIGHTS, Trained, save_description
 from robovlms.policy.manifest import new_checkpoint
@@ -110,6 +112,8 @@ class CheckpointWriter:
         # The backbone's own files never change; its tokenizer may be in use while the thread writes.
         self._files = tempfile.TemporaryDirectory(prefix="robovlms_backbone_")
         self._copies: dict[str, Tensor] = {}  # the last snapshot's, whose memory the next one takes
+        self._copied, self._waited = threading.Event(), 0.0  # seconds, that training waited for the last snapshot
+        self._copied.set()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -144,13 +148,18 @@ class CheckpointWriter:
         if self.rank == 0 and not any(Path(self._files.name).iterdir()):
             snapshot.trained.policy.backbone.save_pretrained(Path(self._files.name), weights=False)
         if not self._is_async:
-            self._write(snapshot, started, None)
+            self._write(snapshot, started)
             return
-        self._copy(snapshot.tensors())
-        waited = time.perf_counter() - started
-        arguments = (snapshot.held_by(self._copies), started, waited)
-        self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint")
+        self._copied.clear()
+        self._thread = threading.Thread(target=self._run, args=(snapshot, started), name="checkpoint")
         self._thread.start()
+        self._waited = time.perf_counter() - started
+
+    def before_change(self) -> None:
+        """Wait until what `save` was given is copied: for whoever is about to change weights or optimizer state."""
+        begun = time.perf_counter()
+        self._copied.wait()
+        self._waited += time.perf_counter() - begun
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if any, in all processes.
@@ -173,23 +182,30 @@ class CheckpointWriter:
             raise error
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy to the host's memory, waiting for the device once."""
+        """Copy to the host's memory; on a GPU only ask for it, in the stream in which training goes on."""
         for name, tensor in tensors.items():
             copy = self._copies.get(name)
             if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
                 self._copies[name] = copy
             copy.copy_(tensor.detach(), non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
 
-    def _run(self, snapshot: Snapshot, started: float, waited: float) -> None:
+    def _run(self, snapshot: Snapshot, started: float) -> None:
+        device = self._accelerator.device
         try:
-            self._write(snapshot, started, waited)
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # of this thread
+            self._copy(snapshot.tensors())
+            self._copied.set()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self._write(snapshot.held_by(self._copies), started)
         except BaseException as error:
             self._error = error
+        finally:
+            self._copied.set()
 
-    def _write(self, snapshot: Snapshot, started: float, waited: float | None) -> None:
+    def _write(self, snapshot: Snapshot, started: float) -> None:
         is_main, folder = self.rank == 0, snapshot.target.with_name(f".{snapshot.target.name}{PARTIAL}")
         self._together(lambda: check_finite(snapshot.trained_tensors(), snapshot.state.step))
         with ExitStack() as stack:
@@ -199,12 +215,13 @@ class CheckpointWriter:
                 self._together(lambda: self._finish(folder, snapshot, stack))
             else:
                 self._together(lambda: None)
-                self._together(lambda: self._write_part(folder, snapshot))
+                with writing(snapshot.target):
+                    self._together(lambda: self._write_part(folder, snapshot))
                 self._together(lambda: None)
         if is_main:
             self._kept(snapshot.state.step)
             took = time.perf_counter() - started
-            figures = (snapshot.num_bytes / 1e9, took, took if waited is None else waited)
+            figures = (snapshot.num_bytes / 1e9, took, self._waited if self._is_async else took)
             log.info("saved %s (%.2f GB here) in %.2f s, training waited %.3f s", snapshot.target, *figures)
 
     def _finish(self, folder: Path, snapshot: Snapshot, stack: ExitStack) -> None:

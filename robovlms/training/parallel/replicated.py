@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ REDUCED = {ReduceDtype.fp32: torch.float32, ReduceDtype.bf16: torch.bfloat16}
 class Replicated(Parallelism):
     """Gradients are averaged while backward computes them, in buckets."""
 
+    _has_reduced = False
+
     def prepare(self, policy: VLAPolicy, resume_from: Path | None) -> nn.Module:
         """Wrap the policy."""
         super().prepare(policy, resume_from)
@@ -38,12 +39,16 @@ class Replicated(Parallelism):
         )
         dtype = REDUCED[options.reduce_dtype]
         if any(parameter.dtype != dtype for parameter in policy.parameters() if parameter.requires_grad):
-            model.register_comm_hook(None, partial(_average, dtype))
+            # Without annotations: torch looks at them, and refuses those that are text, as all of this module are.
+            model.register_comm_hook(dtype, lambda dtype, bucket: _average(dtype, bucket))
         return model
 
     def accumulating(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Reduce nothing."""
+        """Reduce nothing; with a static graph, whose first backward must reduce, all but that."""
         assert isinstance(model, DistributedDataParallel)
+        if model.static_graph and not self._has_reduced:
+            self._has_reduced = True
+            return nullcontext()
         return model.no_sync()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -165,6 +166,8 @@ def shard(
         reduce_dtype: of gradients on their way between processes.
         reshard_after_forward: whether a gathered layer is dropped until backward needs it again.
     """
+    # True where somebody writes to what a layer returns, which nobody does: tests/training/test_sharded.py.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(.*\) returned a view tensor", UserWarning)
     rounded = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     for layer in layers_of(policy.backbone):
         fully_shard(layer, mesh=mesh, mp_policy=rounded, reshard_after_forward=reshard_after_forward)
