@@ -90,6 +90,12 @@ class Reader(ABC):
         instructions = len({episode.instruction for episode in self.episodes})
         return f"{len(self.episodes)} episodes, {frames} frames, {instructions} instructions"
 
+    def number(self, episode: int) -> int:
+        """Return the folder's own number of an episode, by which `data.episodes` chooses; stretches of one recording
+        share it, and what has none has -1.
+        """
+        return episode
+
     def recorded(self, episode: int) -> int | None:
         """Return the number of an episode's first frame in a recording that episodes share, or None."""
         return None

@@ -9,6 +9,7 @@ from robovlms.terminal import printable
 
 SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")  # columns of the tables of statistics
 MAX_INSTRUCTIONS, MAX_OUTLIERS = 20, 10
+MAX_NUMBERS = 200  # characters of the episodes' numbers; the JSON has all
 
 
 def format_report(report: Report) -> str:
@@ -17,6 +18,7 @@ def format_report(report: Report) -> str:
         f"{report.name}: {report.summary}",
         f"{report.num_episodes} episodes, {report.num_frames} frames, {report.seconds / 60:.1f} min at "
         f"{report.hz:g} Hz; {report.lengths.low:g} to {report.lengths.high:g}, median {report.median_length:g} frames",
+        f"Numbers of the episodes, as data.episodes takes them: {shorten(report.numbers, MAX_NUMBERS)}",
         f"{report.num_windows} windows of {report.window_size} frames and {report.chunk_size} actions a frame; "
         f"{report.masked_share:.1%} of their actions are masked",
         f"Statistics of {report.scanned}.",
@@ -51,6 +53,11 @@ def format_report(report: Report) -> str:
         lines += [f"  {finding.severity.upper()}: {finding.what}"]
         lines += [f"    where: {finding.where}", f"    do: {finding.to_do}"]
     return "\n".join(printable(line, keep="") for line in lines)
+
+
+def shorten(text: str, most: int) -> str:
+    """Return a text, cut where it is longer."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:

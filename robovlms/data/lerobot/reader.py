@@ -26,6 +26,7 @@ from robovlms.data.lerobot.names import order_problem, recorded_names
 from robovlms.data.lerobot.recording import Problems, image_problems, place_videos
 from robovlms.data.lerobot.schema import LeRobotDataConfig
 from robovlms.data.lerobot.timing import SHARE, ClockError, clock_note
+from robovlms.data.selection import EpisodeSelection
 from robovlms.data.splits import choose_episodes
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS, nearest
@@ -72,8 +73,11 @@ class LeRobotReader(Reader):
         self._videos = OpenFiles(open_video)
         self._images = OpenFiles(ParquetImages)
         self._tasks = read_tasks(self._info)
-        found = read_episodes(self._info, [key for key in self._keys.values() if key in self._info.keys("video")])
-        self._columns, faults = self._read_columns(found)
+        listed = read_episodes(self._info, [key for key in self._keys.values() if key in self._info.keys("video")])
+        selection = EpisodeSelection.parse(config.episodes)
+        found = [listed[i] for i in selection.choose([episode.index for episode in listed], self._root)]
+        files = {episode.file for episode in found}
+        self._columns, faults = self._read_columns([episode for episode in listed if episode.file in files])
         good = self._keep_good(found, faults)
         chosen = choose_episodes([self._task(e) for e in good], split, config.validation_fraction, config.fraction)
         self._files = [stretch for i in chosen for stretch in self._stretches(good[i])]
@@ -88,6 +92,10 @@ class LeRobotReader(Reader):
         place = self._files[episode]
         columns, rows = self._columns[place.file], place.start + steps
         return Numbers(columns["action"][rows], columns["proprio"][rows] if self._proprio else None)
+
+    def number(self, episode: int) -> int:
+        """Return the episode_index."""
+        return self._files[episode].index
 
     def location(self, episode: int, first: int, last: int) -> str:
         """Name the data file, episode and frames."""
