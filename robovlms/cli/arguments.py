@@ -27,7 +27,7 @@ PATHS = {"checkpoint", "output_dir", "root", "init_from", "resume", "folders", "
 # Options of `evaluation` that a run's own config decides, unless they are given.
 AS_TRAINED = ("execution", "execute_steps", "decision_steps", "latency", "executions", "language", "language_episodes",
               "videos_per_task", "source")  # fmt: skip
-EPISODES = re.compile(r"\+{0,2}(data\.(sources\.\w+\.)?episodes|drop)")  # ranges with commas, perhaps in brackets
+EPISODES = re.compile(r"\+{0,2}(data\.(sources\.\w+\.)?episodes|keep|drop)")  # ranges with commas, perhaps in brackets
 PLAIN = re.compile(r"[\w/.+$%*@?|:~ -]*")  # what Hydra's grammar takes without quotes
 
 
@@ -150,7 +150,7 @@ def _quote(value: str) -> str:
 def _merging(override: str) -> str:
     """Let `data.views={front: key}` bring keys that the preset has not."""
     key, _, value = override.partition("=")
-    return f"++{override}" if value.startswith("{") and re.match(r"\w+\.", key) else override
+    return f"++{override}" if value.startswith("{") and re.match(r"\w+(\.|$)", key) else override
 
 
 def _as_trained(overrides: list[str]) -> list[str]:

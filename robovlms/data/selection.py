@@ -42,8 +42,13 @@ class EpisodeSelection:
     dropped: tuple[Span, ...] = ()
 
     @classmethod
-    def parse(cls, text: str | None, option: str = "data.episodes") -> EpisodeSelection:
+    def parse(cls, text: str | None, option: str = "data.episodes", *, is_drop: bool = False) -> EpisodeSelection:
         """Read the value of an option, and the files that it names; None chooses all.
+
+        Args:
+            text: see `FORM`.
+            option: its name, for messages.
+            is_drop: what it names is left out, without a minus.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -55,13 +60,14 @@ class EpisodeSelection:
         dropped: list[Span] = []
         for part in text.strip().removeprefix("[").removesuffix("]").split(","):
             named = part.strip()
-            bare = named.removeprefix("-")
+            bare = named if is_drop else named.removeprefix("-")
+            leaves_out = is_drop or bare != named
             if bare.endswith(".json"):
-                keep, drop = _read_file(Path(bare).expanduser(), is_drop=bare != named, option=option)
+                keep, drop = _read_file(Path(bare).expanduser(), is_drop=leaves_out, option=option)
                 kept += keep or []
                 dropped += drop
             else:
-                (kept if bare == named else dropped).append(_span(bare, f"{option}={text}"))
+                (dropped if leaves_out else kept).append(_span(bare, f"{option}={text}"))
         return cls(option, _merged(kept), _merged(dropped))
 
     @property
@@ -136,7 +142,8 @@ def _read_file(path: Path, *, is_drop: bool, option: str) -> tuple[list[Span] | 
     if not isinstance(content, dict) or not content.keys() & {"keep", "drop"}:
         raise UserError(f'{option}: {path} holds neither a list of numbers nor {{"keep": [...]}} or {{"drop": [...]}}.')
     if is_drop and "keep" in content:
-        raise UserError(f'{option}: {path} says what to keep ("keep"), and -{path} would leave it out: omit the minus.')
+        told = "what is named here is left out: omit the minus, or the file"
+        raise UserError(f'{option}: {path} says what to keep ("keep"), but {told}.')
     keep = _numbers(content["keep"], path, option) if "keep" in content else None
     if keep == []:
         raise UserError(f"{option}: {path} keeps no episode.")

@@ -256,7 +256,7 @@ def _is_numeric(feature: dict[str, Any]) -> bool:
 
 def _column(kind: pa.DataType, values: np.ndarray | pa.Array) -> pa.Array:
     if kind == IMAGE_TYPE and isinstance(values, np.ndarray):
-        rows = [{"bytes": _png(frame), "path": f"frame-{step:06d}.png"} for step, frame in enumerate(values)]
+        rows = [{"bytes": encode_png(frame), "path": f"frame-{step:06d}.png"} for step, frame in enumerate(values)]
         return pa.array(rows, kind)
     flat = pa.array(values.reshape(-1)) if isinstance(values, np.ndarray) else values
     while pa.types.is_list(flat.type) or pa.types.is_fixed_size_list(flat.type):
@@ -268,7 +268,8 @@ def _column(kind: pa.DataType, values: np.ndarray | pa.Array) -> pa.Array:
     return flat.cast(kind)
 
 
-def _png(frame: UInt8[np.ndarray, "_h _x c"]) -> bytes:
+def encode_png(frame: UInt8[np.ndarray, "_h _x c"]) -> bytes:
+    """Return a picture as PNG, which keeps it exactly."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -91,7 +91,7 @@ class LeRobotWriter(FolderWriter):
     def _check(self, frames: dict[str, Any], actions: np.ndarray, proprio: np.ndarray, task: str) -> None:
         if set(frames) != set(self._sizes):
             raise UserError(f"frames hold the views {sorted(frames)}, expected {sorted(self._sizes)}.")
-        expected = {view: (len(actions), *size, 3) for view, size in self._sizes.items()}
+        expected: dict[str, tuple[int, ...]] = {view: (len(actions), *size, 3) for view, size in self._sizes.items()}
         numbers = {"action": actions, "observation.state": proprio}
         for key in numbers:
             width = self.features[key]["shape"][0] if key in self.features else 0
