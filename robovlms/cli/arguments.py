@@ -27,7 +27,9 @@ PATHS = {"checkpoint", "output_dir", "root", "init_from", "resume", "folders", "
 # Options of `evaluation` that a run's own config decides, unless they are given.
 AS_TRAINED = ("execution", "execute_steps", "decision_steps", "latency", "executions", "language", "language_episodes",
               "videos_per_task", "source")  # fmt: skip
-EPISODES = re.compile(r"\+{0,2}(data\.(sources\.\w+\.)?episodes|keep|drop)")  # ranges with commas, perhaps in brackets
+EPISODES = re.compile(
+    r"\+{0,2}(data\.(sources\.\w+\.)?episodes|keep|drop|trim)"
+)  # ranges with commas, perhaps in brackets
 PLAIN = re.compile(r"[\w/.+$%*@?|:~ -]*")  # what Hydra's grammar takes without quotes
 
 

@@ -13,7 +13,6 @@ from robovlms.config.commands import (
     ConvertBackboneConfig,
     ConvertCheckpointConfig,
     ConvertDataConfig,
-    EditDataConfig,
     EvaluateConfig,
     ExportConfig,
     InspectConfig,
@@ -22,6 +21,7 @@ from robovlms.config.commands import (
     ServeConfig,
 )
 from robovlms.config.run import TrainConfig
+from robovlms.data.editing.schema import EditDataConfig
 from robovlms.errors import UserError
 from robovlms.terminal import show
 

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from robovlms.config.commands import EditDataConfig
 from robovlms.data.editing.base import Recordings, Take
 from robovlms.data.editing.lerobot_folder import LeRobotFolder
 from robovlms.data.editing.reader_recordings import ReaderRecordings
 from robovlms.data.editing.renaming import check_same, new_names
-from robovlms.data.editing.takes import choose, divide, take_all, trim_idle, trim_to
+from robovlms.data.editing.schema import EditDataConfig
+from robovlms.data.editing.takes import choose, divide, read_trim, take_all, trim_idle, trim_to
 from robovlms.data.editing.videos import describe
 from robovlms.data.lerobot.folder import FolderWriter
+from robovlms.data.remote import fetch, local_folder, pin
 from robovlms.errors import UserError
 from robovlms.files import atomic_folder
 from robovlms.progress import track
@@ -33,12 +34,13 @@ def edit_data(config: EditDataConfig) -> list[str]:
         raise FileExistsError(f"output_dir={target} exists: choose another, or delete it. Nothing is edited in place.")
     sources = _open(config)
     where = " and ".join(source.where for source in sources)
-    takes = choose(take_all(sources), config.keep, config.drop, where)
+    everything = take_all(sources)
+    takes = choose(everything, config.keep, config.drop, where)
+    spans = read_trim(config.trim)
     if config.trim_idle:
-        takes = trim_idle(
-            takes, sources, threshold=config.idle_threshold, keep=config.idle_keep, spared=set(config.trim)
-        )
-    divided = divide(trim_to(takes, config.trim), config.split, where)
+        spared = set(spans)
+        takes = trim_idle(takes, sources, threshold=config.idle_threshold, keep=config.idle_keep, spared=spared)
+    divided = divide(trim_to(takes, spans), config.split, [take.number for take in everything], where)
     for place, source in enumerate(sources):
         source.prepare([take for take in takes if take.source == place])
     if not config.split:
@@ -50,16 +52,17 @@ def edit_data(config: EditDataConfig) -> list[str]:
 
 def _open(config: EditDataConfig) -> Sequence[Recordings]:
     if config.data is not None:
+        data = pin(config.data)
         return [
             ReaderRecordings(
-                config.data,
+                fetch(data, list(data.views)),
                 robot_type=config.robot_type or config.data.name,
                 instruction=config.set_instruction,
                 is_video=config.video,
             )
         ]
     assert config.root is not None
-    roots = [Path(root).expanduser() for root in (config.root, *config.merge)]
+    roots = [local_folder(config.root, "root"), *(local_folder(root, "merge") for root in config.merge)]
     names = new_names(roots, config.rename, config.rename_cameras, config.drop_features)
     folders = [
         LeRobotFolder(

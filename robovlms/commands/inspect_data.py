@@ -7,6 +7,7 @@ from pathlib import Path
 
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.commands import InspectConfig
+from robovlms.data.remote import fetch, pin
 from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.inspection.contact_sheet import draw_contact_sheet
@@ -25,7 +26,8 @@ def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
     Raises:
         FileNotFoundError, ValueError: the data set cannot be opened, or `episode` is not one that training sees.
     """
-    plan, folder = DataPlan.of(config.data, config.view.views), Path(config.output_dir)
+    views = config.view.views
+    plan, folder = DataPlan.of(fetch(pin(config.data), views), views), Path(config.output_dir)
     plan.check_roots()
     datasets = [_open_source(plan, source, config) for source in plan.sources]  # all: a wrong option costs no scan
     reports = []

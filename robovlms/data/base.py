@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -70,6 +70,13 @@ class Reader(ABC):
 
     episodes: Sequence[EpisodeInfo]
     fps: float | None = None  # frames a second, where the format records it
+    # of a data set on the Hub, patterns of the files that tell which others are read (`needed_files`); none: all are
+    index_files: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def needed_files(cls, config: Any, views: list[str]) -> list[str]:
+        """Return paths, or patterns of them, that are read below `data.root`, by its `index_files`."""
+        return ["*"]
 
     @abstractmethod
     def frames(self, episode: int, steps: Int64[np.ndarray, "w"]) -> dict[str, UInt8[np.ndarray, "w _h _x c"]]:

@@ -105,6 +105,9 @@ def test_sweeps_of_one_value_and_long_names_do_not_collide() -> None:
         ("+data.sources.mine.episodes=-bad.json,4", "train", "+data.sources.mine.episodes='-bad.json,4'"),
         ("data.episodes=null", "train", "data.episodes=null"),
         ("sim.episodes=5", "train", "sim.episodes=5"),
+        ("drop=3,7-9", "edit_data", "drop='3,7-9'"),
+        ("trim=4:12-87,6:0-", "edit_data", "trim='4:12-87,6:0-'"),
+        ("split={train: 0.9, test: 0.1}", "edit_data", "++split={train: 0.9, test: 0.1}"),
     ],
 )
 def test_a_command_line_means_what_it_says(given: str, config_name: str, expected: str) -> None:

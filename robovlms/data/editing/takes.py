@@ -49,8 +49,25 @@ def choose(takes: list[Take], keep: str | None, drop: str | None, where: str) ->
     return takes
 
 
+def read_trim(text: str | None) -> dict[int, str]:
+    """Return the frames that `trim` keeps of episodes, e.g. "12-87", by the episode's number.
+
+    Raises:
+        UserError: it is not of this form.
+    """
+    found: dict[int, str] = {}
+    for part in (text or "").strip("[] ").split(",") if text is not None else []:
+        match = re.fullmatch(r"\s*(\d{1,9})\s*:\s*(\d{1,9}-\d{0,9})\s*", part)
+        if match is None:
+            raise UserError(
+                f"trim={text}: write an episode's number and the frames that are kept, e.g. 3:12-87,5:0-40."
+            )
+        found[int(match[1])] = match[2]
+    return found
+
+
 def trim_to(takes: list[Take], spans: Mapping[int, str]) -> list[Take]:
-    """Return the takes with those that `spans` names by number cut to the frames that it gives, e.g. "12-87".
+    """Return the takes with those that `spans` names cut to the frames that it gives.
 
     Raises:
         UserError: there is no such episode or frame.
@@ -59,12 +76,11 @@ def trim_to(takes: list[Take], spans: Mapping[int, str]) -> list[Take]:
     for number, text in spans.items():
         if number not in by_number:
             raise UserError(f"trim has {number}, which is none of the episodes that are kept: {in_short(by_number)}.")
-        take, match = by_number[number], re.fullmatch(r"(\d{1,9})-(\d{0,9})", text)
-        first = int(match[1]) if match else -1
-        last = int(match[2] or take.length - 1) if match else -1
-        if not 0 <= first <= last < take.length:
+        take, (start, _, end) = by_number[number], text.partition("-")
+        first, last = int(start), int(end or take.length - 1)
+        if not first <= last < take.length:
             raise UserError(
-                f"trim.{number}={text} must be the first and the last frame that are kept, e.g. 0-{take.length - 1}: "
+                f"trim={number}:{text} must be the first and the last frame that are kept, e.g. 0-{take.length - 1}: "
                 f"the episode has {take.length} frames."
             )
         by_number[number] = replace(take, first=first, length=last - first + 1)
@@ -120,11 +136,11 @@ def _moving(track: Float64[np.ndarray, "t d"], room: Float64[np.ndarray, "d"]) -
     return int(min(left[0] - 1, back[-1])), int(max(left[0], back[-1] + 1))
 
 
-def divide(takes: list[Take], split: Mapping[str, str], where: str) -> dict[str, list[Take]]:
+def divide(takes: list[Take], split: Mapping[str, str], known: list[int], where: str) -> dict[str, list[Take]]:
     """Return the takes of every new folder by its name; "" where nothing is divided.
 
     Shares (two, together 1) are of every task's episodes, the second folder's the last of them; anything else is a
-    choice by number.
+    choice among the numbers that are `known`, dropped ones among them.
 
     Raises:
         UserError: what `split` says is no division: folders share an episode, or one is in none.
@@ -139,19 +155,20 @@ def divide(takes: list[Take], split: Mapping[str, str], where: str) -> dict[str,
     shares = [float(text) if re.fullmatch(r"0?\.\d+", text) else None for text in split.values()]
     if None not in shares:
         return _by_share(takes, list(split), [share for share in shares if share is not None])
-    numbers = [take.number for take in takes]
-    chosen = {
-        name: EpisodeSelection.parse(text, f"split.{name}").choose(numbers, where) for name, text in split.items()
-    }
-    counts = np.bincount(np.concatenate(list(chosen.values())), minlength=len(takes))
-    if twice := [numbers[i] for i in np.flatnonzero(counts > 1).tolist()]:
+    chosen = {name: EpisodeSelection.parse(text, f"split.{name}") for name, text in split.items()}
+    for selection in chosen.values():
+        selection.choose(known, where)
+    folders = [[name for name in chosen if chosen[name].includes(take.number)] for take in takes]
+    if twice := [take.number for take, names in zip(takes, folders, strict=True) if len(names) > 1]:
         raise UserError(f"split puts the episodes {in_short(twice)} into more than one folder.")
-    if without := [numbers[i] for i in np.flatnonzero(counts == 0).tolist()]:
+    if without := [take.number for take, names in zip(takes, folders, strict=True) if not names]:
         raise UserError(
             f"split puts the episodes {in_short(without)} into no folder: name them, or leave them out with "
             f"drop={in_short(without)}."
         )
-    return {name: [takes[i] for i in places] for name, places in chosen.items()}
+    if empty := [name for name in split if [name] not in folders]:
+        raise UserError(f"split.{empty[0]}={split[empty[0]]} names episodes alone that are left out.")
+    return {name: [take for take, names in zip(takes, folders, strict=True) if names == [name]] for name in split}
 
 
 def _by_share(takes: list[Take], names: list[str], shares: list[float]) -> dict[str, list[Take]]:

@@ -92,6 +92,11 @@ class EpisodeFiles:
     first: int = 0  # frame of the recording that it begins with: recordings are divided where the instruction changes
 
     @property
+    def paths(self) -> list[Path]:
+        """List its files."""
+        return [self.file, *(place.path for place in self.videos.values())]
+
+    @property
     def start(self) -> int:
         """Number the row of its first frame in the file."""
         return self.row + self.first

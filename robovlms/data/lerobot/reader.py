@@ -6,6 +6,7 @@ Source: github.com/huggingface/lerobot, codebase versions v2.0, v2.1 and v3.0.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from robovlms.registry import DATASETS, nearest
 
 logger = logging.getLogger(__name__)
 
+MAX_PATTERNS = 2000  # files that are asked for one by one
 _NUMERIC = ("float32", "float64", "int64", "int32", "uint8", "bool")  # features that have a column of numbers
 
 
@@ -53,6 +55,23 @@ class LeRobotReader(Reader):
         FileNotFoundError: the folder or a file of it is missing.
         UserError: the folder contradicts itself or the config; the message names the file and the option to change.
     """
+
+    index_files = ("meta/*",)
+
+    @classmethod
+    def needed_files(cls, config: LeRobotDataConfig, views: list[str]) -> list[str]:
+        """Return the files of the chosen episodes and views; of many episodes, those of all."""
+        info = read_info(Path(config.root))
+        keys = [key for view in views if (key := config.views[view]) in info.keys("video")]
+        images = ["images/*"] if info.keys("image") else []
+        if config.episodes is not None:
+            listed = read_episodes(info, keys)
+            chosen = EpisodeSelection.parse(config.episodes).choose([e.index for e in listed], config.root)
+            paths = {path for i in chosen for path in listed[i].paths}
+            if len(paths) <= MAX_PATTERNS:
+                return [*images, *sorted(str(path.relative_to(info.root)) for path in paths)]
+        templates = [info.data_path, *(info.video_path.replace("{video_key}", key) for key in keys)]
+        return [*images, *(re.sub(r"{[^}]*}", "*", template) for template in templates)]
 
     def __init__(self, config: LeRobotDataConfig, split: str, *, views: list[str]) -> None:
         self._config, self._split, self._root = config, split, Path(config.root).expanduser()

@@ -11,9 +11,9 @@ from composing import completed, composed
 from miniatures import make_miniature
 
 from robovlms.commands.edit_data import edit_data
-from robovlms.config.commands import EditDataConfig
 from robovlms.config.data import ActionContract, DataConfig
 from robovlms.data.base import Reader
+from robovlms.data.editing.schema import EditDataConfig
 from robovlms.data.lerobot.reader import LeRobotReader
 from robovlms.data.lerobot.schema import LeRobotDataConfig
 from robovlms.errors import UserError

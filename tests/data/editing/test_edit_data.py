@@ -15,8 +15,8 @@ from lerobot_folder import CAMERA, FPS, LEVEL, NAMES, encode, gray, shown, write
 
 from robovlms.commands.edit_data import edit_data
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation
-from robovlms.config.commands import EditDataConfig
 from robovlms.config.data import ActionContract, NormalizationConfig
+from robovlms.data.editing.schema import EditDataConfig
 from robovlms.data.lerobot.reader import LeRobotReader
 from robovlms.data.lerobot.schema import LeRobotDataConfig
 from robovlms.data.lerobot.stats import number_stats
@@ -101,7 +101,7 @@ def test_meta_says_what_the_new_folder_holds(tmp_path):
 
 def test_videos_of_whole_episodes_are_copied_and_those_of_a_part_encoded_again(tmp_path):
     root = write_v2(tmp_path / "old", videos=(8, 8, 8))
-    new = edit(root, keep="0,2", trim={2: "3-6"})
+    new = edit(root, keep="0,2", trim="2:3-6")
     videos = sorted(new.glob("videos/*/*/*.mp4"))
     assert videos[0].read_bytes() == (root / f"videos/chunk-000/{CAMERA}/episode_000000.mp4").read_bytes()
     first, last = contents(new)
@@ -154,7 +154,7 @@ def test_waiting_at_both_ends_is_cut_but_for_some_frames(tmp_path, keep, first, 
 
 
 def test_an_episode_that_is_trimmed_by_hand_is_not_trimmed_again(tmp_path):
-    new = edit(write_waiting(tmp_path / "old"), trim_idle=True, trim={0: "2-18"})
+    new = edit(write_waiting(tmp_path / "old"), trim_idle=True, trim="0:2-18")
     assert [len(actions) for _, actions, _ in contents(new)] == [17, 20]
 
 
@@ -171,6 +171,8 @@ def test_a_folder_is_divided_by_shares_and_by_numbers(tmp_path):
     assert contents(tmp_path / "shares/train") + contents(tmp_path / "shares/test") == old
     assert [len(contents(tmp_path / f"numbers/{name}")) for name in "abc"] == [2, 2, 1]
     assert contents(tmp_path / "numbers/c") == [old[2]]
+    edit(root, "fewer", drop="1", split={"a": "0-2", "b": "3-"})
+    assert contents(tmp_path / "fewer/a") == [old[0], old[2]]
 
 
 def test_folders_of_two_versions_are_put_together_and_their_tasks_numbered_anew(tmp_path):
@@ -211,14 +213,17 @@ def test_cameras_and_features_get_new_names(tmp_path):
         ({"drop": "3"}, "drop names 3, but .*old has 3 episodes, 0-2"),
         ({"drop": "0-"}, "leaves no episode"),
         ({"keep": "0", "drop": "1"}, "drop names 1, but"),
-        ({"trim": {5: "0-3"}}, "trim has 5, which is none of the episodes that are kept: 0-2"),
-        ({"trim": {1: "3-8"}}, r"trim\.1=3-8 must be .* 0-7: the episode has 8 frames"),
-        ({"trim": {1: "-3"}}, "must be the first and the last frame"),
+        ({"trim": "5:0-3"}, "trim has 5, which is none of the episodes that are kept: 0-2"),
+        ({"trim": "1:3-8"}, r"trim=1:3-8 must be .* 0-7: the episode has 8 frames"),
+        ({"trim": "0:3-,1:5-4"}, "must be the first and the last frame"),
+        ({"trim": "1=2-3"}, r"write an episode's number and the frames that are kept: 3:12-87"),
         ({"trim_idle": True}, "idle_key=observation.state is no feature of numbers"),
         ({"split": {"a": "0.5"}}, "must name two folders"),
         ({"split": {"a": "0.5", "b": "0.4"}}, "add up to 1"),
         ({"split": {"a": "0-1", "b": "1-2"}}, "puts the episodes 1 into more than one"),
         ({"split": {"a": "0", "b": "2"}}, "puts the episodes 1 into no folder"),
+        ({"split": {"a": "0-1", "b": "2"}, "drop": "2"}, r"split\.b=2 names episodes alone that are left out"),
+        ({"split": {"a": "0-1", "b": "2-3"}}, r"split\.b names 2-3, but"),
         ({"split": {"../a": "0", "b": "1-"}}, "no name of a folder"),
         ({"rename_cameras": {"top": "side"}}, "has 'top', which is no camera"),
         ({"rename": {"actoin": "a"}}, "Did you mean 'action'"),
