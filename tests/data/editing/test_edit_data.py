@@ -216,7 +216,7 @@ def test_cameras_and_features_get_new_names(tmp_path):
         ({"trim": "5:0-3"}, "trim has 5, which is none of the episodes that are kept: 0-2"),
         ({"trim": "1:3-8"}, r"trim=1:3-8 must be .* 0-7: the episode has 8 frames"),
         ({"trim": "0:3-,1:5-4"}, "must be the first and the last frame"),
-        ({"trim": "1=2-3"}, r"write an episode's number and the frames that are kept: 3:12-87"),
+        ({"trim": "1=2-3"}, r"write an episode's number and the frames that are kept, e\.g\. 3:12-87"),
         ({"trim_idle": True}, "idle_key=observation.state is no feature of numbers"),
         ({"split": {"a": "0.5"}}, "must name two folders"),
         ({"split": {"a": "0.5", "b": "0.4"}}, "add up to 1"),
