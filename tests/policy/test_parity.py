@@ -39,7 +39,9 @@ ALLOWED = [
     if (structure, config.kind) not in REFUSED
 ]
 NAMES = ["dx", "dy", "dz", "u", "v", "w", "gripper"]
-NORMALIZER = ActionNormalizer(NormalizationConfig(mode=NormalizationMode.min_max), Statistics.compute(ROWS), NAMES)
+NORMALIZER = ActionNormalizer(
+    NormalizationConfig(mode=NormalizationMode.min_max), Statistics.compute(ROWS), NAMES, [A - 1]
+)
 CONTRACT = ActionContract(
     names=NAMES,
     representation=Representation.delta,
@@ -62,7 +64,9 @@ def make_policy(backbone_name, structure, head_name, proprio=False, window_size=
     backbone = BACKBONES.get(backbone_name).tiny()
     head = HEADS.get(HEAD_CONFIGS[head_name].name)(
         HEAD_CONFIGS[head_name],
-        HeadSizes(feature_dim=backbone.hidden_dim, action_dim=A, window_size=window_size, chunk_size=K),
+        HeadSizes(
+            feature_dim=backbone.hidden_dim, action_dim=A, binary=(A - 1,), window_size=window_size, chunk_size=K
+        ),
     )
     if head.needs_chunks:
         head.calibrate(list(np.random.default_rng(0).uniform(-1, 1, (50, K, A))))
@@ -91,15 +95,15 @@ def whole_window(policy, steps):
 
 
 def streamed():
-    """Every backbone with the plainest head of every structure, every kind of backbone with all; the rest is slow."""
+    """Every backbone with the plainest head of every structure, every kind with all; others are extended."""
     for backbone_name in BACKBONES.names():
         for structure, head_name in ALLOWED:
             if structure is Structure.interleaved and not BACKBONES.get(backbone_name).can_interleave:
                 continue
             if HEAD_CONFIGS[head_name].kind is HeadKind.slots and not BACKBONES.get(backbone_name).can_parallel:
                 continue
-            is_slow = head_name != "mlp" and backbone_name not in ("nano", "paligemma", "flamingo", "florence2")
-            marks = [pytest.mark.slow] if is_slow else []
+            is_extended = head_name != "mlp" and backbone_name not in ("nano", "paligemma", "flamingo", "florence2")
+            marks = [pytest.mark.extended] if is_extended else []
             for proprio in (False, True) if backbone_name == "nano" else (False,):
                 yield pytest.param(backbone_name, structure, head_name, proprio, marks=marks)
 
