@@ -365,3 +365,25 @@ def test_a_data_set_whose_files_are_git_lfs_pointers_says_so_before_a_frame_is_r
         config = replace(made.config, root=str(root), skip_bad=skip_bad, cache_dir=str(tmp_path / "cache"))
         with pytest.raises(UserError, match="Git LFS pointer, and its 12345 bytes are missing"):
             open_reader(config, "train", list(config.views)).numbers(0, np.array([0]))
+
+
+def damage_first(root: Path, name: str) -> None:
+    """Make the first episode of a miniature useless."""
+    if name == "libero":
+        import h5py
+
+        with h5py.File(min(root.glob("*.hdf5")), "a") as file:
+            del file["data/demo_0/actions"]
+        return
+    files = {"calvin": "training/*.npz", "aloha": "*.hdf5", "lerobot": "data/*/*.parquet"}
+    min(root.glob(files[name])).write_bytes(b"damaged")
+
+
+def test_damage_in_an_episode_that_is_left_out_stops_nobody(made, tmp_path):
+    if made.config.name == "rlds":
+        pytest.skip("its index reads every record once")
+    root = shutil.copytree(made.root, tmp_path / "copy")
+    damage_first(root, made.config.name)
+    assert 0 not in contents(made.open(root=str(root), episodes="-0"))
+    with pytest.raises((UserError, FileNotFoundError)):
+        made.open(root=str(root))

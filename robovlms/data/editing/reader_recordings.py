@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, UInt8
 
-from robovlms.actions.contract import GRIPPER
 from robovlms.config.choices import CacheMode, Representation
-from robovlms.config.data import DataConfig
+from robovlms.config.data import DataConfig, gripper_entries
 from robovlms.data.base import Reader
 from robovlms.data.editing.base import Copying, Recording, Recordings, Take
 from robovlms.data.files.video import write_video
@@ -65,7 +64,8 @@ class ReaderRecordings(Recordings):
             return proprio.astype(float)
         track = actions.astype(float)
         if self.config.contract.representation is Representation.delta:
-            arm = [not (name == GRIPPER or name.endswith(f"/{GRIPPER}")) for name in self.config.contract.names]
+            names = self.config.contract.names
+            arm = sorted(set(range(len(names))) - set(gripper_entries(names)))
             track[:, arm] = np.cumsum(track[:, arm], axis=0)
         return track
 

@@ -13,6 +13,7 @@ from miniatures import make_miniature
 from robovlms.commands.edit_data import edit_data
 from robovlms.config.data import ActionContract, DataConfig
 from robovlms.data.base import Reader
+from robovlms.data.editing.reader_recordings import ReaderRecordings
 from robovlms.data.editing.schema import EditDataConfig
 from robovlms.data.lerobot.reader import LeRobotReader
 from robovlms.data.lerobot.schema import LeRobotDataConfig
@@ -77,3 +78,15 @@ def test_edits_of_lerobot_folders_are_refused_for_what_is_converted(data, tmp_pa
         EditDataConfig(output_dir=str(tmp_path / "new"))
     with pytest.raises(UserError, match="video=true is for data="):
         EditDataConfig(root="/x", output_dir=str(tmp_path / "new"), video=True)
+
+
+def test_deltas_that_stand_still_are_waiting_and_a_steady_motion_is_not(tmp_path):
+    root = tmp_path / "calvin"
+    config = completed(composed("data=calvin", "view=side")).data
+    config = make_miniature(config, root)
+    source = ReaderRecordings(config, robot_type="x", instruction=None, is_video=False)
+    steps = np.arange(source.listed[0].length)
+    actions = source.reader.numbers(0, steps).actions.astype(float)
+    track = source.positions(0)
+    np.testing.assert_allclose(track[:, :6], np.cumsum(actions[:, :6], axis=0))
+    np.testing.assert_array_equal(track[:, 6], actions[:, 6])
