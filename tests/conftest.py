@@ -4,6 +4,7 @@ here.
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +13,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 import pytest
 import torch
+from hub_server import TOKEN, Hub, hub_server
 from jaxtyping import install_import_hook
 
 install_import_hook("robovlms", "beartype.beartype")
@@ -61,3 +63,24 @@ def calvin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from calvin_folder import make_calvin_folder
 
     return make_calvin_folder(tmp_path_factory.mktemp("calvin"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub of this machine, for which the client of this process is logged in and has an empty cache."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    with hub_server() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server speaks Git LFS
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        huggingface_hub.close_session()
+        yield hub
+        huggingface_hub.close_session()

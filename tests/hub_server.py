@@ -1,4 +1,6 @@
-"""As much of the Hugging Face Hub as its own client needs to create, read and write model repositories."""
+"""As much of the Hugging Face Hub as its own client needs to create, read and write model repositories, and to read
+those of data sets.
+"""
 
 from __future__ import annotations
 
@@ -181,13 +183,14 @@ class Handler(BaseHTTPRequestHandler):
     def valid(self):
         return self.answer(200, {"errors": [], "warnings": []})
 
-    NAME = r"([^/]+/[^/]+)"
+    NAME = r"((?:datasets/)?[^/]+/[^/]+)"  # of a model, or of a data set
+    KIND = r"(?:models/|(?=datasets/))"
     ROUTES = [
         (r"POST /api/repos/create", create),
         (rf"POST /api/models/{NAME}/branch/(.+)", branch),
-        (rf"GET /api/models/{NAME}", info),
-        (rf"GET /api/models/{NAME}/revision/(.+)", info),
-        (rf"GET /api/models/{NAME}/tree/([^/]+)/?", tree),
+        (rf"GET /api/{KIND}{NAME}", info),
+        (rf"GET /api/{KIND}{NAME}/revision/(.+)", info),
+        (rf"GET /api/{KIND}{NAME}/tree/([^/]+)/?", tree),
         (rf"POST /api/models/{NAME}/preupload/(.+)", preupload),
         (rf"POST /{NAME}\.git/info/lfs/objects/batch", lfs_batch),
         (r"PUT /lfs/(\w+)", lfs_put),

@@ -29,7 +29,7 @@ DOORS = {
     "heads": "config registry errors types",
     "images": "config errors types",
     "sims": "config registry errors types files",
-    "data": "config registry errors types files progress workers actions images",
+    "data": "config registry errors types files hub progress workers actions images",
     "policy": "config registry errors types files hub actions images backbones heads",
     "evaluation": "config registry errors types files hub progress terminal workers actions sims policy client",
     "serving": "config registry errors types actions images policy",

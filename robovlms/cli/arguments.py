@@ -27,6 +27,9 @@ PATHS = {"checkpoint", "output_dir", "root", "init_from", "resume", "folders", "
 # Options of `evaluation` that a run's own config decides, unless they are given.
 AS_TRAINED = ("execution", "execute_steps", "decision_steps", "latency", "executions", "language", "language_episodes",
               "videos_per_task", "source")  # fmt: skip
+EPISODES = re.compile(
+    r"\+{0,2}(data\.(sources\.\w+\.)?episodes|keep|drop|trim)"
+)  # ranges with commas, perhaps in brackets
 PLAIN = re.compile(r"[\w/.+$%*@?|:~ -]*")  # what Hydra's grammar takes without quotes
 
 
@@ -116,6 +119,9 @@ def _quoted(override: str, is_sweep: bool) -> str:
     if leaf == "folders" and key == "folders":
         inner = value[1:-1] if value[0] == "[" and value[-1] == "]" else value
         return f"{key}=[{','.join(_quote(path) for path in separate_paths(inner))}]"
+    if EPISODES.fullmatch(key):
+        chosen = re.split(r",(?![^\[]*\])", value) if is_sweep else [value]
+        return f"{key}={','.join(map(_quote, chosen))}"
     if value[0] == "[":
         return override
     if leaf in PATHS or "=" in value:
@@ -146,7 +152,7 @@ def _quote(value: str) -> str:
 def _merging(override: str) -> str:
     """Let `data.views={front: key}` bring keys that the preset has not."""
     key, _, value = override.partition("=")
-    return f"++{override}" if value.startswith("{") and re.match(r"\w+\.", key) else override
+    return f"++{override}" if value.startswith("{") and re.match(r"\w+(\.|$)", key) else override
 
 
 def _as_trained(overrides: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from robovlms.config.commands import (
     ServeConfig,
 )
 from robovlms.config.run import TrainConfig
+from robovlms.data.editing.schema import EditDataConfig
 from robovlms.errors import UserError
 from robovlms.terminal import show
 
@@ -60,6 +61,11 @@ def inspect_data() -> None:
 def convert_data() -> None:
     """Run `python scripts/convert_data.py` or `robovlms-convert-data`."""
     entry("convert_data", ConvertDataConfig, _convert_data)
+
+
+def edit_data() -> None:
+    """Run `python scripts/edit_data.py` or `robovlms-edit-data`."""
+    entry("edit_data", EditDataConfig, _edit_data)
 
 
 def convert_backbone() -> None:
@@ -155,6 +161,13 @@ def _convert_data(config: ConvertDataConfig) -> None:
 
     for summary in run(config):
         show(summary)
+
+
+def _edit_data(config: EditDataConfig) -> None:
+    from robovlms.commands.edit_data import edit_data as run
+
+    for line in run(config):
+        show(line)
 
 
 def _convert_backbone(config: ConvertBackboneConfig) -> None:

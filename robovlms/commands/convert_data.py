@@ -8,6 +8,7 @@ from robovlms.actions.plan import DataPlan
 from robovlms.config.commands import ConvertDataConfig
 from robovlms.data.opening import _origin, native_reader, packed_folder
 from robovlms.data.packed.writer import PackSummary, pack, verify
+from robovlms.data.remote import fetch, pin
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ def convert_data(config: ConvertDataConfig) -> list[PackSummary]:
         FileNotFoundError: there is nothing to verify, or sources of a mixture are not there.
         UserError: see `packing.pack` and `packing.verify`.
     """
-    plan = DataPlan.of(config.data, config.view.views)
+    views = config.view.views
+    plan = DataPlan.of(fetch(pin(config.data), views), views)
     plan.check_roots()
     summaries = []
     for source in plan.sources:

@@ -8,6 +8,7 @@ from pathlib import Path
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.commands import InspectConfig
 from robovlms.data.opening import native_reader
+from robovlms.data.remote import fetch, pin
 from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.files import write_text
@@ -32,7 +33,8 @@ def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
         raise UserError(
             f"write={config.write} writes what is found out of a folder: omit data=, and give data.root=<folder>."
         )
-    plan, folder = DataPlan.of(config.data, config.view.views), Path(config.output_dir)
+    views = config.view.views
+    plan, folder = DataPlan.of(fetch(pin(config.data), views), views), Path(config.output_dir)
     plan.check_roots()
     datasets = [_open_source(plan, source, config) for source in plan.sources]  # all: a wrong option costs no scan
     reports = []

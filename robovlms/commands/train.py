@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +16,7 @@ from robovlms.commands.evaluate import evaluate
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
 from robovlms.data.opening import join_sources, open_sources, open_validation
+from robovlms.data.remote import fetch, pin
 from robovlms.data.statistics import compute_statistics, proprio_rows, sample_chunks
 from robovlms.data.windows import find_instructions
 from robovlms.errors import UserError
@@ -25,6 +27,7 @@ from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Simulator
 from robovlms.terminal import set_up_logging
+from robovlms.training.checkpoints.state import resumed_data
 from robovlms.training.figures import plot_run
 from robovlms.training.launch import end_with_parent
 from robovlms.training.trainer import Trainer
@@ -35,12 +38,14 @@ log = logging.getLogger(__name__)
 
 def train(config: TrainConfig) -> Path:
     """Run a config from demonstrations to report, as far as it asks; give the final checkpoint folder."""
+    config = replace(config, data=pin(config.data, resumed_data(config)))
     plan = DataPlan.of(config.data, config.view.views)
     beside = EvaluationBeside(config) if config.evaluation.during_training else None
     if config.sim is not None and (config.collect.enabled or config.evaluation.enabled or beside):
         # A missing simulator, an unknown task or actions that mean something else are found before hours of work.
         simulator: Simulator = SIMULATORS.get(config.sim.name)(config.sim)
         check_simulator(simulator, plan.find(config.evaluation.source, simulator.contract))
+    plan = DataPlan.of(fetch(config.data, config.view.views), config.view.views)
     with Trainer(config, plan) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.commands.collect_demos import collect_demos

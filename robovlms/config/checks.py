@@ -127,8 +127,8 @@ def check_mixture(data: MixtureDataConfig) -> None:
         UserError: names the option and where to set it.
     """
     of_sources = {"convert": ConvertConfig(), "skip_bad": False, "skip_idle": False, "idle": IdleConfig(),
-                "cache": CacheMode.native, "cache_mb": 0,
-                "cache_dir": None, "fraction": 1.0, "weight": 1.0}  # fmt: skip
+                "cache": CacheMode.native, "cache_mb": 0, "cache_dir": None, "episodes": None,
+                "fraction": 1.0, "weight": 1.0}  # fmt: skip
     for option, default in of_sources.items():
         if getattr(data, option) != default:
             raise UserError(f"data.{option} of a mixture is ignored: set data.sources.<name>.{option}.")

@@ -161,6 +161,8 @@ class DataConfig:
     cache: CacheMode = marked(CacheMode.native, keeps=WHERE)
     # of packed copies, indices and numbers; null: ROBOVLMS_CACHE, else ~/.cache/robovlms
     cache_dir: str | None = marked(None, keeps=WHERE)
+    # those that are used, by the folder's own numbers: 0-99,200- or -3,-7-9 (left out) or keep.json, -bad.json
+    episodes: str | None = marked(None, keeps=READING)
     # share of the training segments or episodes, evenly spread
     fraction: float = number(1.0, above=0, at_most=1, keeps=READING)
     weight: float = number(1.0, above=0, at_most=1e9, keeps=PICTURES)  # in a mixture

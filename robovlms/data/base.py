@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -71,6 +71,13 @@ class Reader(ABC):
     episodes: Sequence[EpisodeInfo]
     fps: float | None = None  # frames a second, where the format records it
     skips_idle: bool = False  # it leaves out idle steps itself, as `data.skip_idle` says
+    # of a data set on the Hub, patterns of the files that tell which others are read (`needed_files`); none: all are
+    index_files: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def needed_files(cls, config: Any, views: list[str]) -> list[str]:
+        """Return paths, or patterns of them, that are read below `data.root`, by its `index_files`."""
+        return ["*"]
 
     @abstractmethod
     def frames(self, episode: int, steps: Int64[np.ndarray, "w"]) -> dict[str, UInt8[np.ndarray, "w _h _x c"]]:
@@ -90,6 +97,12 @@ class Reader(ABC):
         frames = sum(episode.length for episode in self.episodes)
         instructions = len({episode.instruction for episode in self.episodes})
         return f"{len(self.episodes)} episodes, {frames} frames, {instructions} instructions"
+
+    def number(self, episode: int) -> int:
+        """Return the folder's own number of an episode, by which `data.episodes` chooses; stretches of one recording
+        share it, and what has none has -1.
+        """
+        return episode
 
     def recorded(self, episode: int) -> int | None:
         """Return the number of an episode's first frame in a recording that episodes share, or None."""

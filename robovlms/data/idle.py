@@ -127,6 +127,10 @@ class IdleSkippingReader(Reader):
         steps = self._steps[episode]
         return self._reader.read(self._numbers[episode], steps[observed], steps[acted])
 
+    def number(self, episode: int) -> int:
+        """Return the folder's own number of an episode."""
+        return self._reader.number(self._numbers[episode])
+
     def location(self, episode: int, first: int, last: int) -> str:
         """Name the file and these frames of it, as they were recorded."""
         steps = self._steps[episode]

@@ -25,10 +25,11 @@ _ADDRESS = re.compile(rf"hf:/{{1,2}}({_NAME.pattern})(?:@([\w./-]+))?")  # as a 
 
 @dataclass(frozen=True)
 class Repository:
-    """A model repository of the Hub, at a revision."""
+    """A repository of the Hub, at a revision."""
 
     name: str  # <owner>/<name>
     revision: str | None = None  # branch, tag or commit; None: the main branch
+    kind: str = "model"  # or dataset
 
     def __str__(self) -> str:
         return f"hf://{self.name}" + (f"@{self.revision}" if self.revision else "")
@@ -214,9 +215,10 @@ def _unreachable(repository: Repository, what: str, error: BaseException | None)
     from huggingface_hub import errors
 
     offline = isinstance(error, errors.OfflineModeIsEnabled)
+    kind = "" if repository.kind == "model" else f" --repo-type {repository.kind}"
     told = " ".join(str(error or "").split())[:200]
     why = "HF_HUB_OFFLINE=1 is set" if offline else f"the Hub is not reached ({type(error).__name__}: {told})"
     return (
         f"{repository} {what}, and {why}: try again with a network and without HF_HUB_OFFLINE. A machine without a "
-        f"network can be given a folder: `hf download {repository.name} --local-dir <folder>` elsewhere."
+        f"network can be given a folder: `hf download {repository.name}{kind} --local-dir <folder>` elsewhere."
     )

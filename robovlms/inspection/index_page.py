@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robovlms.inspection.report import Histogram, Report, Table
-from robovlms.inspection.text import FOLLOWING, IDLE, following_cells, idle_cells
+from robovlms.inspection.text import FOLLOWING, IDLE, following_cells, idle_cells, shorten
 from robovlms.reports.pages import data_uri, write_page
 
 SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")
+MAX_NUMBERS = 2000  # characters of the episodes' numbers; the JSON has all
 MAX_INSTRUCTIONS = 200  # that are listed; the JSON has all
 
 
@@ -32,6 +33,7 @@ def write_index(report: Report, path: Path, *, pages: Sequence[Path], sheet: Pat
         title=report.name,
         report=report,
         tiles=_tiles(report),
+        numbers=shorten(report.numbers, MAX_NUMBERS),
         tables=[_statistics(table) for table in report.tables],
         grippers=[(grip, bars(grip.histogram, 420, 70)) for grip in report.grippers],
         length_bars=bars(report.lengths, 420, 70),

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32, Int64
 from robovlms.actions.checks import Finding, Severity, gripper_share
 from robovlms.actions.statistics import Statistics
 from robovlms.config.data import ActionContract
+from robovlms.data.selection import in_short
 from robovlms.data.windows import WindowDataset
 from robovlms.inspection.checks import all_findings
 from robovlms.inspection.quality import Idleness, measure_idleness, quality_findings
@@ -96,6 +97,7 @@ class Report:
     window_size: int
     chunk_size: int
     hz: float  # recorded steps a second
+    numbers: str  # the folder's own of the episodes, as `data.episodes` takes them
     num_episodes: int
     num_frames: int
     num_windows: int
@@ -167,6 +169,7 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
         window_size=dataset.window_size,
         chunk_size=dataset.chunk_size,
         hz=contract.control_hz,
+        numbers=in_short(found for i in range(len(lengths)) if (found := reader.number(i)) >= 0),
         num_episodes=len(lengths),
         num_frames=int(lengths.sum()),
         num_windows=len(dataset),

@@ -13,6 +13,7 @@ SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")  # columns of the tab
 FOLLOWING = ("steps later", "gain", "correlation", "drift")  # heads of the table of states and actions
 IDLE = ("at ends", "inside", "longest at ends", "inside")  # heads of the table of idle steps
 MAX_INSTRUCTIONS, MAX_OUTLIERS, MAX_TASKS = 20, 10, 10
+MAX_NUMBERS = 200  # characters of the episodes' numbers; the JSON has all
 
 
 def format_report(report: Report) -> str:
@@ -21,6 +22,7 @@ def format_report(report: Report) -> str:
         f"{report.name}: {report.summary}",
         f"{report.num_episodes} episodes, {report.num_frames} frames, {report.seconds / 60:.1f} min at "
         f"{report.hz:g} Hz; {report.lengths.low:g} to {report.lengths.high:g}, median {report.median_length:g} frames",
+        f"Numbers of the episodes, as data.episodes takes them: {shorten(report.numbers, MAX_NUMBERS)}",
         f"{report.num_windows} windows of {report.window_size} frames and {report.chunk_size} actions a frame; "
         f"{report.masked_share:.1%} of their actions are masked",
         f"Statistics of {report.scanned}.",
@@ -104,6 +106,11 @@ def following_cells(entry: EntryReplay) -> list[str]:
     if entry.gain is None or entry.correlation is None:
         return ["", "still", "", f"{entry.drift:.3g}"]
     return [str(entry.lag), f"{entry.gain:.2f}", f"{entry.correlation:.2f}", f"{entry.drift:.3g}"]
+
+
+def shorten(text: str, most: int) -> str:
+    """Return a text, cut where it is longer."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:

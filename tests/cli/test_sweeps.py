@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from composing import completed, composed
 
 from robovlms.cli.arguments import rewrite
 from robovlms.cli.jobs import MAX_NAME, Outcome, job_name, summary
@@ -97,6 +98,16 @@ def test_sweeps_of_one_value_and_long_names_do_not_collide() -> None:
         ("backbone.prompt='a=b {instruction}'", "train", "backbone.prompt='a=b {instruction}'"),
         ("optimizer.lr=choice(1e-4,1e-5)", "train", "optimizer.lr=choice(1e-4,1e-5)"),
         ("output_dir=runs/${name}", "train", "output_dir=runs/${name}"),
+        ("data.episodes=0-99", "train", "data.episodes=0-99"),
+        ("data.episodes=0-99,200-", "train", "data.episodes='0-99,200-'"),
+        ("data.episodes=-3,-7-9", "train", "data.episodes='-3,-7-9'"),
+        ("data.episodes=[0,3]", "train", "data.episodes='[0,3]'"),
+        ("+data.sources.mine.episodes=-bad.json,4", "train", "+data.sources.mine.episodes='-bad.json,4'"),
+        ("data.episodes=null", "train", "data.episodes=null"),
+        ("sim.episodes=5", "train", "sim.episodes=5"),
+        ("drop=3,7-9", "edit_data", "drop='3,7-9'"),
+        ("trim=4:12-87,6:0-", "edit_data", "trim='4:12-87,6:0-'"),
+        ("split={train: 0.9, test: 0.1}", "edit_data", "++split={train: 0.9, test: 0.1}"),
     ],
 )
 def test_a_command_line_means_what_it_says(given: str, config_name: str, expected: str) -> None:
@@ -112,6 +123,17 @@ def test_folders_of_old_sweeps_are_found_though_their_names_have_commas(
     assert rewrite(["folders=0_lr=1,seed=2"], "compare") == ["folders=['0_lr=1,seed=2']"]
     swept = rewrite(["--multirun", "checkpoint=0_lr=1,seed=2,other"], "evaluate")
     assert swept == ["--multirun", "checkpoint='0_lr=1,seed=2',other"]
+
+
+def test_a_sweep_over_episodes_keeps_what_is_in_brackets_together() -> None:
+    swept = rewrite(["--multirun", "data.episodes=0-9,[0-4,-3],-2"], "train")
+    assert swept == ["--multirun", "data.episodes=0-9,'[0-4,-3]',-2"]
+
+
+@pytest.mark.parametrize("text", ["5", "0-99", "0-99,200-", "-3,-7-9", "-3", "[0,3]", "lists/keep.json,-bad.json"])
+def test_episodes_reach_the_config_as_they_are_written(text: str) -> None:
+    config = completed(composed("data=lerobot", *rewrite([f"data.episodes={text}"], "train")))
+    assert config.data.episodes == text
 
 
 def test_flags_may_stand_anywhere() -> None:

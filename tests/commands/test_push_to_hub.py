@@ -14,7 +14,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import yaml
-from hub_server import OWNER, TOKEN, hub_server
+from hub_server import OWNER
 from huggingface_hub import constants
 from served import MIXTURE, SINGLE
 
@@ -31,24 +31,6 @@ from robovlms.policy.manifest import MANIFEST, DamagedCheckpointError, check_che
 ROOT = Path(__file__).parents[2]
 NAME = f"{OWNER}/lift_cup"
 SECRET_ROOT = "/home/alice/secret_project/calvin"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub, for which the client of this process is logged in and has an empty cache."""
-    with hub_server() as hub:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server speaks Git LFS
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        huggingface_hub.close_session()
-        yield hub
-        huggingface_hub.close_session()
 
 
 @pytest.fixture(scope="module")

@@ -170,7 +170,7 @@ def test_what_a_change_of_a_field_leaves_as_it_is_is_told_by_the_field() -> None
         "views", "normalization", "shift", "augmentation", "resize", "fit", "weight",
     }  # fmt: skip
     assert fields_that_keep(DataConfig, READING) == fields_that_keep(DataConfig, NUMBERS) | {
-        "contract", "convert", "proprio_rotation", "proprio_seen", "fraction",
+        "contract", "convert", "proprio_rotation", "proprio_seen", "episodes", "fraction",
     }  # fmt: skip
     assert fields_that_keep(config.collect, DEMO) >= {"demos_per_task", "video"}
     free = ["optimizer.lr", "trainer.resume", "schedule.total", "data.root", "data.sources.bridge.num_workers", "name"]

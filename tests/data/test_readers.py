@@ -16,11 +16,15 @@ from composing import completed, composed
 from miniatures import ONE_RECORD, SIZE, TEXTS, make_miniature
 
 from robovlms.actions.plan import DataPlan, Source
+from robovlms.config.choices import CacheMode, ImageFormat
 from robovlms.config.data import DataConfig, IdleConfig
 from robovlms.config.presets import options
 from robovlms.data.base import Reader
 from robovlms.data.idle import step_sizes
-from robovlms.data.opening import build_dataset, native_reader, open_reader
+from robovlms.data.opening import _origin as origin_of
+from robovlms.data.opening import build_dataset, native_reader, open_reader, packed_folder
+from robovlms.data.packed.reader import PackedReader
+from robovlms.data.packed.writer import pack
 from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS
@@ -35,6 +39,7 @@ PROPRIO = {
     "libero": "obs/states",
     "rlds": "observation/state",
 }
+HAVE_OWN_VALIDATION = ("calvin", "rlds")  # a folder or split that `data.episodes` is not about
 ENTRIES = ["x", "y", "z", "opening"]
 MIXTURES = [
     name
@@ -73,6 +78,59 @@ def test_every_split_has_episodes_with_frames_and_an_instruction(made, split):
     reader = made.open(split)
     assert reader.episodes
     assert all(episode.length > 20 and episode.instruction in TEXTS for episode in reader.episodes)
+
+
+def contents(reader: Reader) -> dict[int, tuple[str, bytes, bytes]]:
+    """Return what the episodes of a reader show, by the folder's own numbers."""
+    steps = np.array([0, 3, 20])
+    return {
+        reader.number(i): (
+            episode.instruction,
+            b"".join(frames.tobytes() for frames in reader.frames(i, steps).values()),
+            reader.numbers(i, np.arange(episode.length)).actions.tobytes(),
+        )
+        for i, episode in enumerate(reader.episodes)
+    }
+
+
+def test_chosen_episodes_are_those_of_their_numbers_and_no_others(made):
+    has_fraction = hasattr(made.config, "validation_fraction")
+    whole = contents(made.open(validation_fraction=0.0) if has_fraction else made.open())
+    assert len(whole) == 4
+    for text, kept in {"0-2": [0, 1, 2], "-1": [0, 2, 3], "[0,3]": [0, 3], "2-": [2, 3]}.items():
+        found: dict[int, tuple[str, bytes, bytes]] = {}
+        for split in ("train",) if made.config.name in HAVE_OWN_VALIDATION else ("train", "validation"):
+            found |= contents(made.open(split, episodes=text))
+        assert found == {number: whole[number] for number in kept}, text
+
+
+def test_the_whole_folder_chosen_by_number_is_the_folder(made):
+    for split in ("train", "validation"):
+        whole, chosen = made.open(split), made.open(split, episodes="0-3")
+        assert contents(whole) == contents(chosen)
+        assert whole.fingerprint() == chosen.fingerprint()
+    assert made.open().fingerprint() != made.open(episodes="2-3").fingerprint()
+
+
+def test_a_packed_copy_is_read_for_the_episodes_that_it_was_made_of(made, tmp_path):
+    (tmp_path / "keep.json").write_text("[0, 2, 3]")
+    chosen = {"cache_dir": str(tmp_path), "cache": CacheMode.packed, "episodes": str(tmp_path / "keep.json")}
+    config, views = replace(made.config, **chosen), list(made.config.views)
+    reader = native_reader(config, "train", views)
+    folder = packed_folder(config, "train", views, reader, ImageFormat.raw)
+    pack(reader, folder, image_format=ImageFormat.raw, origin=origin_of(config, "train", views))
+    for text in (config.episodes, "0,2-3", "[3,2,0]"):
+        assert isinstance(open_reader(replace(config, episodes=text), "train", views), PackedReader)
+    (tmp_path / "keep.json").write_text("[2, 3]")
+    with pytest.raises(UserError, match="or its selection changed"):
+        open_reader(config, "train", views)
+
+
+def test_an_episode_that_there_is_not_and_an_empty_choice_are_refused(made):
+    with pytest.raises(UserError, match=r"data\.episodes names 4, but .* has 4 episodes, 0-3"):
+        made.open(episodes="4")
+    with pytest.raises(UserError, match=r"data\.episodes=-0- leaves no episode"):
+        made.open(episodes="-0-")
 
 
 def test_frames_are_pictures_of_every_view_and_the_same_one_by_one_and_together(made):
@@ -330,3 +388,25 @@ def test_a_data_set_whose_files_are_git_lfs_pointers_says_so_before_a_frame_is_r
         config = replace(made.config, root=str(root), skip_bad=skip_bad, cache_dir=str(tmp_path / "cache"))
         with pytest.raises(UserError, match="Git LFS pointer, and its 12345 bytes are missing"):
             open_reader(config, "train", list(config.views)).numbers(0, np.array([0]))
+
+
+def damage_first(root: Path, name: str) -> None:
+    """Make the first episode of a miniature useless."""
+    if name == "libero":
+        import h5py
+
+        with h5py.File(min(root.glob("*.hdf5")), "a") as file:
+            del file["data/demo_0/actions"]
+        return
+    files = {"calvin": "training/*.npz", "aloha": "*.hdf5", "lerobot": "data/*/*.parquet"}
+    min(root.glob(files[name])).write_bytes(b"damaged")
+
+
+def test_damage_in_an_episode_that_is_left_out_stops_nobody(made, tmp_path):
+    if made.config.name == "rlds":
+        pytest.skip("its index reads every record once")
+    root = shutil.copytree(made.root, tmp_path / "copy")
+    damage_first(root, made.config.name)
+    assert 0 not in contents(made.open(root=str(root), episodes="-0"))
+    with pytest.raises((UserError, FileNotFoundError)):
+        made.open(root=str(root))

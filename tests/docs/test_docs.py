@@ -17,6 +17,7 @@ import yaml
 from composing import completed, composed
 from rooms import floors, graph
 
+from robovlms.cli.arguments import rewrite
 from robovlms.cli.errors import option_names
 from robovlms.config.presets import config_folder, options
 from robovlms.config.schemas import schemas
@@ -31,6 +32,7 @@ COMMANDS = (
     "collect_demos",
     "inspect_data",
     "convert_data",
+    "edit_data",
     "compare",
     "merge_lora",
     "push_to_hub",
@@ -90,6 +92,8 @@ def test_every_command_composes(page: str, words: list[str]) -> None:
             overrides.append(word.replace("=...", "=somewhere"))
     if name == "evaluate" and not any(word.startswith("sim=") for word in overrides):
         overrides.insert(0, "sim=metaworld")  # that of the run, which is not there
+    if name != "evaluate":  # which reads the run that is evaluated
+        overrides = rewrite(overrides, str(name))
     config = composed(*overrides, config_name=str(name))
     if name == "train" and not {"~data.sources.franka.views.wrist", "sweep=appendix_c"} & set(overrides):
         completed(config)

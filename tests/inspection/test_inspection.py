@@ -234,6 +234,15 @@ def test_calvin_is_looked_at_from_the_config(calvin_folder, tmp_path):
     assert "reach target 0" in format_report(found)
 
 
+def test_chosen_episodes_alone_are_looked_at_and_named_by_their_numbers(calvin_folder, tmp_path):
+    ((found, index),) = inspect_data(
+        make_config(tmp_path / "out", f"data.root={calvin_folder}", "window=w4_c10", "data.episodes='-1'")
+    )
+    assert (found.num_episodes, found.numbers) == (3, "0,2-3")
+    assert "as data.episodes takes them: 0,2-3" in format_report(found)
+    assert "0,2-3" in index.read_text()
+
+
 def test_real_calvin_frames_give_one_warning(shared_data, tmp_path):
     config = make_config(tmp_path, f"data.root={shared_data / 'calvin_mini'}", "max_frames_scanned=150")
     ((found, _),) = inspect_data(config)

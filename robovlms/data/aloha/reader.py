@@ -35,6 +35,7 @@ class AlohaReader(Hdf5Reader):
     name = "aloha"
     image_group = "observations/images"
     without_pictures = "A policy needs a camera."
+    is_one_a_file = True
     _config: AlohaDataConfig
 
     def _files(self, root: Path) -> list[Path]:

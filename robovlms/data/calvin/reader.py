@@ -16,6 +16,7 @@ from robovlms.data.base import Clip, EpisodeInfo, Numbers, Reader
 from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.calvin.segments import (
     Segment,
+    choose_segments,
     find_annotations,
     index_faults,
     read_rate,
@@ -52,7 +53,8 @@ class CalvinReader(Reader):
 
     Args:
         split: "train" or "validation". What thins the data set (`data.few_shot_file`, `fraction`, `scenes`,
-            `exclude_tasks`) thins the training split only.
+            `exclude_tasks`) thins the training split only, and `data.episodes` chooses from its folder: the other
+            folder has numbers of its own.
         views: our names of the cameras to read, keys of `data.views`.
 
     Raises:
@@ -69,6 +71,8 @@ class CalvinReader(Reader):
         self._image_shapes: dict[str, tuple[int, ...]] = {}  # per view, as in the first readable frame
         self._annotations = find_annotations(config, split, self._folder)
         segments = read_segments(self._annotations)
+        if split == "train" or config.validation_split == config.train_split:
+            segments = choose_segments(segments, config, self._annotations)
         if split == "train":
             segments = select_segments(segments, config, self._folder)
         faults = index_faults(segments, self._annotations, self._folder)
@@ -102,6 +106,10 @@ class CalvinReader(Reader):
         """Open the frames for their numbers."""
         start = self._segments[episode].start
         return _stack([self._read(start + step, {}) for step in steps.tolist()])
+
+    def number(self, episode: int) -> int:
+        """Return its place in the annotations."""
+        return self._segments[episode].number
 
     def recorded(self, episode: int) -> int | None:
         """Return the first frame's number: segments overlap."""

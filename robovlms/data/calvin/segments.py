@@ -20,6 +20,7 @@ from jaxtyping import Int64
 
 from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.files.npz import read_npy, read_pickled_npy
+from robovlms.data.selection import EpisodeSelection
 from robovlms.data.splits import check_split, evenly_spaced
 from robovlms.errors import UserError
 from robovlms.files import refuse_pointer
@@ -41,6 +42,7 @@ class Segment:
     end: int
     task: str
     instruction: str
+    number: int = -1  # in the annotations; of play there is none
 
     @property
     def length(self) -> int:
@@ -131,7 +133,10 @@ def read_segments(path: Path) -> list[Segment]:
     if not len(bounds):
         raise UserError(f"{path} lists no segment: set data.root to a data set with language annotations.")
     rows = zip(bounds.tolist(), tasks, texts, strict=True)
-    return [Segment(start=s, end=e, task=str(task), instruction=str(text)) for (s, e), task, text in rows]
+    return [
+        Segment(start=s, end=e, task=str(task), instruction=str(text), number=number)
+        for number, ((s, e), task, text) in enumerate(rows)
+    ]
 
 
 def read_rate(folder: Path) -> float | None:
@@ -173,6 +178,21 @@ def split_folder(config: CalvinDataConfig, split: str) -> Path:
         other = config.train_split if split == "validation" and (root / config.train_split).is_dir() else "<its name>"
         hint = f"It holds {holds}. Set data.root to the folder above '{name}', or data.{split}_split={other}."
     raise FileNotFoundError(f"data.root={config.root} has no folder '{name}'. {hint}")
+
+
+def choose_segments(segments: list[Segment], config: CalvinDataConfig, annotations: Path) -> list[Segment]:
+    """Return the segments that `data.episodes` chooses, by their places in the annotations.
+
+    Raises:
+        UserError: there is no such number, nothing is left, or play is asked for, which has no numbers.
+    """
+    selection = EpisodeSelection.parse(config.episodes)
+    if not selection.is_all and config.play_instruction is not None:
+        raise UserError(
+            f"data.episodes={selection} chooses among the described segments, and data.play_instruction adds what lies "
+            "between them, which has no numbers: set one of them to null."
+        )
+    return [segments[i] for i in selection.choose(range(len(segments)), annotations)]
 
 
 def select_segments(segments: list[Segment], config: CalvinDataConfig, folder: Path) -> list[Segment]:

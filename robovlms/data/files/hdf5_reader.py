@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from robovlms.data.base import EpisodeInfo, Numbers, Reader
 from robovlms.data.files.hdf5 import child, dataset, is_group, names, naming, open_hdf5, picture_size, read_rows
 from robovlms.data.files.opened import OpenFiles
 from robovlms.data.files.vectors import VectorSpec
+from robovlms.data.selection import EpisodeSelection
 from robovlms.data.splits import check_split, choose_episodes
 from robovlms.errors import UserError
 from robovlms.progress import track
@@ -30,6 +31,7 @@ class Demonstration:
     name: str  # of its group; "" is the file itself
     length: int
     instruction: str
+    number: int = 0  # among the demonstrations of all files
 
     def __str__(self) -> str:
         return f"{self.file}: {self.name.rpartition('/')[2]}" if self.name else str(self.file)
@@ -56,6 +58,7 @@ class Hdf5Reader(Reader):
     name: ClassVar[str]  # of the format
     image_group: ClassVar[str]  # in which a view lies whose key is no path
     without_pictures: ClassVar[str]  # what to do about files that have none
+    is_one_a_file: ClassVar[bool] = False  # every file is a demonstration
 
     def __init__(self, config: Hdf5DataConfig, split: str, *, views: list[str]) -> None:
         check_split(split)
@@ -66,7 +69,7 @@ class Hdf5Reader(Reader):
         self._sizes: dict[str, tuple[int, int]] = {}  # of a view's pictures, as in the first readable demonstration
         self._action: VectorSpec | None = None
         self._proprio: VectorSpec | None = None
-        found = self._find(self._files(self._root))
+        found = self._find(self._files(self._root), EpisodeSelection.parse(config.episodes))
         tasks = [self._task(demo) for demo in found]
         chosen = choose_episodes(tasks, split, config.validation_fraction, config.fraction)
         self._demos = [found[i] for i in chosen]
@@ -114,6 +117,10 @@ class Hdf5Reader(Reader):
         with naming(demo.file):
             return self._take(demo, self._group(demo), steps)
 
+    def number(self, episode: int) -> int:
+        """Return its number among the demonstrations of all files, in the order of the files."""
+        return self._demos[episode].number
+
     def location(self, episode: int, first: int, last: int) -> str:
         """Name the file, the demonstration and its frames."""
         return f"{self._demos[episode]}, frames {first}-{last}"
@@ -134,24 +141,52 @@ class Hdf5Reader(Reader):
     def _group(self, demo: Demonstration) -> Any:
         return _group_of(self._opened[demo.file], demo.name)
 
-    def _find(self, files: list[Path]) -> list[Demonstration]:
+    def _find(self, files: list[Path], selection: EpisodeSelection) -> list[Demonstration]:
         good: list[Demonstration] = []
         faults: list[ValueError] = []
+        number = 0
         for path in track(files, f"opening {self._root}", len(files), "file"):
+            if self.is_one_a_file and not selection.includes(number):
+                number += 1
+                continue
             try:
                 with open_hdf5(path) as file, naming(path):
-                    instruction = self._instruction(path, file)
-                    self._check_rate(path, self._rate(path, file))
-                    for name in self._groups(path, file):
-                        try:
-                            good.append(self._look_at(path, name, _group_of(file, name), instruction))
-                        except ValueError as error:
-                            faults.append(error)
+                    groups = self._groups(path, file)
+                    found, wrong = self._look_into(path, file, groups, number, selection)
             except ValueError as error:
-                faults.append(error)
+                if not (self.is_one_a_file or selection.is_all):
+                    raise UserError(
+                        f"{str(error).rstrip('.')}. {selection.option} counts the demonstrations of all files, so "
+                        "none may be unreadable: take it out of the folder."
+                    ) from error
+                groups, found, wrong = [""], [], [error]
+            good, faults, number = good + found, faults + wrong, number + len(groups)
+        selection.choose(range(number), self._root)
         bad = BadRecords(f"files or demonstrations of {self._root}", self._config.skip_bad)
         bad.settle_all(faults, len(good) + len(faults))
         return good
+
+    def _look_into(
+        self, path: Path, file: Any, groups: list[str], first: int, selection: EpisodeSelection
+    ) -> tuple[list[Demonstration], list[ValueError]]:
+        """Return the chosen demonstrations of an open file, whose first has the number `first`, and what is wrong."""
+        numbered = [(first + i, name) for i, name in enumerate(groups) if selection.includes(first + i)]
+        good: list[Demonstration] = []
+        if not numbered:
+            return good, []
+        try:
+            instruction = self._instruction(path, file)
+            self._check_rate(path, self._rate(path, file))
+        except ValueError as error:
+            return good, [error]
+        faults = []
+        for number, name in numbered:
+            try:
+                demo = self._look_at(path, name, _group_of(file, name), instruction)
+                good.append(replace(demo, number=number))
+            except ValueError as error:
+                faults.append(error)
+        return good, faults
 
     def _check_rate(self, path: Path, hz: float | None) -> None:
         if hz is None:

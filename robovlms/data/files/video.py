@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,12 +134,13 @@ def _decode(
     return found
 
 
-def write_video(path: Path, frames: UInt8[np.ndarray, "t h x c"], fps: int) -> None:
+def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "h x c"]], fps: int) -> None:
     """Write RGB frames as h264 (yuv420p, so height and width are even); frame i is shown at i / fps seconds."""
     with av.open(str(path), "w") as video:
         stream = video.add_stream("libx264", rate=fps, options=_H264)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for step, image in enumerate(frames):
+            if step == 0:
+                stream.height, stream.width, stream.pix_fmt = image.shape[0], image.shape[1], "yuv420p"
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = step, Fraction(1, fps)
             video.mux(stream.encode(frame))

@@ -38,6 +38,8 @@ def make_features(
             feature["info"] = {**info, "video.is_depth_map": False, "has_audio": False}
         features[feature_key(view)] = {"dtype": "video" if video else "image", **feature}
     for key, names in (("observation.state", proprio_names), ("action", action_names)):
+        if not names:
+            continue
         features[key] = {"dtype": "float32", "shape": [len(names)], "names": names}
     return features | {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in SCALARS.items()}
 
@@ -51,10 +53,15 @@ def arrow_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
 
 
 def _column_type(feature: dict[str, Any]) -> tuple[pa.DataType, dict[str, Any]]:
-    dtype, size = feature["dtype"], feature["shape"][0]
+    dtype, shape = feature["dtype"], feature["shape"]
     if dtype == "image":
         return IMAGE_TYPE, {"_type": "Image"}
     kind, note = pa.type_for_alias(dtype), {"dtype": dtype, "_type": "Value"}
+    if len(shape) > 1:
+        for _ in shape:
+            kind = pa.list_(kind)
+        return kind, {"shape": shape, "dtype": dtype, "_type": f"Array{len(shape)}D"}
+    size = shape[0] if shape else 1
     if size == 1:  # lerobot stores vectors of one entry as scalars
         return kind, note
     return pa.list_(kind, size), {"feature": note, "length": size, "_type": "Sequence"}

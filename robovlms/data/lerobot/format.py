@@ -67,6 +67,7 @@ class DatasetInfo:
     video_path: str
     is_v2: bool = False  # one file an episode, and JSON lines in meta/
     chunks_size: int = CHUNKS_SIZE
+    robot_type: str | None = None
 
     def keys(self, *dtypes: str) -> list[str]:
         """List the features stored as one of `dtypes`, e.g. "image" (embedded in parquet) or "video" (mp4)."""
@@ -89,6 +90,11 @@ class EpisodeFiles:
     row: int  # its first row in that file
     videos: dict[str, VideoPlace]  # by feature key
     first: int = 0  # frame of the recording that it begins with: recordings are divided where the instruction changes
+
+    @property
+    def paths(self) -> list[Path]:
+        """List its files."""
+        return [self.file, *(place.path for place in self.videos.values())]
 
     @property
     def start(self) -> int:
@@ -130,6 +136,7 @@ def read_info(root: Path) -> DatasetInfo:
         root=root,
         is_v2=is_v2,
         video_path=video_path,
+        robot_type=None if raw.get("robot_type") is None else str(raw["robot_type"]),
         chunks_size=int(_number(path, "chunks_size", raw.get("chunks_size") or CHUNKS_SIZE)),
         **{key: raw[key] for key in _INFO_KEYS} | {"fps": _number(path, "fps", raw["fps"])},
     )

@@ -57,7 +57,7 @@ def decode_cell(cell: dict[str, Any] | None, root: Path) -> UInt8[np.ndarray, "_
     Raises:
         UserError: it cannot be decoded; see `decode_picture`.
     """
-    return decode_picture(_encoded(cell, root), FORMATS)
+    return decode_picture(encoded_cell(cell, root), FORMATS)
 
 
 def check_cell(cell: dict[str, Any] | None, root: Path) -> None:
@@ -66,10 +66,10 @@ def check_cell(cell: dict[str, Any] | None, root: Path) -> None:
     Raises:
         UserError: see `decode_picture`.
     """
-    read_header(_encoded(cell, root), FORMATS)
+    read_header(encoded_cell(cell, root), FORMATS)
 
 
-def _encoded(cell: dict[str, Any] | None, root: Path) -> bytes:
+def encoded_cell(cell: dict[str, Any] | None, root: Path) -> bytes:
     """Return the embedded bytes, or those of the file that the cell names below the folder."""
     cell = cell or {}
     data, name = cell.get("bytes"), cell.get("path")

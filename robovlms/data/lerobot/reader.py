@@ -6,6 +6,7 @@ Source: github.com/huggingface/lerobot, codebase versions v2.0, v2.1 and v3.0.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +27,14 @@ from robovlms.data.lerobot.names import order_problem, recorded_names
 from robovlms.data.lerobot.recording import Problems, image_problems, place_videos
 from robovlms.data.lerobot.schema import LeRobotDataConfig
 from robovlms.data.lerobot.timing import SHARE, ClockError, clock_note
+from robovlms.data.selection import EpisodeSelection
 from robovlms.data.splits import choose_episodes
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS, nearest
 
 logger = logging.getLogger(__name__)
 
+MAX_PATTERNS = 2000  # files that are asked for one by one
 _NUMERIC = ("float32", "float64", "int64", "int32", "uint8", "bool")  # features that have a column of numbers
 
 
@@ -53,6 +56,23 @@ class LeRobotReader(Reader):
         UserError: the folder contradicts itself or the config; the message names the file and the option to change.
     """
 
+    index_files = ("meta/*",)
+
+    @classmethod
+    def needed_files(cls, config: LeRobotDataConfig, views: list[str]) -> list[str]:
+        """Return the files of the chosen episodes and views; of many episodes, those of all."""
+        info = read_info(Path(config.root))
+        keys = [key for view in views if (key := config.views[view]) in info.keys("video")]
+        images = ["images/*"] if info.keys("image") else []
+        if config.episodes is not None:
+            listed = read_episodes(info, keys)
+            chosen = EpisodeSelection.parse(config.episodes).choose([e.index for e in listed], config.root)
+            paths = {path for i in chosen for path in listed[i].paths}
+            if len(paths) <= MAX_PATTERNS:
+                return [*images, *sorted(str(path.relative_to(info.root)) for path in paths)]
+        templates = [info.data_path, *(info.video_path.replace("{video_key}", key) for key in keys)]
+        return [*images, *(re.sub(r"{[^}]*}", "*", template) for template in templates)]
+
     def __init__(self, config: LeRobotDataConfig, split: str, *, views: list[str]) -> None:
         self._config, self._split, self._root = config, split, Path(config.root).expanduser()
         self._info = read_info(self._root)
@@ -72,8 +92,11 @@ class LeRobotReader(Reader):
         self._videos = OpenFiles(open_video)
         self._images = OpenFiles(ParquetImages)
         self._tasks = read_tasks(self._info)
-        found = read_episodes(self._info, [key for key in self._keys.values() if key in self._info.keys("video")])
-        self._columns, faults = self._read_columns(found)
+        listed = read_episodes(self._info, [key for key in self._keys.values() if key in self._info.keys("video")])
+        selection = EpisodeSelection.parse(config.episodes)
+        found = [listed[i] for i in selection.choose([episode.index for episode in listed], self._root)]
+        files = {episode.file for episode in found}
+        self._columns, faults = self._read_columns([episode for episode in listed if episode.file in files])
         good = self._keep_good(found, faults)
         chosen = choose_episodes([self._task(e) for e in good], split, config.validation_fraction, config.fraction)
         self._files = [stretch for i in chosen for stretch in self._stretches(good[i])]
@@ -89,6 +112,10 @@ class LeRobotReader(Reader):
         place = self._files[episode]
         columns, rows = self._columns[place.file], place.start + steps
         return Numbers(columns["action"][rows], columns["proprio"][rows] if self._proprio else None)
+
+    def number(self, episode: int) -> int:
+        """Return the episode_index."""
+        return self._files[episode].index
 
     def location(self, episode: int, first: int, last: int) -> str:
         """Name the data file, episode and frames."""

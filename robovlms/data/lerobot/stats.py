@@ -16,6 +16,12 @@ Stats = dict[str, np.ndarray]
 """min, max, mean, std, count, q01, q10, q50, q90, q99; `count` has one entry, the number of frames."""
 
 
+def sampled_steps(length: int) -> Int64[np.ndarray, "n"]:
+    """Return the frames of an episode that pixel statistics are made of: t ** 0.75, but at least 100 or all."""
+    number = max(min(100, length), min(int(length**0.75), 10_000))
+    return np.round(np.linspace(0, length - 1, number)).astype(np.int64)
+
+
 def number_stats(values: Num[np.ndarray, "t ..."]) -> Stats:
     """Return the statistics of every entry over the frames; those of integers keep integer bounds."""
     rows = values.reshape(len(values), -1)
@@ -34,11 +40,15 @@ class PixelCounts:
 
     @classmethod
     def of(cls, frames: UInt8[np.ndarray, "t _h _x c"]) -> PixelCounts:
-        """Count t ** 0.75 frames, but at least 100 or all; of large ones every n-th pixel, so 150 a side remain."""
-        length, height, width, channels = frames.shape
-        number = max(min(100, length), min(int(length**0.75), 10_000))
+        """Count the frames of `sampled_steps`; of large ones every n-th pixel, so 150 a side remain."""
+        return cls.of_sample(frames[sampled_steps(len(frames))])
+
+    @classmethod
+    def of_sample(cls, sample: UInt8[np.ndarray, "n _h _x c"]) -> PixelCounts:
+        """Count frames that are a sample already."""
+        number, height, width, channels = sample.shape
         stride = max(height, width) // 150 if max(height, width) >= 300 else 1
-        sample = frames[np.round(np.linspace(0, length - 1, number)).astype(np.int64), ::stride, ::stride]
+        sample = sample[:, ::stride, ::stride]
         counts = [np.bincount(sample[..., channel].reshape(-1), minlength=256) for channel in range(channels)]
         return cls(np.stack(counts), number)
 

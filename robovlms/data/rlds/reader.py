@@ -26,6 +26,7 @@ from robovlms.data.rlds.schema import RLDSDataConfig
 from robovlms.data.rlds.steps import read_pictures
 from robovlms.data.rlds.tfrecord import RecordFile, parse_example
 from robovlms.data.rlds.transforms import ARM, STATE_KEY, TRANSFORMS
+from robovlms.data.selection import EpisodeSelection
 from robovlms.data.splits import check_split, choose_episodes, thin
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS
@@ -110,6 +111,10 @@ class RldsReader(Reader):
         rows = self._starts[episode] + self._places(episode, steps)
         return Numbers(self._actions[rows], None if self._states is None else self._states[rows])
 
+    def number(self, episode: int) -> int:
+        """Return the record's number in the order of the split's files."""
+        return int(self._numbers[self._rows[episode]])
+
     def location(self, episode: int, first: int, last: int) -> str:
         """Name the file, the record and its steps, as they are counted there."""
         row = self._rows[episode]
@@ -180,7 +185,7 @@ class RldsReader(Reader):
         self._digest = request.digest()
         bad = BadRecords(f"records or files of {self._path}", config.skip_bad)
         self._index = load_index(request, cache_folder(config.cache_dir), bad)
-        good, kept = self._good_rows(bad)
+        good, kept = self._good_rows(bad, self._chosen(name))
         self._origin = f"'{name}'"
         if config.validation_split not in folder.splits:
             chosen = choose_episodes([0] * len(good), self._split, config.validation_fraction, config.fraction)
@@ -219,8 +224,19 @@ class RldsReader(Reader):
         """Count the steps of every record that remain."""
         return self._index.steps - self._drop - (self._transform.drop_last if self._transform else 0)
 
-    def _good_rows(self, bad: BadRecords) -> tuple[Int64[np.ndarray, "_k"], Bool[np.ndarray, "s"]]:
-        """Make the tables, and give the records and the steps that can be used; warn of why others cannot."""
+    def _chosen(self, split: str) -> Bool[np.ndarray, "n"]:
+        """Say of every record whether `data.episodes` uses it: by its number in the order of the training split."""
+        counts = np.array([shard.num_records for shard in self._shards], dtype=np.int64)
+        self._numbers = (np.cumsum(counts) - counts)[self._index.shard] + self._index.record
+        if split != self._config.train_split:  # which has numbers of its own
+            return np.ones(len(self._numbers), bool)
+        selection = EpisodeSelection.parse(self._config.episodes)
+        return np.isin(self._numbers, selection.choose(range(int(counts.sum())), f"{self._path} ({split})"))
+
+    def _good_rows(
+        self, bad: BadRecords, chosen: Bool[np.ndarray, "n"]
+    ) -> tuple[Int64[np.ndarray, "_k"], Bool[np.ndarray, "s"]]:
+        """Make the tables, and give the chosen records and the steps that can be used; warn of why others cannot."""
         index, features = self._index, self._path / FEATURES
         texts = np.array([bool(text) for text in index.instructions], bool)[index.stretch_instruction]
         labelled = np.isin(np.arange(len(index.steps)), index.stretch_record[texts])
@@ -229,7 +245,7 @@ class RldsReader(Reader):
         self._warn(f"with no more than {self._drop} steps", int((~long & labelled).sum()))
         succeeded = index.success.astype(bool)
         self._warn(f"where data.success_key={self._config.success_key} says no", int((~succeeded).sum()))
-        usable = labelled & long & succeeded
+        usable = labelled & long & succeeded & chosen
         tables = {
             option: spec.take(index.columns, features)
             for option, spec in (

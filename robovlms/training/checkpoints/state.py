@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from robovlms.config.choices import Moments
+from robovlms.config.data import DataConfig
 from robovlms.config.fields import RUN, change_keeps
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
@@ -216,6 +217,18 @@ def find_resume(config: TrainConfig) -> Path | None:
             )
     check_same_run(config, load_config(found / CONFIG), found)
     return found
+
+
+def resumed_data(config: TrainConfig) -> DataConfig | None:
+    """Return the data config of the newest checkpoint that may be continued from, which nobody has checked yet."""
+    resume = config.trainer.resume
+    folders = checkpoints(Path(config.output_dir)) if resume == "auto" else [Path(resume)]
+    for folder in reversed(folders if resume != "never" else []):
+        try:
+            return load_config(folder / CONFIG).data
+        except (DamagedCheckpointError, FileNotFoundError):
+            continue  # of which `find_resume` tells
+    return None
 
 
 def _newest_whole(run_folder: Path) -> Path | None:

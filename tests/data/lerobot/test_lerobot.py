@@ -332,7 +332,7 @@ def test_each_episode_is_one_row_group(folder):
 
 
 def test_a_full_data_file_is_followed_by_the_next(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("robovlms.data.lerobot.writer._DATA_FILE_MB", 0)
+    monkeypatch.setattr("robovlms.data.lerobot.folder._DATA_FILE_MB", 0)
     split = read(write(tmp_path / "demos"))
     assert [path.name for path in sorted((tmp_path / "demos/data/chunk-000").iterdir())] == [
         "file-000.parquet",

@@ -1,0 +1,1 @@
+"""Data sets edited and converted into a new LeRobot folder."""
