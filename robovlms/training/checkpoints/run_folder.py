@@ -32,7 +32,7 @@ from robovlms.policy.checkpoint import (
     step_of,
 )
 from robovlms.training.launch import LOGS
-from robovlms.training.tracking import METRICS, WANDB_ID
+from robovlms.training.tracking import METRICS, WANDB_ID, WARNINGS
 from robovlms.training.validation import VALIDATION_ACTIONS
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ OURS = (
     DURATIONS,
     METRICS,
     VALIDATION_ACTIONS,
+    WARNINGS,
     FIRST_BATCH,
     WANDB_ID,
     "plots",
