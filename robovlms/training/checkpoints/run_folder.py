@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 RUN = "run"
 CHECKPOINTS, ABANDONED = "checkpoints", "abandoned_"
-DURATIONS, FIRST_BATCH, PROFILE = "durations.json", "first_batch.png", "profile"
+DURATIONS, FIRST_BATCH, PROFILE, OPEN_LOOP = "durations.json", "first_batch.png", "profile", "open_loop"
 OURS = (
     CONFIG,
     STATS,
@@ -54,6 +54,7 @@ OURS = (
     "wandb",
     PROFILE,
     "evaluation",
+    OPEN_LOOP,
     LOGS,
 )  # what a run writes into its folder besides checkpoints
 
