@@ -135,7 +135,7 @@ class RecordedEpisode(Recording):
         self._first_block, self._last_block = self._blocks.windows(episode)[0], count - self._blocks.window_size
         self.instruction = reader.episodes[episode].instruction
         self.title = reader.location(episode, *whole.converter.starts(np.array([0, count - 1])).tolist())
-        self.actions = whole[self._first_step].actions[:, : len(source.interface.names)]
+        self.actions = whole[self._first_step].actions
 
     def observation(self, step: int) -> Observation:
         """Return what was seen at a step; fast in the order of the steps."""
@@ -166,7 +166,7 @@ def _section(config: OpenLoopConfig, trained: TrainConfig, engine: PolicyEngine,
         source=source.name,
         hz=source.contract.control_hz,
         execute_steps=steps,
-        errors=entry_errors(episodes, source.interface.names, list(grippers_of(source.interface.names).values())),
+        errors=entry_errors(episodes, source.contract.names, source.contract.binary),
         episodes=episodes,
         moments=[_moments(recording, config.pictures) for recording in recordings],
     )

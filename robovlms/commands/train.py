@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> Path:
         check_simulator(simulator, plan.find(config.evaluation.source, simulator.contract))
     checkpoint, is_main, is_validated = _fit(config, plan, beside)
     if is_main:
-        plot_run(Path(config.output_dir), plan.action_names if plan.has_gripper else plan.action_names[:-1])
+        plot_run(Path(config.output_dir), plan)
         if is_validated and config.trainer.open_loop_episodes:
             open_loop(OpenLoopConfig(checkpoint=str(checkpoint), episodes=config.trainer.open_loop_episodes))
         if beside is not None:

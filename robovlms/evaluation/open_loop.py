@@ -19,7 +19,7 @@ class Recording(ABC):
 
     title: str  # episode, file and frames
     instruction: str
-    actions: Float32[np.ndarray, "t a"]  # in the robot's units, with the entries of the source's interface
+    actions: Float32[np.ndarray, "t a"]  # in the robot's units, with the entries of the source's contract
 
     @abstractmethod
     def observation(self, step: int) -> Observation:
@@ -28,7 +28,7 @@ class Recording(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """One episode, recorded and predicted: in the robot's units, with the entries of the source's interface."""
+    """One episode, recorded and predicted: in the robot's units, with the entries of the source's contract."""
 
     recording: Recording
     recorded: Float32[np.ndarray, "t a"]

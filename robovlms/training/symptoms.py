@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from robovlms.actions.checks import Finding, Severity
-from robovlms.actions.contract import GRIPPER
 from robovlms.actions.plan import DataPlan
+from robovlms.config.data import gripper_entries
 from robovlms.data.base import RobotDataset
 from robovlms.data.loading.loader import Collator
 from robovlms.data.loading.sampler import Draw
@@ -132,7 +132,7 @@ def find_symptoms(
 
 def grippers_of(names: Sequence[str]) -> dict[str, int]:
     """Return the columns of the grippers, by name."""
-    return {name: place for place, name in enumerate(names) if name == GRIPPER}
+    return {names[place]: place for place in gripper_entries(names)}
 
 
 def unlearned(metrics: Mapping[str, float], where: str) -> Findings:
@@ -187,7 +187,7 @@ def still_grippers(
         guess, true = predicted[:, column], target[:, column]
         num_moved = int((np.abs(true - np.median(true)) > 0.25 * np.ptp(true)).sum()) if np.ptp(true) > 0 else 0
         if num_moved >= MOVES and guess.std() <= STILL * true.std():
-            found[f"gripper {name}"] = _warning(
+            found[name] = _warning(
                 f"{name} never moves: it is predicted at {np.median(guess):.3g} in all of {len(guess)} steps, and in "
                 f"{num_moved} it is recorded away from its usual {np.median(true):.3g}",
                 where,

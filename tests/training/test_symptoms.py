@@ -18,7 +18,7 @@ from robovlms.policy.policy import VLAPolicy
 from robovlms.training.symptoms import LANGUAGE, PICTURES, Probe, still_grippers, unlearned
 from robovlms.training.tracking import load_warnings
 
-KINDS = {"language": "language is ignored", "pictures": "proprioception is copied", "gripper gripper": "never moves"}
+KINDS = {"language": "language is ignored", "pictures": "proprioception is copied", "gripper": "never moves"}
 
 
 @pytest.fixture(scope="module")
