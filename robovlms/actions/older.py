@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from robovlms.actions.contract import converted_contract
-from robovlms.config.data import GRIPPER, ActionContract, DataConfig, MixtureDataConfig
+from robovlms.config.data import GRIPPER, ActionContract, AugmentationConfig, DataConfig, MixtureDataConfig
+
+_OF_A_MIXTURE: dict[str, Any] = {"augmentation": AugmentationConfig(), "num_workers": 4}  # a source's are ignored
 
 
 def imply_gripper(data: DataConfig) -> DataConfig:
@@ -23,10 +26,12 @@ def imply_gripper(data: DataConfig) -> DataConfig:
         contract=_gripper_last(converted_contract(data)),
         normalization=data.normalization,
         shift=data.shift,
+        augmentation=data.augmentation,
+        num_workers=data.num_workers,
         resize=data.resize,
         fit=data.fit,
         proprio_names=data.seen_names,
-        sources={data.name: data},
+        sources={data.name: replace(data, **_OF_A_MIXTURE)},
     )
 
 
