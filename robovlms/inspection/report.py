@@ -217,11 +217,11 @@ def find_outliers(dataset: WindowDataset, rows: ScannedRows, iqr: float) -> tupl
     Where half of the values are the same, a quarter of q99 - q01 stands for the range. Binary grippers are left out.
     """
     contract = dataset.converter.source
-    scaled = [i for i in range(len(contract.names)) if i not in contract.binary]
+    numbers = [i for i in range(len(contract.names)) if i not in contract.binary]
     good = np.flatnonzero(np.isfinite(rows.actions).all(axis=1))
     if not len(good):
         return [], 0
-    arm = rows.actions[good][:, scaled].astype(np.float64)
+    arm = rows.actions[good][:, numbers].astype(np.float64)
     q01, q25, q75, q99 = np.quantile(arm, [0.01, 0.25, 0.75, 0.99], axis=0)
     spread = np.maximum(q75 - q25, (q99 - q01) / 4)
     low, high = q01 - iqr * spread, q99 + iqr * spread
@@ -231,7 +231,7 @@ def find_outliers(dataset: WindowDataset, rows: ScannedRows, iqr: float) -> tupl
     ranked = sorted(found.tolist(), key=lambda place: -scaled[place[0], place[1]])
     named = [
         Outlier(
-            entry=contract.names[scaled[column]],
+            entry=contract.names[numbers[column]],
             value=float(arm[row, column]),
             low=float(low[column]),
             high=float(high[column]),
