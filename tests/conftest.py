@@ -46,6 +46,7 @@ def _few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Spare runs in this process their pictures, half of a short run's time, but in tests marked `plots`."""
     if "robovlms.commands.train" in sys.modules and request.node.get_closest_marker("plots") is None:
         monkeypatch.setattr("robovlms.commands.train.plot_run", lambda *_: {})
+        monkeypatch.setattr("robovlms.commands.train.open_loop", lambda *_: [])
 
 
 @pytest.fixture(scope="session")

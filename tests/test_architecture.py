@@ -35,7 +35,7 @@ DOORS = {
     "serving": "config registry errors types actions images policy",
     "client": "config errors policy serving",
     "exporting": "config errors types files actions heads policy",
-    "reports": "config errors evaluation files backbones policy",
+    "reports": "config errors actions evaluation files backbones policy",
     "planner": "config registry errors types actions backbones policy training",
     "training": "config registry errors types files terminal actions images data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from robovlms.cli.app import entry
+from robovlms.config.closed_loop import OpenLoopConfig
 from robovlms.config.commands import (
     CollectDemosConfig,
     CompareConfig,
@@ -36,6 +37,11 @@ def train() -> None:
 def evaluate() -> None:
     """Run `python scripts/evaluate.py` or `robovlms-evaluate`."""
     entry("evaluate", EvaluateConfig, _evaluate)
+
+
+def open_loop() -> None:
+    """Run `python scripts/open_loop.py` or `robovlms-open-loop`."""
+    entry("open_loop", OpenLoopConfig, _open_loop)
 
 
 def serve() -> None:
@@ -123,6 +129,13 @@ def _evaluate(config: EvaluateConfig) -> None:
     from robovlms.commands.evaluate import evaluate_in_launch as run
 
     run(config)
+
+
+def _open_loop(config: OpenLoopConfig) -> None:
+    from robovlms.commands.open_loop import open_loop as run
+
+    for page in run(config):
+        show(str(page))
 
 
 def _serve(config: ServeConfig) -> None:

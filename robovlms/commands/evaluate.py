@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robovlms.actions.checks import Finding
 from robovlms.actions.plan import DataPlan
 from robovlms.config.choices import CheckpointChoice
 from robovlms.config.commands import EvaluateConfig
@@ -49,7 +50,7 @@ from robovlms.training.checkpoints.run_folder import CHECKPOINTS
 from robovlms.training.figures import plot_run
 from robovlms.training.follow import follow
 from robovlms.training.launch import end_with_launcher
-from robovlms.training.tracking import METRICS, EvaluationTracker
+from robovlms.training.tracking import METRICS, EvaluationTracker, load_warnings
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ def evaluate_checkpoint(
     if results is not None:
         plan = DataPlan.of(trained.data, trained.view.views)
         training = plot_run(run_folder, plan) if (run_folder / METRICS).is_file() else {}
-        report(folder, results, f"{trained.name}, {sim.name}", training)
+        report(folder, results, f"{trained.name}, {sim.name}", training, load_warnings(run_folder))
     return evaluated
 
 
@@ -255,7 +256,13 @@ def play_all(config: EvaluateConfig, stage: Stage, folder: Path, described: Mapp
     return results
 
 
-def report(folder: Path, results: Results, name: str, training: Mapping[str, list[Path]]) -> None:
+def report(
+    folder: Path,
+    results: Results,
+    name: str,
+    training: Mapping[str, list[Path]],
+    warnings: Sequence[Finding] = (),
+) -> None:
     """Draw success and write the page of an evaluation.
 
     Args:
@@ -263,8 +270,10 @@ def report(folder: Path, results: Results, name: str, training: Mapping[str, lis
         results: that were written into it.
         name: title of the page.
         training: figures of the run by heading; {}: it is not at hand.
+        warnings: what the newest validation of the run found.
     """
     figures = {"Success rates": [plot_success(results, folder / SUCCESS)]}
     if "latency" in results:
         figures["Success against latency"] = [plot_latency(results["latency"], folder / LATENCY / "latency.png")]
-    log.info("report: %s", write_report(folder, results, name=name, figures={**figures, **training}))
+    page = write_report(folder, results, name=name, figures={**figures, **training}, warnings=warnings)
+    log.info("report: %s", page)

@@ -13,6 +13,8 @@ import torch
 
 from robovlms.actions.plan import DataPlan
 from robovlms.commands.evaluate import evaluate
+from robovlms.commands.open_loop import open_loop
+from robovlms.config.closed_loop import OpenLoopConfig
 from robovlms.config.commands import EvaluateConfig
 from robovlms.config.run import TrainConfig
 from robovlms.data.opening import join_sources, open_sources, open_validation
@@ -46,6 +48,22 @@ def train(config: TrainConfig) -> Path:
         simulator: Simulator = SIMULATORS.get(config.sim.name)(config.sim)
         check_simulator(simulator, plan.find(config.evaluation.source, simulator.contract))
     plan = DataPlan.of(fetch(config.data, config.view.views), config.view.views)
+    checkpoint, is_main, is_validated = _fit(config, plan, beside)
+    if is_main:
+        plot_run(Path(config.output_dir), plan)
+        if is_validated and config.trainer.open_loop_episodes:
+            open_loop(OpenLoopConfig(checkpoint=str(checkpoint), episodes=config.trainer.open_loop_episodes))
+        if beside is not None:
+            beside.wait()
+        if config.evaluation.enabled and config.sim is not None:
+            evaluate(EvaluateConfig(checkpoint=config.output_dir, sim=config.sim, evaluation=config.evaluation))
+    return checkpoint
+
+
+def _fit(config: TrainConfig, plan: DataPlan, beside: EvaluationBeside | None) -> tuple[Path, bool, bool]:
+    """Train, and free the memory that it took; return the final checkpoint folder, whether this is the main process,
+    and whether there is data for validation.
+    """
     with Trainer(config, plan) as trainer:
         if config.collect.enabled and config.sim is not None:
             from robovlms.commands.collect_demos import collect_demos
@@ -76,14 +94,7 @@ def train(config: TrainConfig) -> Path:
             beside=beside,
             work=work,
         )
-        is_main = trainer.is_main
-    if is_main:
-        plot_run(Path(config.output_dir), plan)
-        if beside is not None:
-            beside.wait()
-        if config.evaluation.enabled and config.sim is not None:
-            evaluate(EvaluateConfig(checkpoint=config.output_dir, sim=config.sim, evaluation=config.evaluation))
-    return checkpoint
+        return checkpoint, trainer.is_main, validation_set is not None
 
 
 class EvaluationBeside:

@@ -97,6 +97,11 @@ def check_structure(structure: StructureConfig, head: HeadConfig, window: Window
             f"structure=one_step sees one frame, but window.window_size={window.window_size}: "
             "choose window=w1_c10 or structure=policy_head."
         )
+    if head.per_source and head.kind in (HeadKind.tokens, HeadKind.slots):
+        raise NotAllowedError(
+            f"head.per_source=true with head={head.name} is not allowed: its projectors are words of the VLM's "
+            "vocabulary, which all sources share. Choose head=lstm, gpt, mlp, flow or diffusion."
+        )
     if reason := REFUSED.get((structure.name, head.kind)):
         raise NotAllowedError(f"structure={structure.name} with head={head.name} is not allowed: {reason}.")
 

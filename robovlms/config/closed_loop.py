@@ -14,8 +14,9 @@ from robovlms.config.choices import (
     Execution,
     Language,
     Quantization,
+    Split,
 )
-from robovlms.config.fields import DEMO, MAX_PORT, MAX_PROCESSES, marked, number
+from robovlms.config.fields import DEMO, MAX_PORT, MAX_PROCESSES, Checked, ask, marked, number
 from robovlms.config.schemas import schema
 from robovlms.errors import UserError
 
@@ -120,3 +121,39 @@ class EvaluationConfig:
         """Refuse a choice of checkpoints that cannot be read."""
         if self.checkpoints is not None:
             CheckpointChoice.parse(self.checkpoints, f"{option}.checkpoints")
+
+
+@dataclass(kw_only=True)
+class MovedDataConfig:
+    """Where data lies that was elsewhere when a policy was trained on it."""
+
+    root: str | None = None  # unset: where it was; of a mixture, the folder that its sources lie below
+
+
+@schema("open_loop")
+@dataclass(kw_only=True)
+class OpenLoopConfig(Checked):
+    """Recorded episodes, and what a checkpoint would have done in them (`scripts/open_loop.py`)."""
+
+    checkpoint: str = ask("runs/quickstart_nano")
+    checkpoints: str = "last"  # of a run: last | all | every:<steps>
+    watch: bool = False  # follow a run that still trains: a page of its checkpoints as they appear, until it has ended
+    data: MovedDataConfig = field(default_factory=MovedDataConfig)
+    split: Split = Split.validation
+    source: str | None = None  # of a mixture; unset: every one has episodes on the page
+    episodes: int = number(3, at_least=1, at_most=100)  # of every source, evenly spread
+    max_steps: int = number(500, at_least=1, at_most=100_000)  # of an episode, from its beginning
+    pictures: int = number(6, at_least=1, at_most=24)  # moments of an episode that are shown
+    execution: Execution | None = None  # as in `evaluation`; unset: as the run was trained to be evaluated
+    execute_steps: int | None = number(None, at_least=1)  # likewise
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    output_dir: str | None = None  # of the pages; unset: `open_loop` in the run folder
+
+    def check(self, _: str) -> None:
+        """Refuse a choice of checkpoints that cannot be read or made."""
+        choice = CheckpointChoice.parse(self.checkpoints)
+        if self.watch and choice.every is None:
+            raise UserError(
+                "watch=true writes pages of checkpoints as they appear, and checkpoints=last is known at the end "
+                "alone: give checkpoints=all or e.g. every:10000, or leave watch out."
+            )

@@ -100,6 +100,8 @@ class HeadConfig:
     # of the arm's entries in the loss; empty: all alike
     arm_weights: list[float] = number(list, at_least=0, at_most=1e6)
     hidden_dim: int = number(1024, at_least=1)
+    # of a mixture over robots: every source has projectors of its own beside those that all share
+    per_source: bool = False
 
     @property
     def kind(self) -> HeadKind:

@@ -134,6 +134,10 @@ class TrainerConfig:
     max_validation_batches: int | None = number(
         100, at_least=1, hint="null reads them all, trainer.validate_every=null trains without validation"
     )
+    # whether validation looks for what a policy may not have learned (language, pictures, a gripper), and warns of it
+    early_warnings: bool = True
+    # validation episodes of every source on the open-loop page of the last checkpoint; 0: no page
+    open_loop_episodes: int = number(3, at_least=0, at_most=100)
     # newest checkpoints kept; the last one of a run always is
     keep_last: int = number(2, at_least=1, hint="to keep all, give a number larger than there will be")
     async_save: bool = True  # training goes on while a checkpoint is written, from a copy in the host's memory

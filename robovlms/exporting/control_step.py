@@ -94,13 +94,16 @@ class ControlStep(nn.Module):
             action_dims=repeated(b, [i in self.source.action_dims for i in range(self.normalizer.action_dim)]),
             view_mask=repeated(b, [view in self.views for view in views]),
             proprio=None if proprio is None else proprio[:, None],
+            source=torch.full((b,), self.source.number),
         )
 
     def _act(self, read: Read, b: int, w: int, batch: Batch, lengths: Tensor | None, noise: Tensor | None) -> Tensor:
         head = self.policy.head
         if isinstance(head, DenoisingHead) and noise is not None:
-            return head.denoise(read(head.queries(b, w)), noise[:, None], None, batch.action_dims, lengths)
-        return head.act(read, b, w, None, batch.action_dims, lengths)
+            return head.denoise(
+                read(head.queries(b, w)), noise[:, None], None, batch.action_dims, lengths, batch.source
+            )
+        return head.act(read, b, w, None, batch.action_dims, lengths, batch.source)
 
     def _environment(
         self, chunk: Float[Tensor, "b k a"], state: Float[Tensor, "b p"] | None

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from robovlms.config.choices import ArmLoss, QueryInit
 from robovlms.config.policy import HeadConfig
 from robovlms.errors import UserError
-from robovlms.heads.split import ActionSplit
+from robovlms.heads.split import ActionDecoder, ActionSplit, OwnProjectors
 from robovlms.types import Batch, Encoder, Losses
 
 Read: TypeAlias = Callable[..., Tensor]
@@ -41,6 +40,7 @@ class HeadSizes:
     binary: tuple[int, ...]  # where in an action the grippers stand that are open or closed; the others are numbers
     window_size: int
     chunk_size: int
+    num_sources: int = 1  # of the data
     embedding_rms: float = 0.0  # size of the backbone's text tokens, for head.query_init=embedding
     vocabulary: Callable[[int], Tensor] | None = None  # gives the last n words' vectors, "n d", the last word first
 
@@ -56,6 +56,7 @@ class Targets:
     mask: Bool[Tensor, "b w k"]  # False = padding
     action_dims: Bool[Tensor, "b a"] | None = None  # False = not recorded by the sample's data; None: all are
     seeds: Int64[Tensor, "b"] | None = None  # of each sample's random numbers, for heads that draw any
+    source: Int64[Tensor, "b"] | None = None  # of the data, by number, for heads with projectors of each source
     ids: Int64[Tensor, "b w q"] | None = None  # the chunks as a head's `encoder` writes them; -1 = padding
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class Targets:
             mask=batch.action_mask,
             action_dims=batch.action_dims,
             seeds=batch.seeds,
+            source=batch.source,
             ids=batch.target_ids,
         )
 
@@ -117,6 +119,7 @@ class ActionHead(nn.Module, ABC):
     def __init__(self, config: HeadConfig, sizes: HeadSizes) -> None:
         super().__init__()
         self.split = ActionSplit(sizes.action_dim, sizes.binary)
+        self.own = OwnProjectors(sizes.num_sources if config.per_source else 0)
 
     @abstractmethod
     def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
@@ -152,7 +155,7 @@ class ActionHead(nn.Module, ABC):
         """
         raise NotImplementedError
 
-    def act_on(self, state: Float[Tensor, "b z g"]) -> Float[Tensor, "b k a"]:
+    def act_on(self, state: Float[Tensor, "b z g"], source: Int64[Tensor, "b"] | None = None) -> Float[Tensor, "b k a"]:
         """Return what `act` does, from the states after the newest frame.
 
         Raises:
@@ -175,6 +178,7 @@ class ActionHead(nn.Module, ABC):
         prefix: Prefix | None = None,
         action_dims: Bool[Tensor, "b a"] | None = None,
         lengths: Int64[Tensor, "b"] | None = None,
+        source: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Return the newest frame's chunk: numbers in [-1, 1], binary grippers exactly -1 or +1.
 
@@ -185,29 +189,8 @@ class ActionHead(nn.Module, ABC):
             prefix: for heads with `supports_prefix`.
             action_dims: as in `Targets`; what is given at an entry that is not recorded means nothing.
             lengths: frames of every row, the oldest first; what follows them is padding. None: w.
+            source: as in `Targets`.
         """
-
-
-class ActionDecoder(nn.Sequential):
-    """in -> 1024 -> 512 -> 256 -> out with ReLU between. Source: RoboVLMs policy_head/base_policy.py, MLPTanhHead."""
-
-    def __init__(self, in_dim: int, out_dim: int) -> None:
-        widths = [in_dim, 1024, 512, 256, out_dim]
-        layers: list[nn.Module] = []
-        for left, right in pairwise(widths):
-            layers += [nn.Linear(left, right), nn.ReLU()]
-        super().__init__(*layers[:-1])
-
-
-def start_xavier(module: nn.Module) -> None:
-    """Let every linear layer start with Xavier-uniform weights and without bias.
-
-    Source: RoboVLMs policy_head/base_policy.py, initialize_param.
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
 
 class RegressionHead(ActionHead):
@@ -228,8 +211,11 @@ class RegressionHead(ActionHead):
 
     def decoders(self, make: Callable[[int], nn.Module]) -> tuple[nn.Module, nn.Module | None]:
         """Return the arm's and the grippers' decoder, each `make(outputs)`; None: there is no gripper."""
-        arm, count = make(self.split.num_continuous * self.chunk_size), self.split.num_binary
-        return arm, make(count * self.chunk_size) if count else None
+        arm = make(self.split.num_continuous * self.chunk_size)
+        gripper = make(self.split.num_binary * self.chunk_size) if self.split.num_binary else None
+        self.own.add("arm", arm)
+        self.own.add("gripper", gripper)
+        return arm, gripper
 
     @abstractmethod
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
@@ -239,20 +225,22 @@ class RegressionHead(ActionHead):
         """Repeat the learned vector for every frame."""
         return repeat(self.query, "d -> b w q d", b=b, w=w, q=self.num_queries)
 
-    def decode(self, features: Float[Tensor, "b w q d"]) -> Decoded:
+    def decode(self, features: Float[Tensor, "b w q d"], source: Int64[Tensor, "b"] | None = None) -> Decoded:
         """Return the normalised arm actions in [-1, 1] and the grippers' logits (positive: open) of every frame."""
-        return self.decide(self.fuse(rearrange(features, "b w q d -> b w (q d)")))
+        return self.decide(self.fuse(rearrange(features, "b w q d -> b w (q d)")), source)
 
-    def decide(self, fused: Float[Tensor, "b w g"]) -> Decoded:
+    def decide(self, fused: Float[Tensor, "b w g"], source: Int64[Tensor, "b"] | None = None) -> Decoded:
         """Run both decoders."""
-        arm = rearrange(self.arm(fused).tanh(), "b w (k e) -> b w k e", k=self.chunk_size)
+        arm = self.own("arm", self.arm(fused), fused, source)
+        arm = rearrange(arm.tanh(), "b w (k e) -> b w k e", k=self.chunk_size)
         if self.gripper is None:
             return arm, None
-        return arm, rearrange(self.gripper(fused), "b w (k o) -> b w k o", k=self.chunk_size)
+        gripper = self.own("gripper", self.gripper(fused), fused, source)
+        return arm, rearrange(gripper, "b w (k o) -> b w k o", k=self.chunk_size)
 
     def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
         """Return the arm's and the grippers' terms."""
-        return regression_losses(self.config, self.split, *self.decode(features), targets)
+        return regression_losses(self.config, self.split, *self.decode(features, targets.source), targets)
 
     def act(
         self,
@@ -262,14 +250,15 @@ class RegressionHead(ActionHead):
         prefix: Prefix | None = None,
         action_dims: Bool[Tensor, "b a"] | None = None,
         lengths: Int64[Tensor, "b"] | None = None,
+        source: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Read once and decode the newest frame."""
         fused = self.fuse(rearrange(read(self.queries(b, w)), "b w q d -> b w (q d)"))
-        return self.choose(newest(fused, lengths))
+        return self.choose(newest(fused, lengths), source)
 
-    def choose(self, fused: Float[Tensor, "b g"]) -> Float[Tensor, "b k a"]:
+    def choose(self, fused: Float[Tensor, "b g"], source: Int64[Tensor, "b"] | None) -> Float[Tensor, "b k a"]:
         """Return the chunk of one frame."""
-        arm, gripper = self.decide(fused[:, None])
+        arm, gripper = self.decide(fused[:, None], source)
         return self.split.join(arm[:, -1].float(), None if gripper is None else gripper[:, -1])
 
 

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robovlms.heads.base import (
-    ActionDecoder,
     ActionHead,
     HeadSizes,
     Prefix,
@@ -23,6 +22,7 @@ from robovlms.heads.base import (
 )
 from robovlms.heads.noise import normal, uniform
 from robovlms.heads.schemas.denoising import DenoisingHeadConfig
+from robovlms.heads.split import ActionDecoder
 from robovlms.types import Losses
 
 NOISE, TIME = range(2)  # streams of a sample's random numbers
@@ -63,6 +63,8 @@ class DenoisingHead(ActionHead):
         if self.split.num_binary:
             count = sizes.chunk_size * self.split.num_binary
             self.gripper = ActionDecoder(sizes.feature_dim * config.num_queries, count)
+        for name in ("read_actions", "estimate_out", "gripper"):
+            self.own.add(name, getattr(self, name))
 
     @abstractmethod
     def denoising_error(
@@ -100,6 +102,7 @@ class DenoisingHead(ActionHead):
         mask: Bool[Tensor, "b n k"] | None = None,
         action_dims: Bool[Tensor, "b a"] | None = None,
         lengths: Int64[Tensor, "b"] | None = None,
+        source: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b n k e"]:
         """Say of the noisy chunks of the newest n frames, each at its time in [0, 1], what the head learns to say.
 
@@ -117,7 +120,8 @@ class DenoisingHead(ActionHead):
         ends = places[-n:].expand(b, n) if lengths is None else lengths[:, None] - 1
         later = repeat(places > ends[:, :, None], "b n w -> (b n) (w q)", q=self.num_queries)
         clock = self.read_time(time_features(time, self.action_position.shape[-1]))
-        x = self.read_actions(noisy) + self.action_position + clock[:, :, None]
+        x = self.own("read_actions", self.read_actions(noisy), noisy, source)
+        x = x + self.action_position + clock[:, :, None]
         x = rearrange(x, "b n k d -> (b n) k d")
         padded = None if mask is None else ~rearrange(mask, "b n k -> (b n) k")
         if padded is not None:
@@ -125,7 +129,8 @@ class DenoisingHead(ActionHead):
             padded[:, 0].fill_(False)
         for block in self.blocks:
             x = block(x, memory, tgt_key_padding_mask=padded, memory_key_padding_mask=later)
-        return rearrange(self.estimate_out(self.norm(x)), "(b n) k e -> b n k e", b=b)
+        x = rearrange(self.norm(x), "(b n) k d -> b n k d", b=b)
+        return self.own("estimate_out", self.estimate_out(x), x, source)
 
     def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
         """Return the squared error of the estimate and the grippers' cross-entropy.
@@ -136,13 +141,17 @@ class DenoisingHead(ActionHead):
         w, k = targets.mask.shape[1:]
         noise = normal(targets.seeds, (w, k, self.split.num_continuous), NOISE)
         error = self.denoising_error(features, targets, noise, uniform(targets.seeds, (w,), TIME))
-        return arm_and_gripper(self.config, self.split, error, self.decide(features), targets)
+        return arm_and_gripper(self.config, self.split, error, self.decide(features, targets.source), targets)
 
-    def decide(self, features: Float[Tensor, "*n q d"]) -> Float[Tensor, "*n k o"] | None:
+    def decide(
+        self, features: Float[Tensor, "*n q d"], source: Int64[Tensor, "b"] | None
+    ) -> Float[Tensor, "*n k o"] | None:
         """Return the grippers' logits (positive: open) of every frame; None: there is none that is open or closed."""
         if self.gripper is None:
             return None
-        return rearrange(self.gripper(features.flatten(-2)), "... (k o) -> ... k o", k=self.chunk_size)
+        features = features.flatten(-2)
+        logits = self.own("gripper", self.gripper(features), features, source)
+        return rearrange(logits, "... (k o) -> ... k o", k=self.chunk_size)
 
     def act(
         self,
@@ -152,10 +161,11 @@ class DenoisingHead(ActionHead):
         prefix: Prefix | None = None,
         action_dims: Bool[Tensor, "b a"] | None = None,
         lengths: Int64[Tensor, "b"] | None = None,
+        source: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Read once, then carry the stored noise to the newest frame's chunk."""
         start = repeat(self.noise, "k e -> b 1 k e", b=b)
-        return self.denoise(read(self.queries(b, w)), start, prefix, action_dims, lengths)
+        return self.denoise(read(self.queries(b, w)), start, prefix, action_dims, lengths, source)
 
     def denoise(
         self,
@@ -164,6 +174,7 @@ class DenoisingHead(ActionHead):
         prefix: Prefix | None = None,
         action_dims: Bool[Tensor, "b a"] | None = None,
         lengths: Int64[Tensor, "b"] | None = None,
+        source: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Carry noise to the newest frame's chunk, as `act` says; a prefix is inpainted on the way.
 
@@ -172,14 +183,15 @@ class DenoisingHead(ActionHead):
 
         def estimate(noisy: Float[Tensor, "b 1 k e"], time: float) -> Float[Tensor, "b 1 k e"]:
             times = noisy.new_full((noisy.shape[0], 1), time)
-            return self.estimate(features, noisy, times, action_dims=action_dims, lengths=lengths).float()
+            asked = {"action_dims": action_dims, "lengths": lengths, "source": source}
+            return self.estimate(features, noisy, times, **asked).float()
 
         if prefix is None:
             prefix = Prefix(torch.zeros_like(start[:, 0]), start.new_zeros(start.shape[0], self.chunk_size))
         else:
             prefix = Prefix(self.split.continuous(prefix.actions), prefix.weight)
         arm = inpaint(self.sample(estimate, start, prefix), prefix, prefix.actions[:, None])[:, 0].clamp(-1, 1)
-        return self.split.join(arm, self.decide(newest(features, lengths)))
+        return self.split.join(arm, self.decide(newest(features, lengths), source))
 
 
 def inpaint(

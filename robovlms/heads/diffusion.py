@@ -52,7 +52,8 @@ class DiffusionHead(DenoisingHead):
         """Compare the noise at a step."""
         step = (uniform * len(self.alphas)).long()
         noisy = self.add_noise(self.split.continuous(targets.actions).float(), noise, step[..., None, None])
-        estimate = self.estimate(features, noisy, step / len(self.alphas), targets.mask, targets.action_dims)
+        time = step / len(self.alphas)
+        estimate = self.estimate(features, noisy, time, targets.mask, targets.action_dims, source=targets.source)
         return (estimate.float() - noise).square()
 
     def add_noise(

@@ -97,6 +97,7 @@ class FastHead(ActionHead):
         prefix: Prefix | None = None,
         action_dims: Bool[Tensor, "b a"] | None = None,
         lengths: Int64[Tensor, "b"] | None = None,
+        source: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Write greedily until every row has ended, at most `head.max_tokens`; zeros fill what is no whole chunk."""
         answer = read(self.queries(b, w))

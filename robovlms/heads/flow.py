@@ -39,7 +39,7 @@ class FlowHead(DenoisingHead):
         """Compare velocities."""
         arm, time = self.split.continuous(targets.actions).float(), training_time(uniform)
         noisy = torch.lerp(noise, arm, time[..., None, None])
-        velocity = self.estimate(features, noisy, time, targets.mask, targets.action_dims)
+        velocity = self.estimate(features, noisy, time, targets.mask, targets.action_dims, source=targets.source)
         return (velocity.float() - (arm - noise)).square()
 
     def sample(

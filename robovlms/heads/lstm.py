@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robovlms.heads.base import HeadSizes, RegressionHead, start_xavier
+from robovlms.heads.base import HeadSizes, RegressionHead
 from robovlms.heads.schemas.lstm import LSTMHeadConfig
+from robovlms.heads.split import start_xavier
 from robovlms.registry import HEADS
 
 
@@ -45,9 +46,9 @@ class LSTMHead(RegressionHead):
         _, end = self._run(features.flatten(1)[:, None], start)
         return torch.cat(end).transpose(0, 1)
 
-    def act_on(self, state: Float[Tensor, "b z g"]) -> Float[Tensor, "b k a"]:
+    def act_on(self, state: Float[Tensor, "b z g"], source: Int64[Tensor, "b"] | None = None) -> Float[Tensor, "b k a"]:
         """Decode the last layer's hidden vector."""
-        return self.choose(state[:, self.lstm.num_layers - 1])
+        return self.choose(state[:, self.lstm.num_layers - 1], source)
 
     def _run(
         self, features: Float[Tensor, "b w f"], state: tuple[Tensor, ...] | None = None

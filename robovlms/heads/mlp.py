@@ -7,8 +7,9 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robovlms.heads.base import HeadSizes, RegressionHead, start_xavier
+from robovlms.heads.base import HeadSizes, RegressionHead
 from robovlms.heads.schemas.mlp import MLPHeadConfig
+from robovlms.heads.split import start_xavier
 from robovlms.registry import HEADS
 
 

@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robovlms.heads.base import (
-    ActionDecoder,
     ActionHead,
     Decoded,
     HeadSizes,
@@ -28,6 +27,7 @@ from robovlms.heads.base import (
     vocabulary_rows,
 )
 from robovlms.heads.schemas.tokens import TokensHeadConfig
+from robovlms.heads.split import ActionDecoder
 from robovlms.registry import HEADS
 from robovlms.types import Losses
 
@@ -100,6 +100,7 @@ class TokensHead(ActionHead):
         prefix: Prefix | None = None,
         action_dims: Bool[Tensor, "b a"] | None = None,
         lengths: Int64[Tensor, "b"] | None = None,
+        source: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
         """Read once (`parallel`), or once for every token, each behind the ones before."""
         if self.config.parallel:

@@ -87,5 +87,6 @@ def make_batch(config: TrainConfig, policy: VLAPolicy, windows: int, action_dim:
         action_mask=torch.ones(windows, w, k, dtype=torch.bool),
         proprio=proprio,
         shifts={view: torch.zeros(windows, w, 2, dtype=torch.long) for view in views},
+        source=torch.zeros(windows, dtype=torch.long),
         seeds=torch.zeros(windows, dtype=torch.long),
     )

@@ -116,14 +116,16 @@ class BatchedPolicy:
         if self.policy.head.carries_state:
             self._advance(memories)
             oldest = [memory.frames[0].state for memory in memories]
-            return self.policy.head.act_on(torch.stack([state for state in oldest if state is not None]))
+            newest = stack_windows([[memory.frames[-1]] for memory in memories]).to(self.device)
+            states = torch.stack([state for state in oldest if state is not None])
+            return self.policy.head.act_on(states, newest.source)
         rows = [features_of(memory) or [] for memory in memories]
         counts = [len(row) for row in rows]
         lengths = torch.tensor(counts)
         read = torch.stack([features for row in rows for features in row])  # at once: a call for each would cost more
         features = pad_sequence(list(torch.split(read, counts)), batch_first=True)
         newest = stack_windows([[memory.frames[-1]] for memory in memories]).to(self.device)
-        sizes = (*features.shape[:2], prefix, newest.action_dims, lengths.to(self.device))
+        sizes = (*features.shape[:2], prefix, newest.action_dims, lengths.to(self.device), newest.source)
         return self.policy.head.act(lambda queries: features, *sizes)
 
     def _advance(self, memories: Sequence[Memory]) -> None:
@@ -189,6 +191,7 @@ def stack_windows(windows: Sequence[Sequence[Frame]]) -> Batch:
     """Return the rows of a batch without pixels, each with the instruction of its newest frame."""
     newest = [frames[-1].step for frames in windows]
     proprio = [[f.step.proprio[0] for f in frames if f.step.proprio is not None] for frames in windows]
+    source = [step.source for step in newest if step.source is not None]
     return Batch(
         frames={},
         text_ids=pad_sequence([step.text_ids[0] for step in newest], batch_first=True),
@@ -197,6 +200,7 @@ def stack_windows(windows: Sequence[Sequence[Frame]]) -> Batch:
         view_mask=stack_masks([step.view_mask for step in newest]),
         frame_mask=mask_of([len(frames) for frames in windows]),
         proprio=pad_sequence([torch.cat(row) for row in proprio], batch_first=True) if proprio[0] else None,
+        source=torch.cat(source) if source else None,
     )
 
 

@@ -28,6 +28,7 @@ from robovlms.config.renamed import rename
 from robovlms.config.run import TrainConfig
 from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
+from robovlms.heads.split import rows_of
 from robovlms.hub.repository import download, is_on_hub, origin, repository_of
 from robovlms.policy.manifest import MANIFEST, check_checkpoint, reading
 from robovlms.policy.policy import VLAPolicy, named_tensors, save_weights
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
 EMA = "ema.safetensors"  # moving average of what is trained, of a run with `ema`
+OWN = "head.own."  # projectors of every source of the data
 VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
 BACKBONE, STATE = "backbone", "training_state"
 MAX_CONFIG_BYTES, MAX_DEPTH = 1_000_000, 20  # of a config that is read: ours have some kB, and 5 levels
@@ -221,7 +223,8 @@ def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> None:
         UserError: the weights do not fit this policy.
     """
     check_checkpoint(folder)
-    old, new = load_config(folder / CONFIG).backbone.lora, config.backbone.lora
+    run = load_config(folder / CONFIG)
+    old, new = run.backbone.lora, config.backbone.lora
     weights, known = _read_weights(folder), policy.state_dict().keys()
     optional: set[str] = {VOCABULARY_HEAD}
     if not _same_adapters(old, new):
@@ -229,6 +232,10 @@ def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> None:
         moved = {key.replace(".base_layer.", "."): key for key in known if ".base_layer." in key}
         weights = {moved.get(key, key): value for key, value in weights.items()}
         optional |= {key for key in known if ".lora_" in key}
+    own = {key for key in known if key.startswith(OWN)}
+    names = [[source.name for source in DataPlan.of(each.data, each.view.views).sources] for each in (run, config)]
+    weights |= {key: rows_of(weights[key], *names) for key in own & weights.keys()}
+    optional |= own
     fill(policy, weights, str(folder), ADVICE, optional)
 
 

@@ -106,6 +106,7 @@ class VLAPolicy(nn.Module):
                 binary=tuple(plan.binary),
                 window_size=config.window.window_size,
                 chunk_size=config.window.chunk_size,
+                num_sources=len(plan.sources),
                 embedding_rms=backbone.embedding_rms(),
                 vocabulary=backbone.last_words,
             ),
@@ -240,7 +241,7 @@ class FeatureReader:
         """Return the normalised chunk of every row's newest frame."""
         b, w, mask = *self.image.shape[:2], self.batch.frame_mask
         lengths = None if mask is None else mask.sum(1)
-        return self.policy.head.act(self, b, w, prefix, self.batch.action_dims, lengths)
+        return self.policy.head.act(self, b, w, prefix, self.batch.action_dims, lengths, self.batch.source)
 
     def __call__(self, queries: Float[Tensor, "b w q d"], behind: bool = False) -> Float[Tensor, "b w q d"]:
         """Return the features at the queries. A decoder without a cache reads everything again."""

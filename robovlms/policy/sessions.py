@@ -176,6 +176,7 @@ class Session:
             action_dims=self._action_dims,
             view_mask=self._view_mask,
             proprio=self._proprio(observation),
+            source=torch.tensor([self.source.number]),
         )
 
     def _proprio(self, observation: Observation) -> Float32[Tensor, "1 1 p"] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from robovlms.actions.checks import Finding
 from robovlms.evaluation.analysis.language import sentences
 from robovlms.evaluation.episodes import EpisodeResult
 from robovlms.evaluation.results import HEADER, Rates, Results, row_cells, table_rows
@@ -38,6 +39,7 @@ def write_report(
     *,
     name: str,
     figures: Mapping[str, Sequence[Path]],
+    warnings: Sequence[Finding] = (),
     max_video_bytes: int = MAX_VIDEO_BYTES,
 ) -> Path:
     """Write `report.html` into `run_folder` and return its path: one file that opens offline, to be sent to anybody.
@@ -46,6 +48,7 @@ def write_report(
         run_folder: of the evaluation; its `videos` are embedded in the order of the plan.
         results: what `summarize` returns.
         name: of the run, the title of the page.
+        warnings: what the validation of the run found.
         figures: section title to PNG files, in the order of the page.
         max_video_bytes: when the videos are larger together, the last ones are named instead of shown.
     """
@@ -56,6 +59,7 @@ def write_report(
         "evaluation.html",
         title=name,
         tiles=_tiles(results),
+        warnings=warnings,
         summary={key: config[key] for key in SUMMARY if key in config},
         header=HEADER,
         sections={HEADINGS[language]: _rows(rates) for language, rates in results["language"].items()},

@@ -24,6 +24,7 @@ from robovlms.data.loading.processes import Loader
 from robovlms.data.loading.sampler import StepSampler
 from robovlms.images.draws import Augmentation
 from robovlms.policy.policy import VLAPolicy
+from robovlms.training.symptoms import Probe
 from robovlms.types import Batch, Conversations
 
 PROBED = 8  # windows whose numbers and instruction tell whether a data set is still the same
@@ -35,6 +36,7 @@ class Feed:
 
     sampler: StepSampler
     validation: Loader[Batch] | None  # where there is data for it
+    probe: Probe | None  # likewise, unless `trainer.early_warnings` is off; the same windows in every process
     windows: Iterable[Batch]
     conversations: Iterable[Conversations]
     repeats: bool  # the first step's batches at every step
@@ -81,10 +83,14 @@ def make_feed(
     encoder = policy.head.encoder()
     collator = Collator(processor, normalizers, config.window, augmentation, config.seed, encoder)
     validation: Loader[Batch] | None = None
+    probe: Probe | None = None
     if validation_set is not None:
+        unchanged = Collator(processor, normalizers, config.window, encoder=encoder)
+        if config.trainer.early_warnings:
+            probe = Probe(validation_set, unchanged, config.device_batch_size)
         validation = validation_loader(
             validation_set,
-            Collator(processor, normalizers, config.window, encoder=encoder),
+            unchanged,
             batch_size=config.device_batch_size,
             max_batches=config.trainer.max_validation_batches,
             num_workers=data.num_workers,
@@ -101,6 +107,7 @@ def make_feed(
         sampler=sampler,
         windows=windows,
         validation=validation,
+        probe=probe,
         conversations=conversations,
         repeats=config.debug.overfit,
     )

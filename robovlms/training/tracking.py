@@ -9,10 +9,13 @@ import netrc
 import os
 import sys
 import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from robovlms.actions.checks import Finding, Severity
 from robovlms.config.choices import TrackerName, WandbMode
 from robovlms.config.training import TrackingConfig
 from robovlms.errors import UserError
@@ -21,6 +24,7 @@ from robovlms.files import read_json_lines, write_text
 log = logging.getLogger(__name__)
 
 METRICS, WANDB_ID = "metrics.jsonl", "wandb_id.txt"
+WARNINGS = "warnings.json"  # in the run folder: what the newest validation found
 
 
 def check_trackers(config: TrackingConfig) -> None:
@@ -129,6 +133,9 @@ class _WandB:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
 
+    def alert(self, finding: Finding) -> None:
+        self._run.alert(title=finding.what[:64], text=f"{finding} ", level="WARN")
+
     def close(self) -> None:
         self._run.finish()
 
@@ -155,6 +162,7 @@ class Tracker:
             self._sinks.append(_WandB(config, folder, run_config, name, group=name))
         self._bar = self._progress_bar(start_step, total_steps) if config.progress and sys.stderr.isatty() else None
         self._total_steps = total_steps
+        self._folder, self._warned = folder, set[str]()
 
     @staticmethod
     def _progress_bar(start_step: int, total_steps: int) -> Any:
@@ -184,12 +192,30 @@ class Tracker:
         for line in lines.values():
             log.info("step %d  %s", step, "  ".join(line))
 
+    def warn(self, found: Mapping[str, Finding]) -> None:
+        """Log what a validation found, each kind once, and write it down; `load_warnings` reads it."""
+        write_text(self._folder / WARNINGS, json.dumps({kind: asdict(each) for kind, each in found.items()}) + "\n")
+        for kind, finding in found.items():
+            if kind not in self._warned:
+                self._warned.add(kind)
+                log.warning("%s", finding)
+                for sink in self._sinks:
+                    if isinstance(sink, _WandB):
+                        sink.alert(finding)
+
     def close(self) -> None:
         """Flush and close every sink."""
         if self._bar is not None:
             self._bar.close()
         for sink in self._sinks:
             sink.close()
+
+
+def load_warnings(run_folder: Path) -> list[Finding]:
+    """Return what the newest validation of a run found; nothing, where none looked."""
+    path = run_folder / WARNINGS
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return [Finding(**{**each, "severity": Severity(each["severity"])}) for each in found.values()]
 
 
 class _Scores:

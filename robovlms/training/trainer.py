@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor
@@ -25,7 +24,6 @@ from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, save_statistics
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
-from robovlms.files import atomic_file
 from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, save_config
 from robovlms.policy.compiling import compile_policy
 from robovlms.policy.policy import VLAPolicy, named_tensors
@@ -41,8 +39,9 @@ from robovlms.training.memory import memory_explained
 from robovlms.training.optimizer.ema import MovingAverage
 from robovlms.training.optimizer.optimization import Steps, learning_rate, make_optimizer, trained_parameters
 from robovlms.training.parallel.choosing import make_parallelism
+from robovlms.training.symptoms import find_symptoms
 from robovlms.training.tracking import Tracker, check_trackers
-from robovlms.training.validation import VALIDATION_ACTIONS, validate
+from robovlms.training.validation import save_examples, validate
 from robovlms.types import Batch, Conversations
 
 log = logging.getLogger(__name__)
@@ -316,6 +315,7 @@ class Trainer:
                 metrics, examples = validate(
                     self.policy, self.feed.validation, self.mean_actions, sources, self._sum, self.rounds
                 )
+                metrics |= self.feed.probe.measure(self.policy) if self.feed.probe else {}
         except Exception:
             if self.is_main and self.saved_step < self.step and not self.parallel.is_sharded:
                 log.warning("validation failed at step %d: what was trained is saved first", self.step)
@@ -323,8 +323,9 @@ class Trainer:
             raise
         if self.tracker:
             self.tracker.log_validation(self.step, metrics)
-            with atomic_file(self.folder / VALIDATION_ACTIONS) as file:  # an evaluation beside the run may draw them
-                np.savez(file, **examples)  # type: ignore[arg-type]
+            if self.feed.probe:
+                self.tracker.warn(find_symptoms(metrics, examples, self.plan, f"validation at step {self.step}"))
+            save_examples(self.folder, examples)
         return metrics
 
     def save(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robovlms.files import atomic_file
 from robovlms.policy.policy import VLAPolicy
 from robovlms.types import Batch
 
@@ -74,6 +76,12 @@ def validate(
             metrics |= _means(f"val/{source}", list(errors), column)
     kept = [torch.cat(tensors)[:MAX_EXAMPLES].cpu().numpy() for tensors in zip(*examples, strict=True)]
     return metrics, dict(zip(("predicted", "target", "mask"), kept, strict=True))
+
+
+def save_examples(run_folder: Path, examples: Examples) -> None:
+    """Keep examples for figures, of which an evaluation beside the run may draw some at the same time."""
+    with atomic_file(run_folder / VALIDATION_ACTIONS) as file:
+        np.savez(file, **examples)  # type: ignore[arg-type]
 
 
 def _add(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> None:

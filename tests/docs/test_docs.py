@@ -27,6 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
     "train",
     "evaluate",
+    "open_loop",
     "serve",
     "export",
     "collect_demos",

@@ -4,6 +4,7 @@ import line_world
 import numpy as np
 from PIL import Image
 
+from robovlms.actions.checks import Finding, Severity
 from robovlms.commands.evaluate import report
 from robovlms.config.choices import Language
 from robovlms.config.closed_loop import EvaluationConfig
@@ -43,6 +44,13 @@ def test_the_report_shows_the_verdict_on_language_and_the_certificate(tmp_path):
     page = write_report(tmp_path, results, name="run", figures={}).read_text()
     assert '<p class="verdict">Whether the policy follows its instructions is not decided' in page
     assert "<dt>checkpoint_digest</dt><dd>abc</dd>" in page
+
+
+def test_the_report_shows_what_the_runs_validation_found(tmp_path):
+    found = Finding(severity=Severity.warning, what="<language> is ignored", where="validation", to_do="Record more.")
+    page = write_report(tmp_path, evaluate(tmp_path), name="run", figures={}, warnings=[found]).read_text()
+    assert '<div class="finding warning"><b>Warning: &lt;language&gt; is ignored</b>' in page
+    assert "Record more." in page
 
 
 def test_no_two_headings_of_the_report_are_the_same(tmp_path):

@@ -32,20 +32,21 @@ from robovlms.policy.checkpoint import (
     step_of,
 )
 from robovlms.training.launch import LOGS
-from robovlms.training.tracking import METRICS, WANDB_ID
+from robovlms.training.tracking import METRICS, WANDB_ID, WARNINGS
 from robovlms.training.validation import VALIDATION_ACTIONS
 
 log = logging.getLogger(__name__)
 
 RUN = "run"
 CHECKPOINTS, ABANDONED = "checkpoints", "abandoned_"
-DURATIONS, FIRST_BATCH, PROFILE = "durations.json", "first_batch.png", "profile"
+DURATIONS, FIRST_BATCH, PROFILE, OPEN_LOOP = "durations.json", "first_batch.png", "profile", "open_loop"
 OURS = (
     CONFIG,
     STATS,
     DURATIONS,
     METRICS,
     VALIDATION_ACTIONS,
+    WARNINGS,
     FIRST_BATCH,
     WANDB_ID,
     "plots",
@@ -53,6 +54,7 @@ OURS = (
     "wandb",
     PROFILE,
     "evaluation",
+    OPEN_LOOP,
     LOGS,
 )  # what a run writes into its folder besides checkpoints
 
