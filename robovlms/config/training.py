@@ -12,6 +12,7 @@ from robovlms.config.choices import (
     Moments,
     Precision,
     ReduceDtype,
+    Rounding,
     ScheduleName,
     TrackerName,
     WandbMode,
@@ -34,6 +35,7 @@ class OptimizerConfig:
     weight_decay: float = number(0.0, at_least=0, at_most=10)
     max_grad_norm: float | None = number(1.0, above=0, hint="null turns clipping off")
     moments: Moments = Moments.fp32
+    rounding: Rounding = Rounding.masters  # of trained bfloat16 weights; other than masters: precision=bf16 alone
 
     def check(self, option: str) -> None:
         """Refuse other than two betas."""
