@@ -20,7 +20,7 @@ from robovlms.data.windows import find_instructions
 from robovlms.errors import UserError
 from robovlms.evaluation.policies.checkpoint import check_simulator
 from robovlms.planner.check import check_fits
-from robovlms.policy.checkpoint import init_weights, load_stats, resolve_checkpoint
+from robovlms.policy.checkpoint import load_stats, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Simulator
@@ -28,6 +28,7 @@ from robovlms.terminal import set_up_logging
 from robovlms.training.figures import plot_run
 from robovlms.training.launch import end_with_parent
 from robovlms.training.trainer import Trainer
+from robovlms.training.warm_start import init_weights
 from robovlms.workers import death
 
 log = logging.getLogger(__name__)

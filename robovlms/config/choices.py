@@ -92,6 +92,12 @@ class WeightType(StrEnum):
     bf16 = auto()  # half the memory, for weights that are frozen; adapters beside them stay float32
 
 
+class FrozenQuantization(StrEnum):
+    """How frozen linear layers are stored while adapters beside them are trained."""
+
+    nf4 = auto()  # 4.13 bits a weight (QLoRA, arXiv:2305.14314)
+
+
 class GpuName(StrEnum):
     """A GPU whose published figures the planner knows (`planner/machines.py`)."""
 

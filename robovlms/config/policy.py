@@ -9,6 +9,7 @@ from robovlms.config.choices import (
     MISSING,
     ArmLoss,
     FrameCache,
+    FrozenQuantization,
     HeadKind,
     ModelSize,
     QueryInit,
@@ -78,6 +79,7 @@ class BackboneConfig:
     checkpointing: str = "none"
     attn_implementation: str = "sdpa"
     weights: WeightType = WeightType.fp32
+    quantization: FrozenQuantization | None = None  # of the linear layers that are frozen; unset: as `weights` says
     # tokens per view, by a perceiver trained from scratch; unset: the family's own
     resample: int | None = number(None, at_least=1)
 

@@ -8,8 +8,9 @@ from composing import completed, composed
 from robovlms.actions.plan import DataPlan
 from robovlms.commands.train import train
 from robovlms.errors import UserError
-from robovlms.policy.checkpoint import init_weights, load_config, load_policy, resolve_checkpoint
+from robovlms.policy.checkpoint import load_config, load_policy, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
+from robovlms.training.warm_start import init_weights
 
 pytest.importorskip("peft")
 FULL, RANK_4, RANK_2 = [], ["backbone.lora.rank=4"], ["backbone.lora.rank=2", "backbone.lora.alpha=3"]
