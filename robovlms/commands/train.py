@@ -57,13 +57,13 @@ def train(config: TrainConfig) -> Path:
         stats = load_stats(resumed) if resumed else compute_statistics(plan, windows)
         policy = VLAPolicy.from_config(config, plan)
         policy.processor.check_instructions(find_instructions([*windows, *(kept_out or [])]))
+        fresh = {"head", "proprio"} if not resumed else set()
         if config.trainer.init_from is not None and not resumed:
-            init_weights(policy, config, resolve_checkpoint(Path(config.trainer.init_from)))
-        elif not resumed:
-            if policy.head.needs_chunks:
-                policy.head.calibrate(sample_chunks(train_set, plan, config.window.chunk_size, stats))
-            if policy.proprio is not None:
-                policy.proprio.calibrate(torch.from_numpy(proprio_rows(plan, windows)))
+            fresh = init_weights(policy, config, resolve_checkpoint(Path(config.trainer.init_from)))
+        if "head" in fresh and policy.head.needs_chunks:
+            policy.head.calibrate(sample_chunks(train_set, plan, config.window.chunk_size, stats))
+        if "proprio" in fresh and policy.proprio is not None:
+            policy.proprio.calibrate(torch.from_numpy(proprio_rows(plan, windows)))
         checkpoint = trainer.fit(
             policy,
             train_set,
