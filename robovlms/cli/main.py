@@ -160,7 +160,7 @@ def _convert_data(config: ConvertDataConfig) -> None:
 def _convert_backbone(config: ConvertBackboneConfig) -> None:
     from robovlms.commands.convert_backbone import convert_folder as run
 
-    run(config.family, config.source, config.output_dir)
+    run(config.family, config.source, config.output_dir, config.vlm)
 
 
 def _convert_checkpoint(config: ConvertCheckpointConfig) -> None:
