@@ -18,6 +18,21 @@ install_import_hook("robovlms", "beartype.beartype")
 torch.set_num_threads(1)
 
 
+FAMILIES = {"nano", "kosmos", "paligemma", "qwen2_5_vl", "flamingo", "florence2"}  # one of every kind of backbone
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what is tested of further families of backbones to `pytest -m slow`."""
+    from robovlms.registry import BACKBONES
+
+    others = set(BACKBONES.names()) - FAMILIES
+    for item in items:
+        case = getattr(item, "callspec", None)
+        if case is not None and any(value in others for value in case.params.values() if isinstance(value, str)):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what is made from data for the session alone."""

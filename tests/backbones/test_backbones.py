@@ -299,7 +299,11 @@ for name in sys.argv[1:]:
 OTHERS = sorted({*NAMES} - {*COMPILED, *UNCOMPILED})
 
 
-@pytest.mark.parametrize("names", [COMPILED, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["first", "others"])
+@pytest.mark.parametrize(
+    "names",
+    [pytest.param(COMPILED, marks=pytest.mark.slow), pytest.param(OTHERS, marks=pytest.mark.extended)],
+    ids=["first", "others"],
+)
 def test_torch_compile_makes_one_graph_of_the_forward(names):
     here = Path(__file__).parent  # a process of its own: dynamo cannot look through the shape checks of the others
     run = subprocess.run([sys.executable, "-c", COMPILE, *names], cwd=here, capture_output=True, text=True, timeout=300)

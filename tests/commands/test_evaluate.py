@@ -25,6 +25,7 @@ from robovlms.training.checkpoints.run_folder import keep_newest
 from robovlms.training.follow import DeletedError, follow, held
 
 pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -33,6 +33,7 @@ from robovlms.policy.checkpoint import checkpoints
 from robovlms.policy.manifest import checkpoint_digest
 from robovlms.registry import SIMULATORS
 
+pytestmark = pytest.mark.slow  # every test plays episodes through a server of its own
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "backbone=nano", "backbone.size=tiny", "head.hidden_dim=16", "structure=policy_head",
@@ -128,7 +129,7 @@ def test_meta_worlds_episodes_through_a_server_are_those_of_its_checkpoint(run, 
     hold_against_the_checkpoint("metaworld", run, server, tmp_path, monkeypatch, *options)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_liberos_episodes_through_a_server_are_those_of_its_checkpoint(run_of, tmp_path, monkeypatch):
     run = run_of("libero")
     with served(config_of(run)) as (address, _):

@@ -420,7 +420,7 @@ def test_what_is_made_of_a_checkpoint_of_the_hub_does_not_go_into_its_cache(hub,
     assert run_folder_of(folder) == Path("runs/lab--lift_cup")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_an_address_is_taken_wherever_a_checkpoint_is(hub, run, tmp_path):
     push(run)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"),

@@ -61,7 +61,7 @@ WRONG = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("what", WRONG)
 def test_what_cannot_be_served_is_refused_with_the_option_to_change(what):
     arguments, named = WRONG[what]
@@ -99,7 +99,7 @@ with served(config_of(SINGLE, "engine.compile=true", "engine.max_batch_size=3"))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_compiled_policy_is_warm_when_the_server_is_ready_and_answers_the_same():
     """In a process without run-time checks of shapes, which torch does not compile; batches of one to three robots."""
     paths = [ROOT, ROOT / "tests", ROOT / "tests" / "serving"]

@@ -87,6 +87,7 @@ def test_obeying_the_opposite_instruction_misses_the_goal_and_ignoring_it_reache
     assert [(result.episode.scene, result.success) for result in stubborn] == [("go-left", False), ("go-right", True)]
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_results_of_one_in_the_order_of_the_plan_with_videos(tmp_path):
     one = run_episodes(line_world.start_obedient, PLAN, folder=tmp_path / "one", conditions=HERE)
     two = run_episodes(line_world.start_obedient, PLAN, folder=tmp_path / "two", conditions=HERE, num_workers=2)
@@ -99,7 +100,7 @@ def test_two_workers_give_the_results_of_one_in_the_order_of_the_plan_with_video
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_error_names_its_episode_and_the_evaluation_goes_on_where_it_stopped(tmp_path, num_workers):
     with pytest.raises(RuntimeError, match=r"(?s)go-right, seed 10\d: 'go right' failed.*the wheel came off"):
         run_episodes(line_world.start_breaking, OWN, folder=tmp_path, conditions=HERE, num_workers=num_workers)
@@ -172,6 +173,7 @@ def test_workers_that_die_or_cannot_start_are_reported(tmp_path):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_what_workers_warn_of_cannot_steer_the_terminal(tmp_path, capfd):
     run_episodes(line_world.start_warning, PLAN[:2], folder=tmp_path, conditions=HERE, num_workers=2)
     told = capfd.readouterr().err

@@ -64,7 +64,7 @@ def seen_by(engine, step, instruction=INSTRUCTIONS[0]):
 
 def combinations():
     yield from (pytest.param(*each, id="-".join(each)) for each in PLAIN)
-    yield from (pytest.param(*each, id="-".join(each), marks=pytest.mark.slow) for each in MORE)
+    yield from (pytest.param(*each, id="-".join(each), marks=pytest.mark.extended) for each in MORE)
 
 
 @pytest.mark.parametrize(("backbone", "structure", "head"), combinations())
@@ -110,7 +110,7 @@ def test_rows_of_different_ages_and_texts_in_one_run_are_each_what_it_is_alone(e
         np.testing.assert_allclose(found[row], alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_torch_program_carries_the_same_memory_and_gives_the_same_actions(exported):
     checkpoint, program = exported("nano", "policy_head", "lstm", "torch")
     files = {"robovlms": ""}
@@ -163,7 +163,7 @@ def test_what_plays_a_program_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("number", [0, 1])
 def test_of_a_mixture_each_source_is_what_the_engine_gives_for_it(number, tmp_path):
     engine = PolicyEngine.from_checkpoint(MIXTURE / "checkpoints" / "step_000002")
@@ -180,7 +180,7 @@ def test_of_a_mixture_each_source_is_what_the_engine_gives_for_it(number, tmp_pa
         np.testing.assert_allclose(found, unwrap(expected), rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_pictures_of_the_camera_are_resized_inside(exported, tmp_path):
     checkpoint, _ = exported("nano", "policy_head", "lstm")
     done = export(checkpoint, tmp_path / "x.onnx", "picture=[48,64]")
@@ -195,7 +195,7 @@ def test_pictures_of_the_camera_are_resized_inside(exported, tmp_path):
         np.testing.assert_allclose(found, unwrap(expected), rtol=0, atol=1e-4)  # a pixel may be rounded the other way
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_program_of_int8_matrices_has_them_in_its_file_and_acts_as_the_engine_does_with_them(exported, tmp_path):
     checkpoint, _ = exported("kosmos", "policy_head", "lstm")
     done = export(checkpoint, tmp_path / "x.onnx", "quantize=int8")

@@ -100,7 +100,7 @@ def test_the_page_says_the_verdict_first_and_what_is_assumed_last() -> None:
     assert "Assumed" in text
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("cluster", [name for name in options("cluster") if name != "local"])
 def test_every_preset_fits_every_cluster_that_is_named(preset: str, cluster: str) -> None:
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_is_here_is_counted_as_it_is(family: str, tmp_path: Pa
     assert found.fits
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("backbone", memory_table.BACKBONES)
 def test_the_table_of_the_documentation_is_what_is_counted(backbone: str) -> None:
     assert memory_table.row(backbone) in memory_table.PAGE.read_text(encoding="utf-8").splitlines()

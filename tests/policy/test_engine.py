@@ -129,13 +129,13 @@ def assert_each_as_alone(policy, window_size, cache=FrameCache.exact, max_batch_
 
 
 def combinations():
-    """Every structure with every head; for the families, all but the plainest of each structure are slow."""
+    """Every structure with every head; for the families, all but the plainest of each structure are extended."""
     for backbone_name in ("nano", "kosmos", "paligemma", "qwen2_5_vl"):
         for structure, head_name in ALLOWED:
             if HEAD_CONFIGS[head_name].kind is HeadKind.slots and not BACKBONES.get(backbone_name).can_parallel:
                 continue
             is_plain = head_name == ("lstm" if structure is Structure.policy_head else "mlp")
-            marks = [] if backbone_name == "nano" or is_plain else [pytest.mark.slow]
+            marks = [] if backbone_name == "nano" or is_plain else [pytest.mark.extended]
             yield pytest.param(backbone_name, structure, head_name, marks=marks)
 
 
@@ -357,7 +357,7 @@ def compare_compiled():
         np.testing.assert_allclose(np.stack(found), np.stack(expected), rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_compiled_vision_tower_gives_the_same_actions_for_any_number_of_rows():
     here = Path(__file__).parent  # in a process where shapes are not checked: the checks cannot be compiled
     code = f"import sys; sys.path[:0] = ['{here}', '{here.parent}']; import test_engine; test_engine.compare_compiled()"

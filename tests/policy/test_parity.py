@@ -91,15 +91,15 @@ def whole_window(policy, steps):
 
 
 def streamed():
-    """Every backbone with the plainest head of every structure, every kind of backbone with all; the rest is slow."""
+    """Every backbone with the plainest head of every structure, every kind with all; others are extended."""
     for backbone_name in BACKBONES.names():
         for structure, head_name in ALLOWED:
             if structure is Structure.interleaved and not BACKBONES.get(backbone_name).can_interleave:
                 continue
             if HEAD_CONFIGS[head_name].kind is HeadKind.slots and not BACKBONES.get(backbone_name).can_parallel:
                 continue
-            is_slow = head_name != "mlp" and backbone_name not in ("nano", "paligemma", "flamingo", "florence2")
-            marks = [pytest.mark.slow] if is_slow else []
+            is_extended = head_name != "mlp" and backbone_name not in ("nano", "paligemma", "flamingo", "florence2")
+            marks = [pytest.mark.extended] if is_extended else []
             for proprio in (False, True) if backbone_name == "nano" else (False,):
                 yield pytest.param(backbone_name, structure, head_name, proprio, marks=marks)
 

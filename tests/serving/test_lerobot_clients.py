@@ -38,7 +38,7 @@ def engine_of_single() -> PolicyEngine:
     return PolicyEngine.from_checkpoint(SINGLE / "checkpoints" / "step_000002", config_of(SINGLE).engine)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_lerobots_robot_client_performs_the_actions_of_the_policy(kind):
     with served(config_of(SINGLE, "protocol=lerobot")) as (address, _):
@@ -50,7 +50,7 @@ def test_lerobots_robot_client_performs_the_actions_of_the_policy(kind):
     np.testing.assert_allclose(performed, expected, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_lerobots_evaluation_acts_as_the_policy_does(tmp_path):
     performed = run_lerobot("eval_lerobot.py", str(SINGLE), str(tmp_path / "out"), path=PLUGIN)
     engine = engine_of_single()
@@ -62,7 +62,7 @@ def test_lerobots_evaluation_acts_as_the_policy_does(tmp_path):
     np.testing.assert_allclose(performed, expected, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_lerobots_factories_make_a_policy_that_acts_as_ours_does(tmp_path):
     both = run_lerobot("act_lerobot.py", str(SINGLE), str(tmp_path / "saved"), path=PLUGIN)
     engine = engine_of_single()
@@ -79,7 +79,7 @@ def test_lerobots_factories_make_a_policy_that_acts_as_ours_does(tmp_path):
     assert not (tmp_path / "saved" / "model.safetensors").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_lerobots_rollout_moves_a_robot_as_the_policy_says():
     performed = run_lerobot("rollout_lerobot.py", str(SINGLE), "3", path=PLUGIN)
     engine = engine_of_single()

@@ -17,6 +17,7 @@ from robovlms.sims.libero.experts import EXPERTS
 from robovlms.sims.libero.simulator import Libero
 from robovlms.sims.schemas.libero import LiberoSimConfig
 
+pytestmark = pytest.mark.slow
 STOVE, CHEESE = "libero_goal/turn_on_the_stove", "libero_goal/put_the_cream_cheese_in_the_bowl"
 STAY = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
 
@@ -59,7 +60,7 @@ def test_the_expert_turns_on_the_stove_and_that_counts_as_success(sim):
     assert not np.array_equal(seen[0].frames["wrist"], seen[-1].frames["wrist"])
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("name", EXPERTS)
 def test_experts_solve_four_of_five_initial_states(name):
     simulator = Libero(config(tasks=[name], image_size=16))
@@ -68,7 +69,7 @@ def test_experts_solve_four_of_five_initial_states(name):
     assert sum(solved) >= 4
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_pictures_and_hand_are_those_of_the_benchmarks_own_environment():
     from libero.libero.envs import OffScreenRenderEnv
 

@@ -48,7 +48,7 @@ print("graphs", *(graphs[i] for i in (39, 40, 64, 79)))  # before, after one ste
 
 
 @pytest.mark.parametrize(
-    ("mode", "backbone"), [("layers", "qwen2_5_vl"), pytest.param("model", "nano", marks=pytest.mark.slow)]
+    ("mode", "backbone"), [("layers", "qwen2_5_vl"), pytest.param("model", "nano", marks=pytest.mark.extended)]
 )
 def test_compiling_changes_no_loss_and_ends_after_the_first_batches(tmp_path, mode, backbone):
     here = Path(__file__).parents[1]  # a process of its own: dynamo cannot look through the shape checks of the others

@@ -123,7 +123,7 @@ def together(data, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("name", OF_DDP)
 def test_options_of_ddp_change_no_loss_but_rounded_gradients_change_it_a_little(together, name):
     ours, plain = (losses(together / f"ddp_{which}") for which in (name, "plain"))
@@ -131,7 +131,7 @@ def test_options_of_ddp_change_no_loss_but_rounded_gradients_change_it_a_little(
     assert (ours[-1] == plain[-1]) == (name != "rounded") or name == "buckets"
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("mode", ["zero1", "fsdp2"])
 @pytest.mark.parametrize("name", TOGETHER)
 def test_every_way_goes_with_whatever_is_trained(together, name, mode):
@@ -182,6 +182,6 @@ def test_a_run_goes_on_by_another_way_and_number_of_processes(data, runs, tmp_pa
     check_resumes(data, runs, tmp_path, [(way, WAYS[(place + 3) % len(WAYS)]) for place, way in enumerate(WAYS)])
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_run_goes_on_by_any_way_from_any(data, runs, tmp_path):
     check_resumes(data, runs, tmp_path, [(way, start) for way in WAYS for start in WAYS if way != start])
