@@ -101,11 +101,13 @@ def _alternatives(config: TrainConfig) -> Iterator[tuple[TrainConfig, tuple[str,
 
 def _training_less(config: TrainConfig) -> Iterator[tuple[TrainConfig, tuple[str, ...]]]:
     """Go through runs of fewer trained weights, or of smaller frozen ones: of a decoder adapters, then these in NF4."""
-    backbone, overrides = config.backbone, ()
+    backbone = config.backbone
+    overrides: tuple[str, ...] = ()
     if not (backbone.lora.rank or backbone.freeze_text):
-        frozen = {"freeze_vision": True, "freeze_embeddings": True}
-        overrides = ("backbone.lora.rank=16", *(f"backbone.{key}=true" for key in frozen if not getattr(backbone, key)))
-        backbone = replace(backbone, lora=replace(backbone.lora, rank=16), **frozen)
+        frozen = [part for part in ("vision", "embeddings") if not getattr(backbone, f"freeze_{part}")]
+        overrides = ("backbone.lora.rank=16", *(f"backbone.freeze_{part}=true" for part in frozen))
+        lora = replace(backbone.lora, rank=16)
+        backbone = replace(backbone, lora=lora, freeze_vision=True, freeze_embeddings=True)
         yield replace(config, backbone=backbone), overrides
     if backbone.quantization is None:
         packed = replace(backbone, quantization=FrozenQuantization.nf4)

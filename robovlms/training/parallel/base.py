@@ -7,7 +7,7 @@ master behind it; the optimizer, clipping and checkpoints work alike on all of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +121,7 @@ class Parallelism:
         return {}
 
 
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
+def _norm(gradients: list[Tensor]) -> Tensor:
     """Return the 2-norm of all entries in float32, whatever they are stored in."""
     if not gradients:
         return torch.zeros(())
