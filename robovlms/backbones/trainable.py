@@ -10,8 +10,8 @@ from torch import nn
 from robovlms.backbones.base import Backbone
 from robovlms.backbones.lora import add_lora
 from robovlms.backbones.nf4 import quantize_frozen
-from robovlms.config.choices import FrozenQuantization, WeightType
-from robovlms.config.policy import BackboneConfig
+from robovlms.config.choices import WeightType
+from robovlms.config.policy import BackboneConfig, FrozenQuantization
 from robovlms.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robovlms.config.choices import CacheMode, HeadKind, Precision, Rounding, Structure
+from robovlms.config.choices import CacheMode, HeadKind, Precision, Structure
 from robovlms.config.data import (
     AugmentationConfig,
     ConvertConfig,
@@ -10,7 +10,7 @@ from robovlms.config.data import (
     MixtureDataConfig,
 )
 from robovlms.config.policy import HeadConfig, StructureConfig, ViewConfig, WindowConfig
-from robovlms.config.training import EMAConfig, OptimizerConfig, PrecisionConfig
+from robovlms.config.training import EMAConfig, OptimizerConfig, PrecisionConfig, Rounding
 from robovlms.errors import NotAllowedError, UserError
 from robovlms.registry import nearest
 

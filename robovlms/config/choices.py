@@ -92,12 +92,6 @@ class WeightType(StrEnum):
     bf16 = auto()  # half the memory, for weights that are frozen; adapters beside them stay float32
 
 
-class FrozenQuantization(StrEnum):
-    """How frozen linear layers are stored while adapters beside them are trained."""
-
-    nf4 = auto()  # 4.13 bits a weight (QLoRA, arXiv:2305.14314)
-
-
 class GpuName(StrEnum):
     """A GPU whose published figures the planner knows (`planner/machines.py`)."""
 
@@ -256,15 +250,6 @@ class Moments(StrEnum):
     fp32 = auto()  # 8 bytes a weight
     bf16_stochastic = auto()  # 4: rounded at random, so that small changes add up on average
     int8 = auto()  # 2: one of 256 values, and a scale for every 256 of them
-
-
-class Rounding(StrEnum):
-    """How the bfloat16 weights of `precision=bf16` take steps that are smaller than their digits."""
-
-    masters = auto()  # float32 copies take them, 4 bytes a trained weight
-    nearest = auto()  # not at all: what is below 0.2 % of a weight is lost
-    stochastic = auto()  # on average: rounded up or down at random, so that the mean is exact
-    kahan = auto()  # later: what rounding left over is kept in bfloat16, 2 bytes, and added to the next step
 
 
 class ActingWeights(StrEnum):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from enum import StrEnum, auto
 
 from robovlms.config.choices import (
     MISSING,
     ArmLoss,
     FrameCache,
-    FrozenQuantization,
     HeadKind,
     ModelSize,
     QueryInit,
@@ -56,6 +56,12 @@ class LoRAConfig:
     modules: list[str] = field(
         default_factory=list
     )  # ends of the linear layers' names, e.g. [q_proj, v_proj]; empty: all
+
+
+class FrozenQuantization(StrEnum):
+    """How frozen linear layers are stored while adapters beside them are trained."""
+
+    nf4 = auto()  # 4.13 bits a weight (QLoRA, arXiv:2305.14314)
 
 
 @schema("backbone/base")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum, auto
 
 from robovlms.config.choices import (
     MISSING,
@@ -12,7 +13,6 @@ from robovlms.config.choices import (
     Moments,
     Precision,
     ReduceDtype,
-    Rounding,
     ScheduleName,
     TrackerName,
     WandbMode,
@@ -22,6 +22,15 @@ from robovlms.config.schemas import schema
 from robovlms.errors import UserError
 
 MANY = 1e9  # epochs or steps
+
+
+class Rounding(StrEnum):
+    """How the bfloat16 weights of `precision=bf16` take steps that are smaller than their digits."""
+
+    masters = auto()  # float32 copies take them, 4 bytes a trained weight
+    nearest = auto()  # not at all: what is below 0.2 % of a weight is lost
+    stochastic = auto()  # on average: rounded up or down at random, so that the mean is exact
+    kahan = auto()  # later: what rounding left over is kept in bfloat16, 2 bytes, and added to the next step
 
 
 @dataclass(kw_only=True)

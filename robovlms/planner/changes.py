@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TypeVar
 
-from robovlms.config.choices import FrozenQuantization, Moments, Precision, Rounding
+from robovlms.config.choices import Moments, Precision
+from robovlms.config.policy import FrozenQuantization
 from robovlms.config.run import TrainConfig
 from robovlms.config.schemas import schema_of
+from robovlms.config.training import Rounding
 from robovlms.planner.machines import Gpu
 from robovlms.planner.memory import SHARDED
 from robovlms.planner.plan import Plan

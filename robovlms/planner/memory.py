@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from robovlms.config.choices import Moments, Precision, Rounding
+from robovlms.config.choices import Moments, Precision
 from robovlms.config.run import TrainConfig
+from robovlms.config.training import Rounding
 from robovlms.planner.trace import Trace
 from robovlms.training.optimizer.adamw import PART_BYTES
 from robovlms.training.schemas.parallel import HSDPConfig

@@ -12,8 +12,7 @@ from robovlms.backbones.lora import merge_lora
 from robovlms.backbones.nf4 import LEVELS, STORED, NF4Linear, dequantize, own_linears
 from robovlms.commands.merge_lora import merge_checkpoint
 from robovlms.commands.train import train
-from robovlms.config.choices import FrozenQuantization
-from robovlms.config.policy import LoRAConfig
+from robovlms.config.policy import FrozenQuantization, LoRAConfig
 from robovlms.errors import UserError
 from robovlms.planner.machines import GPUS
 from robovlms.planner.plan import make_plan

@@ -9,8 +9,8 @@ import one_gpu_table
 import pytest
 from composing import completed, composed
 
-from robovlms.config.choices import Rounding
 from robovlms.config.run import TrainConfig
+from robovlms.config.training import Rounding
 from robovlms.errors import UserError
 from robovlms.planner.changes import Alternatives
 from robovlms.planner.check import check_fits

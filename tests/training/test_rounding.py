@@ -8,8 +8,8 @@ from torch import nn
 
 from robovlms.backbones.families.nano import Nano
 from robovlms.commands.train import train
-from robovlms.config.choices import Moments, Rounding
-from robovlms.config.training import OptimizerConfig
+from robovlms.config.choices import Moments
+from robovlms.config.training import OptimizerConfig, Rounding
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import checkpoints
 from robovlms.policy.policy import VLAPolicy

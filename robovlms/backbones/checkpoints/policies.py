@@ -103,23 +103,23 @@ def _with_embedding(weights: Weights, text: str) -> Weights:
     return weights
 
 
-def _cut(config: Any, weights: Weights, names: PolicyNames) -> None:
-    """Make a decoder's config as deep as the weights, where a policy has less layers than the VLM.
+def _cut(decoder: Any, weights: Weights, names: PolicyNames) -> None:
+    """Make the config of a decoder as deep as the weights, where a policy has less layers than the VLM.
 
     Raises:
         UserError: it has none, or more.
     """
     layer = re.compile(rf"{names.text}\.layers\.(\d+)\.")
     depth = 1 + max((int(match[1]) for key in weights if (match := layer.match(key))), default=-1)
-    if not 0 < depth <= config.num_hidden_layers:
+    if not 0 < depth <= decoder.num_hidden_layers:
         raise UserError(
             f"source has {depth} layers of a decoder, and the VLM that {names.policy} is made of "
-            f"{config.num_hidden_layers}: give a checkpoint of {names.policy}, and with vlm= the VLM that it was made "
+            f"{decoder.num_hidden_layers}: give a checkpoint of {names.policy}, and with vlm= the VLM that it was made "
             f"of ({names.vlm})."
         )
-    if depth < config.num_hidden_layers:
-        logger.info("the decoder has the first %d of %d layers", depth, config.num_hidden_layers)
-        config.num_hidden_layers = depth
+    if depth < decoder.num_hidden_layers:
+        logger.info("the decoder has the first %d of %d layers", depth, decoder.num_hidden_layers)
+        decoder.num_hidden_layers = depth
 
 
 def _fill_words(weights: Weights, names: PolicyNames, wanted: int, tokenizer: Any) -> None:

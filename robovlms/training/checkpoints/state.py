@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robovlms.config.choices import Moments, Rounding
+from robovlms.config.choices import Moments
 from robovlms.config.fields import RUN, change_keeps
 from robovlms.config.run import TrainConfig
+from robovlms.config.training import Rounding
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import CONFIG, STATE, checkpoints, load_config, run_folder_of, step_of
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, reading

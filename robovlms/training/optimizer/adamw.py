@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robovlms.config.choices import Moments, Rounding
+from robovlms.config.choices import Moments
+from robovlms.config.training import Rounding
 from robovlms.training.optimizer.moments import (
     BLOCK,
     FIRST,

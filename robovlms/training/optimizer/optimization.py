@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robovlms.config.choices import Duration, Moments, Rounding, ScheduleName
-from robovlms.config.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+from robovlms.config.choices import Duration, Moments, ScheduleName
+from robovlms.config.training import OptimizerConfig, Rounding, ScheduleConfig, TrainerConfig
 from robovlms.errors import UserError
 from robovlms.training.optimizer.adamw import LowPrecisionAdamW
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robovlms.config.choices import Precision, Rounding
+from robovlms.config.choices import Precision
+from robovlms.config.training import Rounding
 from robovlms.policy.checkpoint import load_weights
 from robovlms.policy.policy import VLAPolicy
 

@@ -17,8 +17,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from robovlms.config.choices import Precision, ReduceDtype, Rounding
+from robovlms.config.choices import Precision, ReduceDtype
 from robovlms.config.run import TrainConfig
+from robovlms.config.training import Rounding
 from robovlms.errors import UserError
 from robovlms.policy.policy import VLAPolicy
 from robovlms.training.checkpoints.pieces import Piece
