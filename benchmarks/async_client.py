@@ -105,7 +105,9 @@ def make_service(control_hz: float) -> Service:
     backbone = BACKBONES.get("nano")(nano)
     head = HEADS.get("flow")(
         FlowHeadConfig(name="flow", hidden_dim=16, num_heads=1),
-        HeadSizes(feature_dim=16, action_dim=len(NAMES), window_size=1, chunk_size=chunk_size),
+        HeadSizes(
+            feature_dim=16, action_dim=len(NAMES), binary=(len(NAMES) - 1,), window_size=1, chunk_size=chunk_size
+        ),
     )
     encoder = ProprioEncoder(len(PROPRIO), 16)
     policy = VLAPolicy(backbone, head, Structure.policy_head, Processor(backbone, ["side"], max_text_tokens=8), encoder)
@@ -122,7 +124,7 @@ def make_service(control_hz: float) -> Service:
         proprio_key="state", proprio_names=PROPRIO,
     )  # fmt: skip
     rows = np.random.default_rng(0).uniform(-1, 1, (50, len(NAMES))).astype(np.float32)
-    normalizer = ActionNormalizer(normalization, Statistics.compute(rows), NAMES)
+    normalizer = ActionNormalizer(normalization, Statistics.compute(rows), NAMES, [len(NAMES) - 1])
     engine = Expert(policy, [(Source.of(data), normalizer)], window_size=1, config=EngineConfig(device="cpu"))
     engine.control_hz = control_hz
     source = SourceSpec(contract=contract, proprio_names=PROPRIO, statistics="")

@@ -65,7 +65,8 @@ def make_nano() -> Nano:
 def make_policy(backbone: Backbone, structure: Structure, config: HeadConfig) -> VLAPolicy:
     """Put a head and a structure to it."""
     sizes = HeadSizes(
-        feature_dim=backbone.hidden_dim, action_dim=ACTION, window_size=WINDOW, chunk_size=CHUNK,
+        feature_dim=backbone.hidden_dim, action_dim=ACTION,
+        binary=(ACTION - 1,), window_size=WINDOW, chunk_size=CHUNK,
         embedding_rms=backbone.embedding_rms(),
     )  # fmt: skip
     head = HEADS.get(config.name)(config, sizes)

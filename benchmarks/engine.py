@@ -49,7 +49,13 @@ def make_engine(backbone_name: str, structure: Structure, device: str) -> Policy
     backbone = kind(nano) if backbone_name == "nano" else kind.tiny()
     is_late = structure is Structure.policy_head
     config = LSTMHeadConfig(name="lstm", hidden_dim=256) if is_late else MLPHeadConfig(name="mlp", hidden_dim=256)
-    sizes = HeadSizes(feature_dim=backbone.hidden_dim, action_dim=len(NAMES), window_size=WINDOW, chunk_size=CHUNK)
+    sizes = HeadSizes(
+        feature_dim=backbone.hidden_dim,
+        action_dim=len(NAMES),
+        binary=(len(NAMES) - 1,),
+        window_size=WINDOW,
+        chunk_size=CHUNK,
+    )
     head = HEADS.get(config.name)(config, sizes)
     policy = VLAPolicy(backbone, head, structure, Processor(backbone, VIEWS, max_text_tokens=64))
     contract = ActionContract(
@@ -59,7 +65,7 @@ def make_engine(backbone_name: str, structure: Structure, device: str) -> Policy
     views = dict.fromkeys(VIEWS, "")
     source = Source.of(DataConfig(name="robot", root="", views=views, contract=contract, normalization=normalization))
     rows = np.random.default_rng(0).uniform(-1, 1, (50, len(NAMES))).astype(np.float32)
-    normalizer = ActionNormalizer(normalization, Statistics.compute(rows), NAMES)
+    normalizer = ActionNormalizer(normalization, Statistics.compute(rows), NAMES, [len(NAMES) - 1])
     return PolicyEngine(policy, [(source, normalizer)], window_size=WINDOW, config=EngineConfig(device=device))
 
 

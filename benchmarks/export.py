@@ -80,11 +80,11 @@ def main() -> None:
         backbone, before = engine.policy.backbone, engine.act_on_reference()
         size, plain, program = weight_bytes(backbone) / MB, engine_step(engine), onnx_step(engine)
         quantize_linears(backbone)
-        change = action_change(before, engine.act_on_reference())
+        change = action_change(before, engine.act_on_reference(), engine.policy.head.split)
         linear = sum(each.integers.numel() for each in backbone.modules() if isinstance(each, Int8Linear)) * 4 / MB
         cells = (
             f"{size:.2f}", f"{weight_bytes(backbone) / MB:.2f}", f"{linear:.2f}",
-            f"{before[..., :-1].std(0).mean():.2g}",
+            f"{engine.policy.head.split.continuous(before).std(0).mean():.2g}",
             f"{change.arm_largest:.2g}", f"{change.arm_mean:.2g}", f"{change.grippers} of {before[..., 0].numel()}",
             f"{plain:.1f}", f"{engine_step(engine):.1f}", f"{program:.1f}",
         )  # fmt: skip

@@ -193,7 +193,11 @@ def make_policy(config: BackboneConfig, structure: Structure, sizes: Sizes, wind
     backbone = make_backbone(config, sizes.device)
     head = sizes.head(structure)
     head_sizes = HeadSizes(
-        feature_dim=backbone.hidden_dim, action_dim=len(NAMES), window_size=window, chunk_size=sizes.chunk
+        feature_dim=backbone.hidden_dim,
+        action_dim=len(NAMES),
+        binary=(len(NAMES) - 1,),
+        window_size=window,
+        chunk_size=sizes.chunk,
     )
     processor = Processor(backbone, list(PIXELS), max_text_tokens=config.max_text_tokens)
     return VLAPolicy(backbone, HEADS.get(head.name)(head, head_sizes), structure, processor).to(sizes.device)

@@ -143,7 +143,7 @@ class Ours:
         statistics = Statistics.compute(self.dataset.rows(100).actions)
         self.collate = Collator(
             processor,
-            [ActionNormalizer(config.normalization, statistics, CONTRACT.names)],
+            [ActionNormalizer(config.normalization, statistics, CONTRACT.names, CONTRACT.binary)],
             WindowConfig(window_size=WINDOW, chunk_size=CHUNK),
             Augmentation(config, processor, WINDOW, seed=0),
         )

@@ -2,7 +2,7 @@
 
 Letters, used verbatim in annotations and einops patterns:
 b batch, w window (observed steps), v views, k chunk (predicted steps), s = w + k - 1 actions of one sample,
-a action entries (e = a - 1 of the arm),
+a action entries: e numbers (of the arm, and opening widths) and o grippers that are open or closed,
 p proprioception entries, l text tokens, q queries, d hidden, n sequences, t frames in one sequence, m tokens of one
 image, h x c image height, width, channels, r tokens of a reply, y of them supervised. A leading underscore (`_h`)
 marks a size that differs between views.
@@ -75,7 +75,9 @@ class Batch(Tensors):
     frames: dict[str, UInt8[Tensor, "b w _h _x c"]]
     text_ids: Int64[Tensor, "b l"]
     text_mask: Bool[Tensor, "b l"]
-    actions: Float32[Tensor, "b w k a"] | None = None  # arm normalised to [-1, 1]; gripper -1 closed, +1 open
+    actions: Float32[Tensor, "b w k a"] | None = (
+        None  # numbers normalised to [-1, 1]; binary grippers -1 closed, +1 open
+    )
     action_mask: Bool[Tensor, "b w k"] | None = None
     action_dims: Bool[Tensor, "b a"] | None = None  # False = an action entry that is no target; None: all are
     target_ids: Int64[Tensor, "b w q"] | None = None  # a chunk as tokens, for heads that write it so; -1 = padding

@@ -18,7 +18,9 @@ def policy_of(backbone_name: str, head_name: str = "mlp") -> VLAPolicy:
     """Return a policy with random weights, the same at every call, in evaluation mode (no dropout)."""
     torch.manual_seed(0)
     backbone = BACKBONES.get(backbone_name).tiny()
-    sizes = HeadSizes(feature_dim=backbone.hidden_dim, action_dim=ACTIONS, window_size=WINDOW, chunk_size=CHUNK)
+    sizes = HeadSizes(
+        feature_dim=backbone.hidden_dim, action_dim=ACTIONS, binary=(ACTIONS - 1,), window_size=WINDOW, chunk_size=CHUNK
+    )
     head = HEADS.get(head_name)(small_head(head_name), sizes)
     torch.nn.init.normal_(head.query, std=0.5)
     return VLAPolicy(backbone, head, Structure.policy_head, Processor(backbone, VIEWS, max_text_tokens=64)).eval()

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum, auto
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from robovlms.actions.contract import CONSTANT, GRIPPER, is_constant, is_sparse, position_entries, rotation_entries
+from robovlms.actions.contract import (
+    CONSTANT,
+    arms,
+    has_positions,
+    is_constant,
+    is_sparse,
+    position_entries,
+    rotation_entries,
+)
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import ReferenceFrame, Representation, Rotation
-from robovlms.config.data import ActionContract, NormalizationConfig
+from robovlms.config.data import GRIPPER, ActionContract, NormalizationConfig, gripper_entries
 from robovlms.errors import UserError
 
 RARE = 0.01  # share of rows up to which something impossible is called a fault of single rows
@@ -97,7 +105,10 @@ def numeric_findings(
     if not len(rows):
         return found
     table = _Table(values=actions[rows].astype(np.float64), index=rows, names=names, contract=contract, locate=locate)
-    return [*found, *_constant(table), *_positions(table), *_rotations(table), *_gripper(table)]
+    found += _constant(table)
+    for arm in arms(names):
+        found += [*_positions(table, arm), *_rotations(table, arm)]
+    return found + [finding for entry in gripper_entries(names) for finding in _gripper(table, entry)]
 
 
 def _not_finite(
@@ -133,18 +144,21 @@ def _constant(table: _Table) -> list[Finding]:
     ]
 
 
-def sparse_findings(stats: Statistics, config: NormalizationConfig, names: Sequence[str]) -> list[Finding]:
+def sparse_findings(
+    stats: Statistics, config: NormalizationConfig, names: Sequence[str], binary: Sequence[int]
+) -> list[Finding]:
     """Name entries that move so rarely that their quantiles coincide.
 
     Args:
-        stats: of `names`, and of a gripper behind them where there is one.
+        stats: of `names`.
         config: says by what each is normalised.
-        names: of the arm's entries.
+        names: of all entries.
+        binary: those that are open or closed, and need no range.
     """
     sparse = [
         f"{name} ({stats.q50[i]:g} in almost all rows, else {stats.min[i]:g} to {stats.max[i]:g})"
         for i, name in enumerate(names)
-        if is_sparse(config.modes.get(name, config.mode), stats, i)
+        if i not in binary and is_sparse(config.modes.get(name, config.mode), stats, i)
     ]
     if not sparse:
         return []
@@ -166,9 +180,9 @@ def representation_findings(episodes: Iterable[Float[np.ndarray, "_n a"]], contr
         episodes: consecutive rows of some episodes, from their first on, finite, as recorded; read where needed.
         contract: of the rows, whose entries are joints: poses are recognised by their size (`numeric_findings`).
     """
-    if contract.representation is not Representation.delta or position_entries(contract.names):
+    if contract.representation is not Representation.delta or has_positions(contract.names):
         return []
-    arm = [i for i, name in enumerate(contract.names) if name != GRIPPER]
+    arm = [i for i in range(len(contract.names)) if i not in contract.grippers]
     starts, steps, sums = [], [], []
     for rows in episodes:
         values = rows[:, arm].astype(np.float64)
@@ -191,8 +205,8 @@ def representation_findings(episodes: Iterable[Float[np.ndarray, "_n a"]], contr
     ]
 
 
-def _positions(table: _Table) -> list[Finding]:
-    contract, entries = table.contract, position_entries(list(table.names))
+def _positions(table: _Table, arm: str) -> list[Finding]:
+    contract, entries = table.contract, position_entries(table.names, arm)
     if not entries or contract.frame in (ReferenceFrame.image, ReferenceFrame.joint) or contract.position_unit is None:
         return []
     metres = np.abs(table.values[:, entries]).max(axis=1) * contract.position_unit
@@ -220,9 +234,9 @@ def _positions(table: _Table) -> list[Finding]:
     return found
 
 
-def _rotations(table: _Table) -> list[Finding]:
+def _rotations(table: _Table, arm: str) -> list[Finding]:
     kind, unit = table.contract.rotation, table.contract.rotation_unit
-    entries = rotation_entries(list(table.names), kind)
+    entries = rotation_entries(table.names, kind, arm)
     if not entries:
         return []
     values = table.values[:, entries]
@@ -276,11 +290,9 @@ def gripper_share(values: Float[np.ndarray, "n"], contract: ActionContract) -> F
     return (values.astype(np.float64) - contract.gripper_closed) / (contract.gripper_open - contract.gripper_closed)
 
 
-def _gripper(table: _Table) -> list[Finding]:
-    if GRIPPER not in table.names:
-        return []
-    values, contract = table.values[:, list(table.names).index(GRIPPER)], table.contract
-    share = gripper_share(values, contract)
+def _gripper(table: _Table, entry: int) -> list[Finding]:
+    values, contract, name = table.values[:, entry], table.contract, table.names[entry]
+    is_binary, share, told = name not in contract.continuous_grippers, gripper_share(values, contract), _told(name)
     declared = f"gripper_closed={contract.gripper_closed:g} and gripper_open={contract.gripper_open:g}"
     recorded = f"recorded are {values.min():g} to {values.max():g}"
     to_do = (
@@ -289,31 +301,40 @@ def _gripper(table: _Table) -> list[Finding]:
     outside = table.beyond(
         np.maximum(-share, share - 1),
         0.05,
-        f"the gripper leaves the range of {declared} ({recorded}), by more than 5 % of it",
+        f"{told} leaves the range of {declared} ({recorded}), by more than 5 % of it",
         to_do,
     )
+    if not is_binary:  # whatever its ends are called, what a robot gets is what was recorded
+        return [replace(finding, severity=Severity.warning) for finding in outside]
     if outside or is_constant(values.min(), values.max()) or (share.min() <= 0.25 and share.max() >= 0.75):
         return outside
     target = {(True, True): "always open", (False, False): "always closed"}.get(
         (bool(share.min() > 0.5), bool(share.max() > 0.5)), "open above the middle"
     )
-    what = f"the gripper never comes near one end of {declared} ({recorded}): it becomes {target}"
+    what = f"{told} never comes near one end of {declared} ({recorded}): it becomes {target}"
     return [Finding(severity=Severity.warning, what=what, where=f"all {len(values)} rows", to_do=to_do)]
 
 
-def polarity_findings(openings: Sequence[Float64[np.ndarray, "_n"]], contract: ActionContract) -> list[Finding]:
+def _told(gripper: str) -> str:
+    return "the gripper" if gripper == GRIPPER else gripper
+
+
+def polarity_findings(
+    openings: Sequence[Float64[np.ndarray, "_n"]], contract: ActionContract, name: str
+) -> list[Finding]:
     """Suspect a gripper that is closed at the start of almost every episode, and opens where others grasp.
 
     Args:
         openings: of one episode each, from `gripper_share`.
         contract: whose gripper values are named.
+        name: of the gripper.
     """
     is_open = [opening > 0.5 for opening in openings if len(opening)]
     moved = [states for states in is_open if states.any() and not states.all()]
     closed_first = sum(not states[0] for states in moved)
     if len(moved) < 3 or len(moved) < 0.5 * len(is_open) or closed_first < 0.9 * len(moved):
         return []
-    what = f"the gripper starts closed and opens later in {closed_first} of {len(moved)} episodes in which it moves"
+    what = f"{_told(name)} starts closed and opens later in {closed_first} of {len(moved)} episodes in which it moves"
     to_do = (
         "Robots mostly start open and close to grasp. If the recording means the reverse, set "
         f"data.contract.gripper_closed={contract.gripper_open:g} and gripper_open={contract.gripper_closed:g}."

@@ -6,13 +6,14 @@ as recorded is copied untouched.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.spatial import transform
 
-from robovlms.actions.contract import position_entries, rotation_entries
+from robovlms.actions.contract import arms, position_entries, rotation_entries
 from robovlms.config.choices import ReferenceFrame, Representation, Rotation
 from robovlms.config.data import ActionContract, DataConfig
 from robovlms.errors import UserError
@@ -60,11 +61,32 @@ def write_rotation(rotation: R, kind: Rotation) -> Float64[np.ndarray, "n r"]:
     return np.concatenate([matrix[:, :, 0], matrix[:, :, 1]], axis=1)
 
 
+@dataclass(frozen=True)
+class _Arm:
+    """Where an arm's entries stand: in the recorded actions, and in proprioception."""
+
+    position: list[int]
+    rotation: list[int]
+    pose_position: list[int]
+    pose_rotation: list[int]
+
+    @classmethod
+    def of(cls, data: DataConfig, arm: str) -> _Arm:
+        names, proprio = data.contract.names, data.proprio_names
+        return cls(
+            position_entries(names, arm),
+            rotation_entries(names, data.contract.rotation, arm),
+            position_entries(proprio, arm),
+            rotation_entries(proprio, data.proprio_rotation, arm),
+        )
+
+
 class ActionConverter:
     """Turn an episode's recorded actions into those of the policy's contract.
 
     A converted step covers the recorded steps from its first to before the next one's: deltas are put together, of what
-    is absolute the last counts, and so of the gripper. Step j begins at recorded frame round(j * rate).
+    is absolute the last counts, and so of grippers. Step j begins at recorded frame round(j * rate). Several arms are
+    converted each by itself, with its own pose.
 
     Raises:
         UserError: the conversion needs the hand's pose, and `data.proprio_names` does not have it; or a unit that is
@@ -77,21 +99,30 @@ class ActionConverter:
         self.rate = self.source.control_hz / self.target.control_hz
         pose = ("representation", "frame", "rotation", "position_unit", "rotation_unit")
         changes = any(getattr(self.source, name) != getattr(self.target, name) for name in pose)
-        self.is_trivial = self.rate == 1 and not changes  # but for the gripper's values
+        self.is_trivial = self.rate == 1 and not changes  # but for grippers' values
         self._check_units()
-        self._has_gripper = self.source.names[-1] == "gripper"
-        self._position = position_entries(self.source.names)
-        self._rotation = rotation_entries(self.source.names, self.source.rotation)
-        moved = {*self._position, *self._rotation}
-        self._rest = [i for i in range(len(self.source.names) - self._has_gripper) if i not in moved]
+        names = self.source.names
+        found = {arm: _Arm.of(data, arm) for arm in arms(names)}
+        self._arms = {arm: each for arm, each in found.items() if each.position or each.rotation}
+        self._grippers = self.source.grippers
+        moved = {i for arm in self._arms.values() for i in (*arm.position, *arm.rotation)}
+        self._rest = [i for i in range(len(names)) if i not in moved and i not in self._grippers]
         self.needs_pose = self._needs_pose()
-        self._pose_position = position_entries(data.proprio_names)
-        self._pose_rotation = rotation_entries(data.proprio_names, data.proprio_rotation)
         self._pose_kind = data.proprio_rotation
-        if self.needs_pose and not (self._pose_position and self._pose_rotation):
+        if self.needs_pose:
+            self._check_poses()
+
+    def _check_poses(self) -> None:
+        if not self._arms:
+            raise UserError(
+                f"data.convert from {self._describe(self.source)} to {self._describe(self.target)} is about poses, and "
+                f"data.contract.names={self.source.names} has none (x, y, z, with or without a leading d)."
+            )
+        if lacking := [name for name, arm in self._arms.items() if not (arm.pose_position and arm.pose_rotation)]:
+            entries = ", ".join(lacking[0] + name for name in "xyz")
             raise UserError(
                 f"data.convert from {self._describe(self.source)} to {self._describe(self.target)} needs the hand's "
-                "pose: set data.proprio_key, name its entries x, y, z and those of data.proprio_rotation in "
+                f"pose: set data.proprio_key, name its entries {entries} and those of data.proprio_rotation in "
                 "data.proprio_names (data.proprio_seen=[] hides it from the policy)."
             )
 
@@ -148,49 +179,50 @@ class ActionConverter:
             steps: converted steps.
         """
         if self.is_trivial:
-            arm, gripper = (actions[:, :-1], actions[:, -1:]) if self._has_gripper else (actions, None)
-        else:
-            counts = self.starts(steps + 1) - self.starts(steps)
-            last = np.cumsum(counts) - 1
-            arm = self._convert(actions.astype(np.float64), proprio, last - counts + 1, last)
-            gripper = actions[last, -1:] if self._has_gripper else None
-        return np.concatenate([arm, self._speak(gripper, len(steps))], axis=1).astype(np.float32)
+            if not self._grippers or (self.source.gripper_closed, self.source.gripper_open) == (-1, 1):
+                return actions.astype(np.float32)
+            spoken = actions.astype(np.float32)
+            spoken[:, self._grippers] = self._speak(actions[:, self._grippers])
+            return spoken
+        counts = self.starts(steps + 1) - self.starts(steps)
+        last = np.cumsum(counts) - 1
+        return self._convert(actions, proprio, last - counts + 1, last).astype(np.float32)
 
-    def _speak(self, gripper: np.ndarray | None, rows: int) -> np.ndarray:
-        if gripper is None:
-            return np.zeros((rows, 1), np.float32)
+    def _speak(self, grippers: np.ndarray) -> np.ndarray:
+        """Return what is recorded of grippers as -1 (closed) to +1 (open)."""
         closed, opened = self.source.gripper_closed, self.source.gripper_open
-        return gripper if (closed, opened) == (-1, 1) else (2 * (gripper - closed) / (opened - closed) - 1)
+        return grippers if (closed, opened) == (-1, 1) else (2 * (grippers - closed) / (opened - closed) - 1)
 
     def _convert(
-        self, actions: Float64[np.ndarray, "m a"], proprio: np.ndarray | None, first: np.ndarray, last: np.ndarray
+        self, recorded: np.ndarray, proprio: np.ndarray | None, first: np.ndarray, last: np.ndarray
     ) -> np.ndarray:
-        """Return the arm's entries of steps that cover rows first ... last each."""
+        """Return the entries of steps that cover rows first ... last each."""
+        actions = recorded.astype(np.float64)
         groups = np.repeat(np.arange(len(first)), last - first + 1)
-        entries: dict[int, np.ndarray] = {}
         is_delta = self.source.representation is Representation.delta
+        blocks: dict[int, np.ndarray] = {i: self._speak(recorded[last, i]) for i in self._grippers}
         for i in self._rest:
-            entries[i] = np.bincount(groups, actions[:, i], len(first)) if is_delta else actions[last, i]
-        if not self._position and not self._rotation:
-            return np.stack([entries[i] for i in sorted(entries)], axis=1)
-        position = actions[:, self._position] * _known(self.source.position_unit) if self._position else None
-        pose = self._poses(proprio) if self.needs_pose else None
-        rotation = self._read(actions, pose)
-        if self.source.representation is Representation.delta:
-            motion = self._compose((position, rotation), groups, pose is not None, len(first))
-        else:
-            motion = (None if position is None else position[last], None if rotation is None else rotation[last])
-        return self._write(entries, self._express(motion, pose, first), pose, first)
+            blocks[i] = np.bincount(groups, actions[:, i], len(first)) if is_delta else actions[last, i]
+        for arm in self._arms.values():
+            position = actions[:, arm.position] * _known(self.source.position_unit) if arm.position else None
+            pose = self._poses(arm, proprio) if self.needs_pose else None
+            rotation = self._read(arm, actions, pose)
+            if is_delta:
+                motion = self._compose((position, rotation), groups, pose is not None, len(first))
+            else:
+                motion = (None if position is None else position[last], None if rotation is None else rotation[last])
+            blocks |= self._write(arm, self._express(motion, pose, first), pose, first)
+        return np.concatenate([np.reshape(blocks[i], (len(first), -1)) for i in sorted(blocks)], axis=1)
 
-    def _poses(self, proprio: np.ndarray | None) -> Pose:
+    def _poses(self, arm: _Arm, proprio: np.ndarray | None) -> Pose:
         assert proprio is not None
         exact = proprio.astype(np.float64)
-        return exact[:, self._pose_position], read_rotation(exact[:, self._pose_rotation], self._pose_kind)
+        return exact[:, arm.pose_position], read_rotation(exact[:, arm.pose_rotation], self._pose_kind)
 
-    def _read(self, actions: np.ndarray, pose: Pose | None) -> R | None:
-        if not self._rotation:
+    def _read(self, arm: _Arm, actions: np.ndarray, pose: Pose | None) -> R | None:
+        if not arm.rotation:
             return None
-        numbers = actions[:, self._rotation]
+        numbers = actions[:, arm.rotation]
         if self.source.rotation not in (Rotation.quaternion, Rotation.rotation_6d):
             numbers = numbers * _known(self.source.rotation_unit)
         if self.source.rotation is Rotation.euler_increment and pose is not None:
@@ -234,15 +266,14 @@ class ActionConverter:
             turned = None if turned is None else facing.inv() * turned * facing
         return moved, turned
 
-    def _write(
-        self, entries: dict[int, np.ndarray], motion: Motion, pose: Pose | None, first: np.ndarray
-    ) -> np.ndarray:
-        (moved, turned), blocks = motion, dict(entries)
+    def _write(self, arm: _Arm, motion: Motion, pose: Pose | None, first: np.ndarray) -> dict[int, np.ndarray]:
+        """Return an arm's numbers by the place of the recorded entry that they stand for, a rotation's by its first."""
+        (moved, turned), blocks = motion, dict[int, np.ndarray]()
         if moved is not None:
-            blocks |= dict(zip(self._position, (moved / _known(self.target.position_unit)).T, strict=True))
+            blocks |= dict(zip(arm.position, (moved / _known(self.target.position_unit)).T, strict=True))
         if turned is not None:
-            blocks[self._rotation[0]] = self._numbers(turned, pose, first)
-        return np.concatenate([np.reshape(blocks[i], (len(first), -1)) for i in sorted(blocks)], axis=1)
+            blocks[arm.rotation[0]] = self._numbers(turned, pose, first)
+        return blocks
 
     def _numbers(self, turned: R, pose: Pose | None, first: np.ndarray) -> np.ndarray:
         kind = self.target.rotation

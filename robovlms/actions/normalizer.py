@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,7 +41,7 @@ def chunk_actions(
 
 
 class ActionNormalizer:
-    """Map raw arm entries to [-1, 1] and back; the gripper passes, as exactly -1 (closed) or +1 (open).
+    """Map raw entries to [-1, 1] and back; binary grippers pass, as exactly -1 (closed) or +1 (open).
 
     Bounds low and high become -1 and +1, and entries are clipped to them first (not with `identity` and `mean_std`). An
     entry that never changes (see `is_constant`) becomes 0 and comes back as its constant. One that changes so rarely
@@ -49,8 +50,8 @@ class ActionNormalizer:
     arXiv:2406.09246.
     """
 
-    def __init__(self, config: NormalizationConfig, stats: Statistics, names: list[str]) -> None:
-        """Take how to normalise, the statistics of `names`, and check them.
+    def __init__(self, config: NormalizationConfig, stats: Statistics, names: list[str], binary: Sequence[int]) -> None:
+        """Take how to normalise, the statistics of `names` and which of them are binary grippers, and check them.
 
         Raises:
             UserError: there are not as many statistics as names, or `modes` has another name.
@@ -60,19 +61,22 @@ class ActionNormalizer:
                 f"statistics of {len(stats.mean)} action entries do not fit the {len(names)} of "
                 f"{', '.join(names)}: see data.normalization.statistics_file and data.contract.names."
             )
-        if unknown := sorted(set(config.modes) - set(names[:-1])):
-            raise UserError(f"data.normalization.modes has {unknown}, not among the arm's {', '.join(names[:-1])}.")
+        scaled = [name for i, name in enumerate(names) if i not in binary]
+        if unknown := sorted(set(config.modes) - set(scaled)):
+            raise UserError(f"data.normalization.modes has {unknown}, not among the scaled {', '.join(scaled)}.")
         self.action_dim = len(names)
-        modes = [config.modes.get(name, config.mode) for name in names[:-1]]
+        passing = NormalizationMode.identity
+        modes = [passing if i in binary else config.modes.get(name, config.mode) for i, name in enumerate(names)]
         pairs = [self._bounds(mode, config, stats, i) for i, mode in enumerate(modes)]
         low, high = torch.tensor(pairs, dtype=torch.float32).reshape(-1, 2).unbind(1)
         low, high = torch.lerp(low, high, (1 - config.share) / 2), torch.lerp(high, low, (1 - config.share) / 2)
         free = [mode in (NormalizationMode.identity, NormalizationMode.mean_std) for mode in modes]
-        infinite = torch.tensor(free) if free else torch.zeros(0, dtype=torch.bool)
+        infinite = torch.tensor(free, dtype=torch.bool)
         self._clip_low = low.masked_fill(infinite, -math.inf)
         self._clip_high = high.masked_fill(infinite, math.inf)
         self._center, self._half = (low + high) / 2, (high - low) / 2
         self._constant = torch.tensor([is_constant(*pair) for pair in pairs], dtype=torch.bool)
+        self._binary = torch.tensor([i in binary for i in range(len(names))], dtype=torch.bool)
         self._mu = config.mu
 
     @staticmethod
@@ -85,16 +89,15 @@ class ActionNormalizer:
 
     def normalize(self, actions: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
         """Return the head's targets."""
-        arm, gripper = actions[..., :-1].float(), actions[..., -1:]
-        arm = arm.clamp(self._clip_low, self._clip_high)
+        arm = actions.float().clamp(self._clip_low, self._clip_high)
         arm = (arm - self._center) / self._half.masked_fill(self._constant, 1)
         if self._mu:
             arm = arm.sign() * (self._mu * arm.abs()).log1p() / math.log1p(self._mu)
-        return torch.cat([arm.masked_fill(self._constant, 0), torch.where(gripper > 0, 1.0, -1.0)], dim=-1)
+        return torch.where(self._binary, torch.where(actions > 0, 1.0, -1.0), arm.masked_fill(self._constant, 0))
 
     def denormalize(self, actions: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
         """Return environment units."""
-        arm = actions[..., :-1]
+        arm = actions
         if self._mu:
             arm = arm.sign() * (arm.abs() * math.log1p(self._mu)).expm1() / self._mu
-        return torch.cat([arm * self._half + self._center, actions[..., -1:]], dim=-1)
+        return torch.where(self._binary, actions, arm * self._half + self._center)

@@ -13,7 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robovlms.actions.contract import GRIPPER, check_contract, converted_contract, position_entries
+from robovlms.actions.contract import (
+    check_contract,
+    check_names,
+    converted_contract,
+    has_positions,
+    split_name,
+)
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import Rotation
@@ -32,7 +38,7 @@ class Source:
     name: str
     config: DataConfig
     views: list[str]  # of the policy's cameras, those that it has
-    contract: ActionContract  # what its actions mean to the policy, which always has a gripper
+    contract: ActionContract  # what its actions mean to the policy
     action_dims: list[int]  # of the policy's action, those that its contract names
     proprio_dims: list[int]  # of the policy's proprioception, those that it records
     proprio_names: list[str]
@@ -56,23 +62,6 @@ class Source:
             proprio_names=data.seen_names,
         )
 
-    @property
-    def has_gripper(self) -> bool:
-        """Tell whether its gripper is recorded; one that is not is added, and never supervised."""
-        return GRIPPER in self.config.contract.names
-
-    @property
-    def interface(self) -> ActionContract:
-        """What the actions that a robot gets mean: the contract without a gripper that was added for training."""
-        if self.has_gripper:
-            return self.contract
-        return replace(self.contract, names=[name for name in self.contract.names if name != GRIPPER])
-
-    @property
-    def interface_dims(self) -> list[int]:
-        """Where the entries of `interface` stand in the policy's action."""
-        return self.action_dims[: len(self.interface.names)]
-
 
 def find_source(sources: Sequence[Source], name: str | None, taken: ActionContract | None = None) -> Source:
     """Return a source by name; the only one needs none, nor does the only one whose actions are those `taken`.
@@ -81,7 +70,7 @@ def find_source(sources: Sequence[Source], name: str | None, taken: ActionContra
         UserError: there are several and none is named, or there is none of that name.
     """
     by_name = {source.name: source for source in sources}
-    possible = [source for source in sources if len(sources) == 1 or source.interface == taken]
+    possible = [source for source in sources if len(sources) == 1 or source.contract == taken]
     if name is None and len(possible) == 1:
         return possible[0]
     if name in by_name:
@@ -102,7 +91,8 @@ class DataPlan:
 
     config: DataConfig
     sources: list[Source]
-    action_names: list[str]  # the gripper last
+    action_names: list[str]
+    binary: list[int]  # of these, the grippers that are open or closed
     proprio_names: list[str]
 
     @classmethod
@@ -117,13 +107,14 @@ class DataPlan:
         for source in sources:
             if not source.views:
                 raise UserError(f"{source.name} has none of view.views={views}: map one in its views.")
-        names = _mixture_names(data) if isinstance(data, MixtureDataConfig) else sources[0].contract.names
-        return cls(config=data, sources=sources, action_names=names, proprio_names=data.seen_names)
-
-    @property
-    def has_gripper(self) -> bool:
-        """Tell whether any source records a gripper."""
-        return any(source.has_gripper for source in self.sources)
+        contract = data.contract if isinstance(data, MixtureDataConfig) else sources[0].contract
+        return cls(
+            config=data,
+            sources=sources,
+            action_names=contract.names,
+            binary=contract.binary,
+            proprio_names=data.seen_names,
+        )
 
     @property
     def is_mixture(self) -> bool:
@@ -149,7 +140,10 @@ class DataPlan:
             raise UserError(f"no statistics of {', '.join(missing)}; there are those of {', '.join(statistics)}.")
         return [
             ActionNormalizer(
-                source.config.normalization, statistics[source.name].scatter(source.action_dims, len(names)), names
+                source.config.normalization,
+                statistics[source.name].scatter(source.action_dims, len(names)),
+                names,
+                self.binary,
             )
             for source in self.sources
         ]
@@ -185,11 +179,29 @@ def _mixed(data: MixtureDataConfig, views: list[str]) -> list[Source]:
             "data=mixture has no sources: add some, e.g. +data@data.sources.mine=lerobot "
             "data.sources.mine.root=/path/to/it."
         )
-    return [_source(number, name, each, data, views) for number, (name, each) in enumerate(data.sources.items())]
+    check_names(data.contract)
+    sources = [_source(number, name, each, data, views) for number, (name, each) in enumerate(data.sources.items())]
+    _check_grippers(sources, data)
+    return sources
 
 
-def _mixture_names(data: MixtureDataConfig) -> list[str]:
-    return [*(name for name in data.contract.names if name != GRIPPER), GRIPPER]
+def _check_grippers(sources: Sequence[Source], mixture: MixtureDataConfig) -> None:
+    """Refuse a gripper that is open or closed to some and an opening width to others, whatever else may differ."""
+    kinds: dict[str, dict[bool, str]] = {}
+    for source in sources:
+        continuous = source.contract.continuous_grippers
+        for i in source.contract.grippers:
+            called = mixture.contract.names[source.action_dims[i]]
+            where = f"data.sources.{source.name}.contract.continuous_grippers"
+            kinds.setdefault(called, {}).setdefault(source.contract.names[i] in continuous, where)
+    for name, kind in kinds.items():
+        kind.setdefault(name in mixture.contract.continuous_grippers, "data.contract.continuous_grippers")
+        if len(kind) > 1:
+            raise UserError(
+                f"'{name}' is an opening width by {kind[True]}, and open or closed by {kind[False]}, which lacks it: "
+                "leave it out of the first, so that it is open or closed to all; add it to the second, if it is a "
+                f"width there; or call it otherwise in one of them and in data.contract.names, e.g. width/{name}."
+            )
 
 
 def _source(number: int, name: str, source: DataConfig, mixture: MixtureDataConfig, views: list[str]) -> Source:
@@ -197,7 +209,7 @@ def _source(number: int, name: str, source: DataConfig, mixture: MixtureDataConf
         contract = converted_contract(source)
     except UserError as error:
         raise UserError(f"data.sources.{name}: {error}") from error
-    names = _mixture_names(mixture)
+    names = mixture.contract.names
     action_dims = _places(
         _along(contract.names, names, mixture), names, f"data.sources.{name}.contract.names", "data.contract.names"
     )
@@ -233,10 +245,10 @@ def _source(number: int, name: str, source: DataConfig, mixture: MixtureDataConf
 
 def _as_far_as(source: ActionContract, whole: ActionContract) -> ActionContract:
     """Return the mixture's contract as far as a source has entries that it is about."""
-    same: dict[str, Any] = {"names": source.names}
+    same: dict[str, Any] = {"names": source.names, "continuous_grippers": source.continuous_grippers}
     if source.rotation is Rotation.none:
         same |= {"rotation": Rotation.none, "rotation_unit": source.rotation_unit}
-    if not position_entries(source.names):
+    if not has_positions(source.names):
         same["position_unit"] = source.position_unit
     return replace(whole, **same)
 
@@ -251,8 +263,8 @@ def _along(names: list[str], whole: list[str], mixture: MixtureDataConfig) -> li
 
 
 def _axis(name: str) -> str:
-    bare = name.removeprefix("d")
-    return ABOUT.get(bare, bare)
+    arm, bare = split_name(name)
+    return arm + ABOUT.get(bare, bare)
 
 
 def _places(names: list[str], whole: list[str], option: str, target: str) -> list[int]:

@@ -18,7 +18,7 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Per-entry statistics of raw rows, the gripper included."""
+    """Per-entry statistics of raw rows, grippers included."""
 
     mean: list[float]
     std: list[float]
@@ -45,11 +45,14 @@ class Statistics:
         return float((0.01 * 0.99 / max(self.num_rows, 1)) ** 0.5)
 
     def scatter(self, places: list[int], size: int) -> Statistics:
-        """Return the statistics of rows of `size` entries whose entry places[i] is entry i here; the others are 0."""
+        """Return the statistics of rows of `size` entries whose entry places[i] is entry i here; the others are 0.
+
+        One more entry here than places is the gripper that older checkpoints added where none is recorded.
+        """
 
         def spread(values: list[float]) -> list[float]:
-            row = [0.0] * size
-            for place, value in zip(places, values, strict=True):
+            row, is_added = [0.0] * size, len(values) == len(places) + 1
+            for place, value in zip(places, values[:-1] if is_added else values, strict=True):
                 row[place] = value
             return row
 
@@ -78,7 +81,7 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
     Args:
         path: the JSON file.
         key: the data set within it, for OpenVLA's.
-        dim: entries of our actions, the gripper included.
+        dim: entries of our actions, grippers included.
 
     Raises:
         FileNotFoundError: there is no such file.

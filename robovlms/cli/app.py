@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 from robovlms import __version__
 from robovlms.cli.arguments import HELP, MULTIRUN, VERSION, rewrite
+from robovlms.cli.found_data import find_out, wants_finding
 from robovlms.cli.help import help_page
 from robovlms.cli.jobs import Job, Outcome, summary, swept_keys
+from robovlms.cli.option_files import take_files
 from robovlms.cli.output import report, set_up_output
 from robovlms.config.presets import config_folder, config_folders
 from robovlms.config.schemas import schemas
@@ -76,8 +78,15 @@ def _run(given: list[str], job: Job) -> int:
         sys.stdout.write(f"robovlms {__version__}\n")
         return 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach `entry` instead of being printed by Hydra
-    arguments = rewrite(given, job.config_name)
     store_schemas()
+    if job.config_name == "inspect_data" and wants_finding(given):
+        completed = find_out(given)
+        if completed is None:
+            return 0
+        given = completed
+    given, questions = take_files(given, bool(MULTIRUN & set(given)))
+    job = replace(job, questions=questions)
+    arguments = rewrite(given, job.config_name)
     flags = {argument for argument in arguments if argument.startswith("-")}
     if flags <= MULTIRUN:
         overrides = [argument for argument in arguments if argument not in flags]

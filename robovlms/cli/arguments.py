@@ -115,16 +115,16 @@ def _quoted(override: str, is_sweep: bool) -> str:
         return override
     if leaf == "folders" and key == "folders":
         inner = value[1:-1] if value[0] == "[" and value[-1] == "]" else value
-        return f"{key}=[{','.join(_quote(path) for path in _paths(inner))}]"
+        return f"{key}=[{','.join(_quote(path) for path in separate_paths(inner))}]"
     if value[0] == "[":
         return override
     if leaf in PATHS or "=" in value:
-        values = _paths(value) if is_sweep else [value]
+        values = separate_paths(value) if is_sweep else [value]
         return f"{key}={','.join(_quote(each) for each in values)}"
     return override
 
 
-def _paths(text: str) -> list[str]:
+def separate_paths(text: str) -> list[str]:
     """Take a list of paths apart at its commas, but for those inside a path that exists."""
     pieces = text.split(",")
     found = []

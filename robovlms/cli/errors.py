@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from robovlms.cli.failures import explain_failure
+from robovlms.cli.option_files import file_of
 from robovlms.config.presets import groups, options
 from robovlms.config.schemas import schemas
 from robovlms.errors import UserError
@@ -74,7 +75,7 @@ def _config_error(error: Exception, schema: type) -> str:
     """Read key, value and place out of the error and its cause; their texts hold more than their attributes."""
     text = f"{error}\n{error.__cause__ or ''}"
     place = re.search(r"In '([^']+)': ", text)
-    where = f"in configs/{place[1]}.yaml: " if place else ""
+    where = f"in {file_of(place[1])}: " if place else ""
     option = r"Could not (?:override|delete|append)[^']*'([^']+)'"
     found = re.search(option, text) or re.search(r"full_key: (\S+)", text)
     key = found[1] if found else ""

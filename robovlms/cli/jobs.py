@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING as DEFAULTLESS
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple
 
 from robovlms.cli.output import report, set_up_output
+from robovlms.config.choices import MISSING
 from robovlms.errors import NotAllowedError, UserError
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class Job:
     schema: type
     main: Callable[[Any], None]
     swept: frozenset[str] = frozenset()  # keys that the command line gives several values
+    # that option files ask and the command line does not answer, by the option's name, then by key
+    questions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __call__(self, config: Any) -> Outcome:
         """Run it; an error is reported, not raised."""
@@ -45,13 +49,20 @@ class Job:
         folder = ""
         try:
             folder = own_folder(config, self.swept)
-            self.main(to_dataclass(config, self.schema))
+            self.main(to_dataclass(config, self.schema, self._asked()))
         except Exception as error:
             if isinstance(error, NotAllowedError) and is_multirun():
                 log.warning("skipped: %s", error)
                 return Outcome(folder, 0)
             return Outcome(folder, *report(error, self.schema))
         return Outcome(folder, 0)
+
+    def _asked(self) -> dict[str, str]:
+        """Return what is asked by the option files of this job; a sweep's jobs have different ones."""
+        from hydra.core.hydra_config import HydraConfig
+
+        chosen = set(HydraConfig.get().runtime.choices.values()) if is_multirun() else set(self.questions)
+        return {key: text for name in self.questions if name in chosen for key, text in self.questions[name].items()}
 
 
 def summary(outcomes: list[Outcome]) -> str:
@@ -85,8 +96,14 @@ def own_folder(config: Any, swept: frozenset[str]) -> str:
     return str(config.output_dir)
 
 
-def to_dataclass(config: Any, schema: type) -> Any:
+def to_dataclass(config: Any, schema: type, questions: Mapping[str, str] | None = None) -> Any:
     """Turn a composed config into its dataclass.
+
+    Args:
+        config: as Hydra composed it.
+        schema: the dataclass.
+        questions: that files of the user's ask (`option_files`), by key: where each stands, and what it asks. Of a key
+            that has a default, Hydra takes the default for `???`.
 
     Raises:
         UserError: values that are still `???`, all of them, each with an example; or a failed check of the schema.
@@ -97,9 +114,12 @@ def to_dataclass(config: Any, schema: type) -> Any:
     for key in OmegaConf.missing_keys(config):
         if _is_needless(config, key):
             OmegaConf.update(config, key, None)
-    if missing := sorted(OmegaConf.missing_keys(config)):
+    unanswered = {key for key in questions or () if OmegaConf.select(config, key) == _default(config, key)}
+    if missing := sorted(OmegaConf.missing_keys(config) | unanswered):
         examples = [f"{key}={_example(config, key)}" for key in missing]
-        raise UserError(f"{', '.join(missing)}: not set. Say on the command line, e.g. {' '.join(examples)}")
+        asked = [f"\n  {key}: {questions[key]}" for key in missing if questions and key in questions]
+        where = "there, or on the command line" if asked else "on the command line"
+        raise UserError(f"{', '.join(missing)}: not set. Say {where}, e.g. {' '.join(examples)}{''.join(asked)}")
     result = OmegaConf.to_object(config)
     assert isinstance(result, schema)
     return result
@@ -149,14 +169,27 @@ def _is_needless(config: Any, key: str) -> bool:
     return name is not None and not OmegaConf.is_missing(parent, name) and str(parent[name]) == value
 
 
+def _default(config: Any, key: str) -> Any:
+    """Return a field's default; MISSING where the schema has none."""
+    item = _field(config, key)
+    if item is None:
+        return MISSING
+    return item.default_factory() if item.default_factory is not DEFAULTLESS else item.default
+
+
 def _note(config: Any, key: str, name: str) -> Any:
     """Return what the schema notes of a field."""
+    item = _field(config, key)
+    return None if item is None else item.metadata.get(name)
+
+
+def _field(config: Any, key: str) -> Field[Any] | None:
+    """Return the field that a key is of; None of a name that is the user's own, as in `data.views`."""
     from omegaconf import OmegaConf
 
     parent, _, leaf = key.rpartition(".")
     owner = OmegaConf.get_type(OmegaConf.select(config, parent) if parent else config)
-    found = [field.metadata.get(name) for field in fields(owner) if field.name == leaf]  # type: ignore[arg-type]
-    return found[0] if found else None
+    return next((item for item in fields(owner) if item.name == leaf), None) if is_dataclass(owner) else None
 
 
 def swept_keys(overrides: list[str]) -> frozenset[str]:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from robovlms.config.choices import Execution, Representation
+from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.policy.execution import Chunk, ChunkExecutor
 
 NUM_LATENCIES = 8  # answers, whose slowest says how late the next one will be
-GRIPPER = "gripper"
 HEADERS_MB = 0.1  # of a message, beside its pictures
 
 
@@ -83,26 +83,19 @@ class Joiner:
         """Take how chunks are joined, what the server says of them, and seconds."""
         action, self._options, self._clock = metadata["action"], options, clock
         self.counters = Counters()
-        self._width, self._has_gripper = len(action["names"]), action["names"][-1] == GRIPPER
-        self._is_delta = action["representation"] == Representation.delta
-        self._control_hz, self._chunk_size = action["control_hz"], metadata["chunk_size"]
+        said = {field.name: action[field.name] for field in fields(ActionContract) if field.name in action}
+        self._contract = ActionContract(**{**said, "representation": Representation(action["representation"])})
+        self._width, self._chunk_size = len(self._contract.names), metadata["chunk_size"]
         self._latencies: deque[float] = deque(maxlen=NUM_LATENCIES)
         self._window_size = metadata["policy_spec"]["window_size"]
         self._frames: deque[tuple[int, float, dict[str, Any]]] = deque(maxlen=self._window_size)
         self._max_message_mb = metadata["max_message_mb"]
-        self._gripper = (action["gripper_closed"], action["gripper_open"])
         self._step = -1
         self.reset()
 
     def reset(self) -> None:
         """Begin another episode; answers to the last one's observations count no more."""
-        self._executor = ChunkExecutor(
-            self._options.join,
-            self._options.execute_steps,
-            has_gripper=self._has_gripper,
-            gripper=self._gripper,
-            is_delta=self._is_delta,
-        )
+        self._executor = ChunkExecutor(self._options.join, self._options.execute_steps, self._contract)
         self._frames.clear()
         self._asked: dict[int, float] = {}  # steps whose answers may come, with the time of their observation
         self._made: dict[int, float] = {}  # likewise, of the chunks that are there
@@ -161,7 +154,10 @@ class Joiner:
         request["earlier"] = [each for number, _, each in before if self._shown is None or number > self._shown]
         if self._options.join is Execution.real_time and len(rest := self._rest()):
             latency = max(self._latencies, default=0.0)
-            request |= {"prefix": rest, "delay": int(latency * self._control_hz) + 1}  # this step's action is given
+            request |= {
+                "prefix": rest,
+                "delay": int(latency * self._contract.control_hz) + 1,
+            }  # this step's action is given
         self._shown, self._asked[step] = None, since
         return step, message
 
@@ -243,7 +239,7 @@ class Joiner:
             return self._executor.held()
         if self._options.idle_action is not None:
             return self._options.idle_action
-        if self._is_delta and not self._has_gripper:
+        if self._contract.representation is Representation.delta and not self._contract.grippers:
             return np.zeros(self._width, np.float32)
         raise UserError(
             "no chunk has arrived yet, and nothing says what holds this robot until then: call start(observation) "

@@ -190,8 +190,8 @@ def evaluate_checkpoint(
     results = play_all(config, Stage(policy, simulator, share), folder, {"train": asdict(trained)})
     evaluated = Evaluated(folder / REPORT, results, trained, sim.name)
     if results is not None:
-        names = DataPlan.of(trained.data, trained.view.views).action_names
-        training = plot_run(run_folder, names) if (run_folder / METRICS).is_file() else {}
+        plan = DataPlan.of(trained.data, trained.view.views)
+        training = plot_run(run_folder, plan) if (run_folder / METRICS).is_file() else {}
         report(folder, results, f"{trained.name}, {sim.name}", training)
     return evaluated
 

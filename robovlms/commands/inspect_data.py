@@ -9,7 +9,9 @@ from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.commands import InspectConfig
 from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
+from robovlms.files import write_text
 from robovlms.inspection.contact_sheet import draw_contact_sheet
+from robovlms.inspection.discovery.finding import FoundData, find_data
 from robovlms.inspection.episode import load_replay
 from robovlms.inspection.episode_page import write_episode
 from robovlms.inspection.index_page import write_index
@@ -23,8 +25,13 @@ def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
     """Look at a data set, or at every source of a mixture in a folder of its own; return reports and first pages.
 
     Raises:
-        FileNotFoundError, ValueError: the data set cannot be opened, or `episode` is not one that training sees.
+        FileNotFoundError, ValueError: the data set cannot be opened, or `episode` is not one that training sees; or
+            `write` is given, and nothing had to be found out.
     """
+    if config.write is not None:
+        raise UserError(
+            f"write={config.write} writes what is found out of a folder: omit data=, and give data.root=<folder>."
+        )
     plan, folder = DataPlan.of(config.data, config.view.views), Path(config.output_dir)
     plan.check_roots()
     datasets = [_open_source(plan, source, config) for source in plan.sources]  # all: a wrong option costs no scan
@@ -34,6 +41,24 @@ def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
         name = f"{source.name}, {config.split.value}"
         reports.append(write_inspection(dataset, source.views, target, name=name, config=config))
     return reports
+
+
+def find_out(root: Path, target: Path | None) -> FoundData:
+    """Return what a folder holds; with a `target` its data config is written there.
+
+    Raises:
+        FileNotFoundError, UserError: the folder is not there, or holds nothing that is read; or the target is there, or
+            is no name that `data=` takes for a file.
+    """
+    if target is not None and target.suffix not in (".yaml", ".yml"):
+        raise UserError(f"write={target} must end in .yaml, so that train.py data={target} takes it for a file.")
+    if target is not None and target.exists():
+        raise UserError(f"write={target} exists, and may hold answers: delete it, or write another.")
+    found = find_data(root)
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, found.text)
+    return found
 
 
 def _open_source(plan: DataPlan, source: Source, config: InspectConfig) -> WindowDataset:

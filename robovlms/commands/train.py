@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> Path:
         )
         is_main = trainer.is_main
     if is_main:
-        plot_run(Path(config.output_dir), plan.action_names if plan.has_gripper else plan.action_names[:-1])
+        plot_run(Path(config.output_dir), plan)
         if beside is not None:
             beside.wait()
         if config.evaluation.enabled and config.sim is not None:

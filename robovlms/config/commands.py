@@ -276,6 +276,8 @@ class InspectConfig(Checked):
     """A data set to look at (`scripts/inspect_data.py`)."""
 
     data: DataConfig = MISSING
+    # a file to write what was found out of a folder, without `data=`: a data config, for data=<file>
+    write: str | None = None
     view: ViewConfig = MISSING
     window: WindowConfig = MISSING
     output_dir: str = MISSING
@@ -290,7 +292,7 @@ class InspectConfig(Checked):
     max_page_frames: int = number(500, at_least=1)  # pictures per view of the page; of longer episodes every n-th
 
     def check(self, _: str) -> None:
-        """Refuse views that the data do not have, or data that contradict themselves."""
+        """Refuse views that the data do not have, data that contradict themselves, and to write what is known."""
         check_views(self.view, self.data)
         check_data(self.data)
 

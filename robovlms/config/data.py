@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from robovlms.config.choices import (
@@ -22,12 +23,21 @@ WHERE = f"{READING} {NUMBERS} {RUN}"  # where and how fast data are read, not wh
 PICTURES = f"{READING} {NUMBERS}"  # what becomes of pictures, or how often they are seen, after reading
 
 
+GRIPPER = "gripper"
+
+
+def gripper_entries(names: Sequence[str]) -> list[int]:
+    """Say where grippers are: entries called gripper, or of an arm, left/gripper."""
+    return [i for i, name in enumerate(names) if name.rpartition("/")[2] == GRIPPER]
+
+
 @dataclass(kw_only=True)
 class ActionContract:
     """What an action vector means. Data, checkpoint and environment must agree on it, or a run is refused.
 
     Position entries are called x, y, z, rotation entries as in `actions.ROTATION_NAMES`, both with or without a leading
-    d (for delta). The last entry is the gripper, called gripper; data without one gets one that no loss covers.
+    d (for delta); a gripper is called gripper. Where there are several arms, each entry has its arm in front: left/dx,
+    left/gripper. Entries stand in any order, but for those of a rotation, and there are any number of grippers.
     """
 
     names: list[str] = MISSING  # one per entry, e.g. [dx, dy, dz, droll, dpitch, dyaw, gripper]
@@ -39,7 +49,19 @@ class ActionContract:
     rotation_unit: float | None = number(1.0, above=0)  # radians that an angle of 1.0 stands for; null: not known
     gripper_closed: float = number(-1.0)  # what a closed gripper is recorded as; policies always speak -1 and +1
     gripper_open: float = number(1.0)
+    # grippers that are an opening width, normalised like the arm; the others are open or closed
+    continuous_grippers: list[str] = field(default_factory=list)
     control_hz: float = number(above=0, at_most=10_000, example="10")  # actions a second
+
+    @property
+    def grippers(self) -> list[int]:
+        """Say which entries are grippers."""
+        return gripper_entries(self.names)
+
+    @property
+    def binary(self) -> list[int]:
+        """Say which entries are grippers that are open or closed."""
+        return [i for i in self.grippers if self.names[i] not in self.continuous_grippers]
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ class Format(NamedTuple):
 
     name: str
     to_do: str
+    sign: str  # what it is recognised by, for people
     option: str | None = None  # of `data=` that reads it
 
 
@@ -57,28 +58,68 @@ def _hdf5(*members: str) -> Callable[[Path, list[Path]], bool]:
     return test
 
 
+def _lance_in(root: Path, listed: list[Path]) -> bool:
+    """Test for a LeRobot folder whose tables are Lance's."""
+    if not (root / "meta/info.json").is_file() or any((root / "data").glob("**/*.parquet")):
+        return False
+    return any(next(root.glob(pattern), None) is not None for pattern in ("*.lance", "*/*.lance", "*/*/*.lance"))
+
+
+def signs() -> list[str]:
+    """List what the formats are recognised by."""
+    return [f"{format_.sign} ({format_.name})" for _, format_ in _FORMATS]
+
+
 _FORMATS: list[tuple[Callable[[Path, list[Path]], bool], Format]] = [  # those that are read come first
-    (_has("meta/info.json"), Format("a LeRobot data set", "set data=lerobot", "lerobot")),
-    (_has("dataset_info.json", "*/dataset_info.json"), Format("an RLDS (TFDS) data set", "set data=rlds", "rlds")),
-    (_has("training/episode_*.npz", "episode_*.npz"), Format("CALVIN's frames", "set data=calvin", "calvin")),
-    (_hdf5("data"), Format("HDF5 files of LIBERO or robomimic", "set data=libero", "libero")),
+    (
+        _lance_in,
+        Format(
+            "a LeRobot data set whose tables are Lance's",
+            "load it with the library that wrote it, and write it as parquet (lerobot's LeRobotDataset.create and "
+            "add_frame, then data=lerobot)",
+            "meta/info.json with *.lance",
+        ),
+    ),
+    (_has("meta/info.json"), Format("a LeRobot data set", "set data=lerobot", "meta/info.json", "lerobot")),
+    (
+        _has("dataset_info.json", "*/dataset_info.json"),
+        Format("an RLDS (TFDS) data set", "set data=rlds", "dataset_info.json", "rlds"),
+    ),
+    (
+        _has("training/episode_*.npz", "episode_*.npz"),
+        Format("CALVIN's frames", "set data=calvin", "training/episode_*.npz", "calvin"),
+    ),
+    (_hdf5("data"), Format("HDF5 files of LIBERO or robomimic", "set data=libero", "*.hdf5 with /data", "libero")),
     (
         _hdf5("action", "observations"),
         Format(
             "HDF5 files of ALOHA/ACT (/action and /observations, an episode each)",
             "set data=aloha and data.instruction='<what the robot does>', or convert them to a LeRobot data set",
+            "*.hdf5 with /action and /observations",
             "aloha",
         ),
     ),
     (
-        _named("*.zarr", "*.zarr.zip", ".zgroup", ".zattrs", "zarr.json"),
-        Format("zarr arrays (Diffusion Policy, UMI)", CONVERT),
+        lambda root, _: (root / "index.json").is_file() and (root / "actions.npy").is_file(),
+        Format(
+            "a packed copy that scripts/convert_data.py made",
+            "set data.root to the data set that it was packed from, origin.root of its index.json: with "
+            "data.cache=packed the copy is read",
+            "index.json with actions.npy",
+        ),
     ),
-    (_named("*.lance"), Format("a Lance data set", CONVERT)),
+    (
+        _named("*.zarr", "*.zarr.zip", ".zgroup", ".zattrs", "zarr.json"),
+        Format("zarr arrays (Diffusion Policy, UMI)", CONVERT, "*.zarr"),
+    ),
+    (_named("*.lance"), Format("a Lance data set", CONVERT, "*.lance")),
     (
         _named("*.tar", "*.tar.gz", "*.tgz"),
-        Format("tar archives, a WebDataset or a packed download", f"unpack them, or {CONVERT}"),
+        Format("tar archives, a WebDataset or a packed download", f"unpack them, or {CONVERT}", "*.tar"),
     ),
-    (_named("*.mcap", "*.bag", "*.db3"), Format("recordings of ROS", CONVERT)),
-    (_named("*.arrow", "dataset_dict.json"), Format("a table of Hugging Face's datasets library", CONVERT)),
+    (_named("*.mcap", "*.bag", "*.db3"), Format("recordings of ROS", CONVERT, "*.mcap, *.bag, *.db3")),
+    (
+        _named("*.arrow", "dataset_dict.json"),
+        Format("a table of Hugging Face's datasets library", CONVERT, "*.arrow"),
+    ),
 ]

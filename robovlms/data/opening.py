@@ -151,7 +151,10 @@ def _check_episodes(reader: Reader, config: DataConfig) -> None:
         UserError(f"{reader.location(number, 0, max(reader.episodes[number].length - 1, 0))}: {why}")
         for number, why in sorted(unlabelled(reader.episodes).items())
     ]
-    hint = "Instructions may be elsewhere: data.language_key of LeRobot and RLDS, data.instruction of LIBERO."
+    hint = (
+        "Instructions may be elsewhere: data.language_key of LeRobot and RLDS, data.instruction of LeRobot, LIBERO and "
+        "ALOHA."
+    )
     bad = BadRecords(f"episodes of {config.root}", config.skip_bad)
     bad.settle_all(faults, len(reader.episodes), hint)
 

@@ -27,7 +27,7 @@ from robovlms.errors import UserError
 from robovlms.files import digest
 
 log = logging.getLogger(__name__)
-VERSION = 1  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes
+VERSION = 2  # of what `WindowDataset.rows` gives; raise it when a conversion or the choice of steps changes
 MAX_CHUNKS = 2000  # that a head's tokenizer is fitted to
 MAX_EPISODES, MAX_STEPS = 20, 500  # whose course is looked at
 MAX_STATS_ROWS = 50_000  # rows that statistics are computed from; larger data sets are sampled evenly
@@ -46,7 +46,7 @@ def compute_statistics(plan: DataPlan, windows: list[WindowDataset]) -> dict[str
             check_numbers(source, dataset, rows.actions)
             stats = Statistics.compute(rows.actions)
             log.info("%s: statistics of %s, %s", source.name, _share(stats, dataset.num_steps), origin)
-        for finding in sparse_findings(stats, normalization, source.contract.names[:-1]):
+        for finding in sparse_findings(stats, normalization, source.contract.names, source.contract.binary):
             log.warning("%s: %s", source.name, finding)
         found[source.name] = stats
     return found
@@ -62,7 +62,7 @@ def _share(stats: Statistics, num_steps: int) -> str:
 def check_numbers(source: Source, dataset: WindowDataset, rows: Float32[np.ndarray, "r a"]) -> None:
     """Hold a source's actions against its contract; what only looks wrong is a warning.
 
-    Poses are judged as they are converted, a gripper as it is recorded and declared.
+    Poses are judged as they are converted, grippers as they are recorded and declared.
 
     Raises:
         UserError: they cannot mean what the contract says.
@@ -70,12 +70,9 @@ def check_numbers(source: Source, dataset: WindowDataset, rows: Float32[np.ndarr
     recorded = source.config.contract
     closed, opened = recorded.gripper_closed, recorded.gripper_open
     contract = replace(source.contract, gripper_closed=closed, gripper_open=opened)
-    if source.has_gripper:
-        rows = np.concatenate([rows[:, :-1], closed + (rows[:, -1:] + 1) / 2 * (opened - closed)], axis=1)
-        names = contract.names
-    else:
-        rows, names = rows[:, :-1], contract.names[:-1]
-    findings = numeric_findings(rows, contract, names)
+    rows = rows.copy()
+    rows[:, contract.grippers] = closed + (rows[:, contract.grippers] + 1) / 2 * (opened - closed)
+    findings = numeric_findings(rows, contract, contract.names)
     findings += representation_findings(_first_rows(dataset), recorded)
     for finding in findings:
         log.warning("%s: %s", source.name, finding)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from robovlms.actions.contract import GRIPPER
 from robovlms.actions.conversion import ActionConverter
 from robovlms.actions.plan import Source
 from robovlms.data.bad_records import BadRecords
@@ -39,9 +38,9 @@ def find_instructions(datasets: Iterable[WindowDataset]) -> list[str]:
 class WindowDataset(RobotDataset):
     """Every window of every episode, in the policy's words.
 
-    An episode of T steps holds T - w + 1 windows; actions past its end repeat the last one and are masked. Where the
-    data has no gripper, one is added that no loss counts. With `data.skip_bad` episodes without an instruction have no
-    window, and one that cannot be read is replaced by another (`BadRecords.read`).
+    An episode of T steps holds T - w + 1 windows; actions past its end repeat the last one and are masked. With
+    `data.skip_bad` episodes without an instruction have no window, and one that cannot be read is replaced by another
+    (`BadRecords.read`).
 
     Raises:
         UserError: no episode is as long as a window, or the conversion asked for is not possible.
@@ -57,8 +56,6 @@ class WindowDataset(RobotDataset):
         self.num_steps = int(self._lengths.sum())
         self._index = WindowIndex(self._lengths, window_size)
         self._seen = [source.config.proprio_names.index(name) for name in source.proprio_names]
-        names = source.contract.names
-        self._action_dims = None if source.has_gripper else np.array([name != GRIPPER for name in names])
         self._bad = BadRecords(f"windows of {self.config.root}", self.config.skip_bad)
         if not len(self._index) and len(reader.episodes):
             raise UserError(
@@ -86,7 +83,6 @@ class WindowDataset(RobotDataset):
             frames=clip.frames,
             actions=actions[inside - first],
             action_mask=steps <= last,
-            action_dims=self._action_dims,
             instruction=self.reader.episodes[episode].instruction,
             proprio=None if clip.proprio is None or not self._seen else clip.proprio[:, self._seen],
         )

@@ -90,7 +90,7 @@ class ControlStep(nn.Module):
             frames={view: inputs[FRAMES + view][:, None] if view in self.views else black for view in views},
             text_ids=inputs["text_ids"],
             text_mask=inputs["text_mask"],
-            action_dims=repeated(b, [i in self.source.interface_dims for i in range(self.normalizer.action_dim)]),
+            action_dims=repeated(b, [i in self.source.action_dims for i in range(self.normalizer.action_dim)]),
             view_mask=repeated(b, [view in self.views for view in views]),
             proprio=None if proprio is None else proprio[:, None],
         )
@@ -102,7 +102,7 @@ class ControlStep(nn.Module):
         return head.act(read, b, w, None, batch.action_dims, lengths)
 
     def _environment(self, chunk: Float[Tensor, "b k a"]) -> Float[Tensor, "b k _a"]:
-        return self.normalizer.denormalize(chunk)[..., self.source.interface_dims]
+        return self.normalizer.denormalize(chunk)[..., self.source.action_dims]
 
 
 def check_exportable(config: TrainConfig) -> None:

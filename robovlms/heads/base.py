@@ -1,10 +1,11 @@
-"""The action-head contract, and what the continuous heads share: arm and gripper decoders and their loss."""
+"""The action-head contract, and what the continuous heads share: decoders of arm and grippers and their loss."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from robovlms.config.choices import ArmLoss, QueryInit
 from robovlms.config.policy import HeadConfig
 from robovlms.errors import UserError
+from robovlms.heads.split import ActionSplit
 from robovlms.types import Batch, Encoder, Losses
 
 Read: TypeAlias = Callable[..., Tensor]
@@ -26,13 +28,17 @@ Read: TypeAlias = Callable[..., Tensor]
 `read(queries, behind=True)` asks queries that stand behind all that were asked before; for heads with `reads_again`.
 """
 
+Decoded: TypeAlias = tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k o"] | None]
+"""An arm's normalised numbers, and the logits of grippers that are open or closed; None: there are none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSizes:
     """What a head learns from the rest of the policy."""
 
     feature_dim: int  # hidden size of the backbone
-    action_dim: int  # gripper included
+    action_dim: int  # grippers included
+    binary: tuple[int, ...]  # where in an action the grippers stand that are open or closed; the others are numbers
     window_size: int
     chunk_size: int
     embedding_rms: float = 0.0  # size of the backbone's text tokens, for head.query_init=embedding
@@ -73,7 +79,7 @@ class Targets:
 class Prefix(NamedTuple):
     """What is already decided of the coming chunk."""
 
-    arm: Tensor  # "b k e", normalised; anything where the weight is 0
+    actions: Tensor  # "b k a", normalised, or of a head's own numbers "b k e"; anything where the weight is 0
     weight: Tensor  # "b k": 1 = kept as it is, 0 = free
 
 
@@ -110,6 +116,7 @@ class ActionHead(nn.Module, ABC):
     @abstractmethod
     def __init__(self, config: HeadConfig, sizes: HeadSizes) -> None:
         super().__init__()
+        self.split = ActionSplit(sizes.action_dim, sizes.binary)
 
     @abstractmethod
     def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
@@ -169,7 +176,7 @@ class ActionHead(nn.Module, ABC):
         action_dims: Bool[Tensor, "b a"] | None = None,
         lengths: Int64[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b k a"]:
-        """Return the newest frame's chunk: arm in [-1, 1], gripper exactly -1 or +1.
+        """Return the newest frame's chunk: numbers in [-1, 1], binary grippers exactly -1 or +1.
 
         Args:
             read: called as often as needed.
@@ -204,7 +211,7 @@ def start_xavier(module: nn.Module) -> None:
 
 
 class RegressionHead(ActionHead):
-    """Heads that regress a chunk at every frame: tanh on the arm, a logit for the gripper.
+    """Heads that regress a chunk at every frame: tanh on the arm, a logit for every gripper that is open or closed.
 
     One learned vector, zero unless the config says otherwise, is repeated `num_queries` times per frame, as upstream
     does. Every position of the window is supervised. A subclass says how features become one vector per frame.
@@ -214,12 +221,15 @@ class RegressionHead(ActionHead):
 
     def __init__(self, config: HeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
-        self.num_queries, self.chunk_size, arm_dim = config.num_queries, sizes.chunk_size, sizes.action_dim - 1
+        self.num_queries, self.chunk_size = config.num_queries, sizes.chunk_size
         self.config = config
         self.query = start_query(config, sizes)
-        out_dim = config.hidden_dim * config.num_queries
-        self.arm: nn.Module = ActionDecoder(out_dim, arm_dim * sizes.chunk_size)
-        self.gripper: nn.Module = ActionDecoder(out_dim, sizes.chunk_size)
+        self.arm, self.gripper = self.decoders(partial(ActionDecoder, config.hidden_dim * config.num_queries))
+
+    def decoders(self, make: Callable[[int], nn.Module]) -> tuple[nn.Module, nn.Module | None]:
+        """Return the arm's and the grippers' decoder, each `make(outputs)`; None: there is no gripper."""
+        arm, count = make(self.split.num_continuous * self.chunk_size), self.split.num_binary
+        return arm, make(count * self.chunk_size) if count else None
 
     @abstractmethod
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
@@ -229,18 +239,20 @@ class RegressionHead(ActionHead):
         """Repeat the learned vector for every frame."""
         return repeat(self.query, "d -> b w q d", b=b, w=w, q=self.num_queries)
 
-    def decode(self, features: Float[Tensor, "b w q d"]) -> tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k"]]:
-        """Return the normalised arm actions in [-1, 1] and the gripper logits (positive: open) of every frame."""
+    def decode(self, features: Float[Tensor, "b w q d"]) -> Decoded:
+        """Return the normalised arm actions in [-1, 1] and the grippers' logits (positive: open) of every frame."""
         return self.decide(self.fuse(rearrange(features, "b w q d -> b w (q d)")))
 
-    def decide(self, fused: Float[Tensor, "b w g"]) -> tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k"]]:
+    def decide(self, fused: Float[Tensor, "b w g"]) -> Decoded:
         """Run both decoders."""
-        arm = rearrange(self.arm(fused).tanh(), "b w (k a) -> b w k a", k=self.chunk_size)
-        return arm, self.gripper(fused)
+        arm = rearrange(self.arm(fused).tanh(), "b w (k e) -> b w k e", k=self.chunk_size)
+        if self.gripper is None:
+            return arm, None
+        return arm, rearrange(self.gripper(fused), "b w (k o) -> b w k o", k=self.chunk_size)
 
     def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
-        """Return the arm's and the gripper's terms."""
-        return regression_losses(self.config, *self.decode(features), targets)
+        """Return the arm's and the grippers' terms."""
+        return regression_losses(self.config, self.split, *self.decode(features), targets)
 
     def act(
         self,
@@ -258,17 +270,17 @@ class RegressionHead(ActionHead):
     def choose(self, fused: Float[Tensor, "b g"]) -> Float[Tensor, "b k a"]:
         """Return the chunk of one frame."""
         arm, gripper = self.decide(fused[:, None])
-        is_open = torch.where(gripper[:, -1] > 0, 1.0, -1.0)
-        return torch.cat([arm[:, -1].float(), is_open[..., None]], dim=-1)
+        return self.split.join(arm[:, -1].float(), None if gripper is None else gripper[:, -1])
 
 
 def regression_losses(
     config: HeadConfig,
+    split: ActionSplit,
     arm: Float[Tensor, "b w k e"],
-    gripper: Float[Tensor, "b w k"],
+    gripper: Float[Tensor, "b w k o"] | None,
     targets: Targets,
 ) -> Losses:
-    """Huber (delta 1), squared or absolute error on the arm plus weighted binary cross-entropy on the gripper's logits.
+    """Huber (delta 1), squared or absolute error on the arm plus weighted binary cross-entropy on the grippers' logits.
 
     Source: RoboVLMs policy_head/base_policy.py; loss = arm + 0.01 * gripper, arXiv:2412.14058.
     """
@@ -277,35 +289,44 @@ def regression_losses(
         ArmLoss.mse: F.mse_loss,
         ArmLoss.l1: F.l1_loss,
     }[config.loss]
-    difference = error(arm.float(), targets.actions[..., :-1], reduction="none")
-    return arm_and_gripper(config, difference, gripper, targets)
+    difference = error(arm.float(), split.continuous(targets.actions), reduction="none")
+    return arm_and_gripper(config, split, difference, gripper, targets)
 
 
 def arm_and_gripper(
     config: HeadConfig,
+    split: ActionSplit,
     error: Float[Tensor, "b w k e"],
-    gripper: Float[Tensor, "b w k"],
+    gripper: Float[Tensor, "b w k o"] | None,
     targets: Targets,
 ) -> Losses:
-    """Put the arm's error and the gripper's cross-entropy together.
+    """Put the arm's error and the grippers' cross-entropy, a mean over those that are recorded, together.
 
     Both are divided by the number of real steps, also of those without a gripper, so that the shares of micro-batches
     add up to the batch's.
     """
-    mask, action_dims = targets.mask, targets.action_dims
-    arm_loss = masked_mean(weighted_mean(error, config, action_dims), mask)
-    is_open = (targets.actions[..., -1] > 0).float()
-    supervised = mask if action_dims is None else mask & action_dims[:, None, None, -1]
-    count = mask.sum().clamp(min=1)
+    mask, recorded = targets.mask, targets.action_dims
+    arm_loss = masked_mean(weighted_mean(error, config, None if recorded is None else split.continuous(recorded)), mask)
+    if gripper is None:
+        return {"loss": arm_loss, "arm": arm_loss.detach()}
+    is_open = (split.binary(targets.actions) > 0).float()
     entropy = F.binary_cross_entropy_with_logits(gripper.float(), is_open, reduction="none")
-    gripper_loss = torch.where(supervised, entropy, 0).sum() / count
-    accuracy = masked_mean(((gripper > 0) == is_open.bool()).float(), supervised)
+    gripper_dims = torch.ones_like(is_open[:, 0, 0]).bool() if recorded is None else split.binary(recorded)
+    gripper_loss = masked_mean(mean_of(entropy, gripper_dims), mask)
+    is_right = ((gripper > 0) == is_open.bool()).float()
+    accuracy = masked_mean(is_right, mask[..., None] & gripper_dims[:, None, None])
     loss = arm_loss + config.gripper_weight * gripper_loss
     return {"loss": loss, "arm": arm_loss, "gripper": gripper_loss, "gripper_accuracy": accuracy.detach()}
 
 
+def mean_of(values: Float[Tensor, "b w k n"], recorded: Bool[Tensor, "b n"]) -> Float[Tensor, "b w k"]:
+    """Average over the entries that every row's data records, 0 where it records none."""
+    weights = recorded[:, None, None].float()
+    return (values * weights).sum(-1) / weights.sum(-1).clamp(min=1)
+
+
 def weighted_mean(
-    error: Float[Tensor, "b w k e"], config: HeadConfig, action_dims: Bool[Tensor, "b a"] | None = None
+    error: Float[Tensor, "b w k e"], config: HeadConfig, action_dims: Bool[Tensor, "b e"] | None = None
 ) -> Float[Tensor, "b w k"]:
     """Average over the arm's recorded entries, by `head.arm_weights`.
 
@@ -320,10 +341,10 @@ def weighted_mean(
     # Filled in on the device: the host would wait for a copy.
     weights = torch.stack([error.new_full((), number) for number in numbers])
     if action_dims is not None:
-        weights = (weights * action_dims[:, :-1])[:, None, None]
+        weights = (weights * action_dims)[:, None, None]
     return (error * weights).sum(-1) / weights.sum(-1).clamp(min=1e-6)
 
 
-def masked_mean(values: Float[Tensor, "b w k"], mask: Bool[Tensor, "b w k"]) -> Float[Tensor, ""]:
+def masked_mean(values: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
     """Average the real steps; 0 when there is none."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)

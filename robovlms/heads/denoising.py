@@ -1,4 +1,4 @@
-"""What heads share that carry noise to a chunk: a small transformer over its actions, and the gripper's decision."""
+"""What heads share that carry noise to a chunk: a small transformer over its actions, and the grippers' decision."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ NOISE, TIME = range(2)  # streams of a sample's random numbers
 class DenoisingHead(ActionHead):
     """A transformer over the k actions of a chunk, which attend to the features of the frames up to their own.
 
-    The gripper is a decision: it has its own decoder and cross-entropy. The noise that a rollout starts from is drawn
-    once and stored with the weights: the same observations give the same actions, in batch and in streaming.
+    A gripper that is open or closed is a decision, with a decoder and cross-entropy of its own. The noise that a
+    rollout starts from is drawn once and stored with the weights: the same observations give the same actions, in batch
+    and in streaming.
     """
 
     supports_prefix = True
@@ -42,7 +43,7 @@ class DenoisingHead(ActionHead):
         super().__init__(config, sizes)
         self.num_queries, self.chunk_size = config.num_queries, sizes.chunk_size
         self.config: DenoisingHeadConfig = config
-        width, arm_dim = config.hidden_dim, sizes.action_dim - 1
+        width, arm_dim = config.hidden_dim, self.split.num_continuous
         self.query = start_query(config, sizes)
         self.register_buffer("noise", torch.randn(sizes.chunk_size, arm_dim))
         self.read_features = nn.Linear(sizes.feature_dim, width)
@@ -58,7 +59,10 @@ class DenoisingHead(ActionHead):
         )
         self.norm = nn.LayerNorm(width)
         self.estimate_out = nn.Linear(width, arm_dim)
-        self.gripper = ActionDecoder(sizes.feature_dim * config.num_queries, sizes.chunk_size)
+        self.gripper: nn.Module | None = None
+        if self.split.num_binary:
+            count = sizes.chunk_size * self.split.num_binary
+            self.gripper = ActionDecoder(sizes.feature_dim * config.num_queries, count)
 
     @abstractmethod
     def denoising_error(
@@ -104,7 +108,7 @@ class DenoisingHead(ActionHead):
         of a row is the last of its own.
         """
         if action_dims is not None:
-            noisy = noisy.masked_fill(~action_dims[:, None, None, :-1], 0)
+            noisy = noisy.masked_fill(~self.split.continuous(action_dims)[:, None, None], 0)
         b, n = time.shape
         w = features.shape[1]
         memory = self.read_features(features) + self.frame_position[:w, None]
@@ -124,16 +128,21 @@ class DenoisingHead(ActionHead):
         return rearrange(self.estimate_out(self.norm(x)), "(b n) k e -> b n k e", b=b)
 
     def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
-        """Return the squared error of the estimate and the gripper's cross-entropy.
+        """Return the squared error of the estimate and the grippers' cross-entropy.
 
         Noise and time are a function of each sample's seed alone, not of the batch that it comes in.
         """
         assert targets.seeds is not None, "a head that draws noise needs the samples' seeds"
-        w, k, a = targets.actions.shape[1:]
-        noise, time = normal(targets.seeds, (w, k, a - 1), NOISE), uniform(targets.seeds, (w,), TIME)
-        error = self.denoising_error(features, targets, noise, time)
-        gripper = self.gripper(rearrange(features, "b w q d -> b w (q d)"))
-        return arm_and_gripper(self.config, error, gripper, targets)
+        w, k = targets.mask.shape[1:]
+        noise = normal(targets.seeds, (w, k, self.split.num_continuous), NOISE)
+        error = self.denoising_error(features, targets, noise, uniform(targets.seeds, (w,), TIME))
+        return arm_and_gripper(self.config, self.split, error, self.decide(features), targets)
+
+    def decide(self, features: Float[Tensor, "*n q d"]) -> Float[Tensor, "*n k o"] | None:
+        """Return the grippers' logits (positive: open) of every frame; None: there is none that is open or closed."""
+        if self.gripper is None:
+            return None
+        return rearrange(self.gripper(features.flatten(-2)), "... (k o) -> ... k o", k=self.chunk_size)
 
     def act(
         self,
@@ -167,9 +176,10 @@ class DenoisingHead(ActionHead):
 
         if prefix is None:
             prefix = Prefix(torch.zeros_like(start[:, 0]), start.new_zeros(start.shape[0], self.chunk_size))
-        arm = inpaint(self.sample(estimate, start, prefix), prefix, prefix.arm[:, None])[:, 0].clamp(-1, 1)
-        gripper = self.gripper(rearrange(newest(features, lengths), "b q d -> b (q d)"))
-        return torch.cat([arm, torch.where(gripper > 0, 1.0, -1.0)[..., None]], dim=-1)
+        else:
+            prefix = Prefix(self.split.continuous(prefix.actions), prefix.weight)
+        arm = inpaint(self.sample(estimate, start, prefix), prefix, prefix.actions[:, None])[:, 0].clamp(-1, 1)
+        return self.split.join(arm, self.decide(newest(features, lengths)))
 
 
 def inpaint(

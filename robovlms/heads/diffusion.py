@@ -51,7 +51,7 @@ class DiffusionHead(DenoisingHead):
     ) -> Float[Tensor, "b w k e"]:
         """Compare the noise at a step."""
         step = (uniform * len(self.alphas)).long()
-        noisy = self.add_noise(targets.actions[..., :-1].float(), noise, step[..., None, None])
+        noisy = self.add_noise(self.split.continuous(targets.actions).float(), noise, step[..., None, None])
         estimate = self.estimate(features, noisy, step / len(self.alphas), targets.mask, targets.action_dims)
         return (estimate.float() - noise).square()
 
@@ -69,7 +69,7 @@ class DiffusionHead(DenoisingHead):
         x, count = start, len(self.alphas)
         for (step, following), fresh in zip(pairwise(self.steps), self.fresh, strict=True):
             here = torch.tensor(step, device=x.device)
-            x = inpaint(x, prefix, self.add_noise(prefix.arm[:, None], start, here))
+            x = inpaint(x, prefix, self.add_noise(prefix.actions[:, None], start, here))
             alpha, before = self.alpha(step), self.alpha(following)
             noise = estimate(x, step / count)
             clean = ((x - (1 - alpha).sqrt() * noise) / alpha.sqrt()).clamp(-1, 1)

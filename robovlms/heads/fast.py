@@ -111,7 +111,7 @@ class FastHead(ActionHead):
             answer = read(self.embed[token][:, None, None], behind=True)
         rows = [[token for token in row if token != self.end] for row in torch.stack(written, dim=1).tolist()]
         actions = self._decode(rows, self._recorded(b, action_dims)).to(answer.device)
-        return torch.cat([actions[..., :-1].clamp(-1, 1), torch.where(actions[..., -1:] > 0, 1.0, -1.0)], dim=-1)
+        return self.split.join(self.split.continuous(actions).clamp(-1, 1), self.split.binary(actions))
 
     @property
     def _tokenizer(self) -> FastTokenizer:

@@ -37,7 +37,7 @@ class FlowHead(DenoisingHead):
         uniform: Float[Tensor, "b w"],
     ) -> Float[Tensor, "b w k e"]:
         """Compare velocities."""
-        arm, time = targets.actions[..., :-1].float(), training_time(uniform)
+        arm, time = self.split.continuous(targets.actions).float(), training_time(uniform)
         noisy = torch.lerp(noise, arm, time[..., None, None])
         velocity = self.estimate(features, noisy, time, targets.mask, targets.action_dims)
         return (velocity.float() - (arm - noise)).square()
@@ -48,7 +48,7 @@ class FlowHead(DenoisingHead):
         """Integrate `num_steps` steps."""
 
         def keep(x: Float[Tensor, "b 1 k e"], time: float) -> Float[Tensor, "b 1 k e"]:
-            return inpaint(x, prefix, torch.lerp(start, prefix.arm[:, None], time))
+            return inpaint(x, prefix, torch.lerp(start, prefix.actions[:, None], time))
 
         return integrate(estimate, start, self.num_steps, self.solver, keep)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,14 +21,7 @@ class MLPHead(RegressionHead):
         in_dim, out_dim = sizes.feature_dim * config.num_queries, config.hidden_dim * config.num_queries
         if config.plain:
             self.mlp = nn.Sequential()
-            self.arm, self.gripper = (
-                nn.Sequential(
-                    nn.Linear(in_dim, config.hidden_dim), nn.ReLU(),
-                    nn.Linear(config.hidden_dim, config.hidden_dim), nn.ReLU(),
-                    nn.Linear(config.hidden_dim, count),
-                )
-                for count in (sizes.chunk_size * (sizes.action_dim - 1), sizes.chunk_size)
-            )  # fmt: skip
+            self.arm, self.gripper = self.decoders(partial(three_layers, in_dim, config.hidden_dim))
             return
         self.mlp = nn.Sequential(nn.Linear(in_dim, in_dim // 2), nn.ReLU(), nn.Linear(in_dim // 2, out_dim))
         start_xavier(self)
@@ -34,3 +29,11 @@ class MLPHead(RegressionHead):
     def fuse(self, features: Float[Tensor, "b w f"]) -> Float[Tensor, "b w g"]:
         """Project each frame on its own."""
         return self.mlp(features)
+
+
+def three_layers(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    """Return in -> hidden -> hidden -> out with ReLU between."""
+    return nn.Sequential(
+        nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim), nn.ReLU(),
+        nn.Linear(hidden_dim, out_dim),
+    )  # fmt: skip

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from robovlms.heads.base import (
     ActionDecoder,
     ActionHead,
+    Decoded,
     HeadSizes,
     Prefix,
     Read,
     Targets,
     masked_mean,
+    mean_of,
     newest,
     regression_losses,
     start_query,
@@ -55,7 +57,8 @@ class TokensHead(ActionHead):
             if not config.parallel:
                 self.embed = nn.Parameter(rows.clone())
         else:
-            self.arm, self.gripper = ActionDecoder(sizes.feature_dim, 1), ActionDecoder(sizes.feature_dim, 1)
+            self.arm = ActionDecoder(sizes.feature_dim, 1)
+            self.gripper = ActionDecoder(sizes.feature_dim, 1) if self.split.num_binary else None
 
     def queries(self, b: int, w: int, targets: Targets | None = None) -> Float[Tensor, "b w q d"]:
         """Return the slots; or the learned query, and behind it the target tokens but the last."""
@@ -68,25 +71,26 @@ class TokensHead(ActionHead):
         return torch.cat([first, self.embed[bins[:, :, :-1]]], dim=2)
 
     def loss(self, features: Float[Tensor, "b w q d"], targets: Targets) -> Losses:
-        """Cross-entropy over the bins, with the arm's and the gripper's accuracy; or the continuous heads' terms."""
+        """Cross-entropy over the bins, with the arm's and the grippers' accuracy; or the continuous heads' terms."""
         if not self.config.discrete:
-            return regression_losses(self.config, *self._regress(features), targets)
+            return regression_losses(self.config, self.split, *self._regress(features), targets)
         actions, mask = targets.actions, targets.mask
-        recorded = torch.ones_like(actions[:, 0, 0]) if targets.action_dims is None else targets.action_dims.float()
+        recorded = torch.ones_like(actions[:, 0, 0]).bool() if targets.action_dims is None else targets.action_dims
         logits = self._logits(features)
         bins = to_bins(actions, self.config.num_bins)
         entropy = F.cross_entropy(logits.flatten(0, -2), bins.flatten(), reduction="none").view(bins.shape)
         loss = masked_mean(mean_of(entropy, recorded), mask)
         is_right = (logits.argmax(-1) == bins).float()
         decoded = from_bins(logits.argmax(-1), self.config.num_bins)
-        is_gripper_right = ((decoded > 0) == (actions > 0)).float()[..., -1]
-        return {
-            "loss": loss,
-            "tokens": loss.detach(),
-            "arm_accuracy": masked_mean(mean_of(is_right[..., :-1], recorded[:, :-1]), mask).detach(),
-            "gripper_accuracy": masked_mean(is_gripper_right, mask & (recorded[:, None, None, -1] > 0)).detach(),
-            "arm_l1": masked_mean(mean_of((decoded - actions).abs()[..., :-1], recorded[:, :-1]), mask).detach(),
-        }
+        arm, grippers = self.split.continuous, self.split.binary
+        terms = {"loss": loss, "tokens": loss.detach()}
+        terms["arm_accuracy"] = masked_mean(mean_of(arm(is_right), arm(recorded)), mask).detach()
+        if self.split.num_binary:
+            supervised = mask[..., None] & grippers(recorded)[:, None, None]
+            is_decided = ((decoded > 0) == (actions > 0)).float()
+            terms["gripper_accuracy"] = masked_mean(grippers(is_decided), supervised).detach()
+        terms["arm_l1"] = masked_mean(mean_of(arm((decoded - actions).abs()), arm(recorded)), mask).detach()
+        return terms
 
     def act(
         self,
@@ -102,8 +106,7 @@ class TokensHead(ActionHead):
             features = read(self.queries(b, w))
             if not self.config.discrete:
                 arm, gripper = self._regress(features)
-                is_open = torch.where(newest(gripper, lengths) > 0, 1.0, -1.0)
-                return torch.cat([newest(arm, lengths), is_open[..., None]], dim=-1)
+                return self.split.join(newest(arm, lengths), None if gripper is None else newest(gripper, lengths))
             bins = newest(self._logits(features), lengths).argmax(-1)
         else:
             answer = read(self.queries(b, w))
@@ -119,21 +122,18 @@ class TokensHead(ActionHead):
                 )
             bins = rearrange(torch.stack(written, dim=1), "b (k a) -> b k a", k=self.chunk_size)
         actions = from_bins(bins, self.config.num_bins)
-        return torch.cat([actions[..., :-1], torch.where(actions[..., -1:] > 0, 1.0, -1.0)], dim=-1)
+        return self.split.join(self.split.continuous(actions), self.split.binary(actions))
 
     def _logits(self, features: Float[Tensor, "b w q d"]) -> Float[Tensor, "b w k a bins"]:
         logits = features.float() @ self.unembed.T.float()
         return rearrange(logits, "b w (k a) bins -> b w k a bins", k=self.chunk_size)
 
-    def _regress(self, features: Float[Tensor, "b w q d"]) -> tuple[Float[Tensor, "b w k e"], Float[Tensor, "b w k"]]:
+    def _regress(self, features: Float[Tensor, "b w q d"]) -> Decoded:
         slots = rearrange(features, "b w (k a) d -> b w k a d", k=self.chunk_size)
-        return self.arm(slots[..., :-1, :])[..., 0].tanh().float(), self.gripper(slots[..., -1, :])[..., 0].float()
-
-
-def mean_of(values: Float[Tensor, "b w k a"], recorded: Float[Tensor, "b a"]) -> Float[Tensor, "b w k"]:
-    """Average over the entries that every row's data records (1, else 0)."""
-    weights = recorded[:, None, None]
-    return (values * weights).sum(-1) / weights.sum(-1).clamp(min=1)
+        arm = self.arm(self.split.continuous(slots, dim=-2))[..., 0].tanh().float()
+        if self.gripper is None:
+            return arm, None
+        return arm, self.gripper(self.split.binary(slots, dim=-2))[..., 0].float()
 
 
 def to_bins(actions: Float[Tensor, "*n"], num_bins: int) -> Int64[Tensor, "*n"]:

@@ -15,7 +15,6 @@ from robovlms.actions.checks import (
     representation_findings,
     sparse_findings,
 )
-from robovlms.actions.contract import GRIPPER
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import Resize
 from robovlms.config.data import DataConfig
@@ -124,8 +123,8 @@ def _whole_findings(dataset: WindowDataset, rows: ScannedRows) -> list[Finding]:
     contract, is_finite = dataset.converter.source, np.isfinite(rows.actions).all(axis=1)
     if not is_finite.any():
         return []
-    arm = [name for name in contract.names if name != GRIPPER]
-    found = sparse_findings(Statistics.compute(rows.actions[is_finite]), dataset.config.normalization, arm)
+    stats = Statistics.compute(rows.actions[is_finite])
+    found = sparse_findings(stats, dataset.config.normalization, contract.names, contract.binary)
     ends = np.flatnonzero(np.diff(rows.episode)) + 1
     episodes = zip(np.split(rows.actions, ends), np.split(is_finite, ends), strict=True)
     return [*found, *representation_findings((actions for actions, good in episodes if good.all()), contract)]
@@ -156,10 +155,10 @@ def all_findings(
             return reader.location(int(rows.episode[row]), step, step)
 
         found += numeric_findings(rows.actions, contract, contract.names, locate=locate)
-        if contract.names[-1] == GRIPPER:
-            share = gripper_share(rows.actions[:, -1], contract)
-            ends = np.flatnonzero(np.diff(rows.episode)) + 1
-            found += polarity_findings(np.split(share, ends), contract)
+        ends = np.flatnonzero(np.diff(rows.episode)) + 1
+        for i in contract.grippers:
+            share = gripper_share(rows.actions[:, i], contract)
+            found += polarity_findings(np.split(share, ends), contract, contract.names[i])
         found += _whole_findings(dataset, rows)
     found += picture_findings(views, reader, hz=contract.control_hz, resize=dataset.config.resize)
     return sorted(found, key=lambda finding: finding.severity is not Severity.error)

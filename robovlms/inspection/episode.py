@@ -32,7 +32,6 @@ class Replay:
     window_size: int
     chunk_size: int
     names: list[str]
-    supervised: list[bool]  # per entry: False = not recorded, so no loss counts it
     actions: Float32[np.ndarray, "t a"]
     proprio_names: list[str]
     proprio: Float32[np.ndarray, "t p"]
@@ -104,7 +103,6 @@ def load_replay(dataset: WindowDataset, episode: int, max_pictures: int) -> Repl
     stride = -(-steps // max_pictures)
     faults = Faults()
     pictures, sizes = _pictures(dataset, episode, np.arange(0, steps, stride), faults)
-    action_dims = samples[0].action_dims
     return Replay(
         episode=episode,
         instruction=reader.episodes[episode].instruction,
@@ -115,7 +113,6 @@ def load_replay(dataset: WindowDataset, episode: int, max_pictures: int) -> Repl
         window_size=dataset.window_size,
         chunk_size=dataset.chunk_size,
         names=converter.target.names,
-        supervised=[True] * len(converter.target.names) if action_dims is None else action_dims.tolist(),
         actions=actions,
         proprio_names=dataset.config.seen_names,
         proprio=proprio[:steps],

@@ -20,7 +20,6 @@ class Curve:
     """A column of numbers as the page draws it."""
 
     name: str
-    supervised: bool
     extent: str  # least and largest value
     points: str  # of an SVG polyline
     zero: str | None  # height of the line at 0, where the curve crosses it
@@ -38,7 +37,6 @@ def write_episode(replay: Replay, path: Path, *, title: str) -> Path:
         "pictures": replay.pictures,
         "values": [_plain(column) for column in [*replay.actions.T, *replay.proprio.T]],
     }
-    named = zip(replay.names, replay.supervised, strict=True)
     return write_page(
         path,
         "episode.html",
@@ -47,9 +45,8 @@ def write_episode(replay: Replay, path: Path, *, title: str) -> Path:
         name=title,
         replay=replay,
         data=data,
-        unlabelled=[name for name, supervised in named if not supervised],
-        actions=_curves(replay.actions, replay.names, replay.supervised),
-        proprio=_curves(replay.proprio, replay.proprio_names, [True] * len(replay.proprio_names)),
+        actions=_curves(replay.actions, replay.names),
+        proprio=_curves(replay.proprio, replay.proprio_names),
     )
 
 
@@ -57,11 +54,11 @@ def _plain(column: Float32[np.ndarray, "t"]) -> list[float]:
     return [float(f"{value:.5g}") for value in np.nan_to_num(column).tolist()]
 
 
-def _curves(columns: Float32[np.ndarray, "t n"], names: list[str], supervised: list[bool]) -> list[Curve]:
-    return [_curve(*column) for column in zip(np.nan_to_num(columns).T, names, supervised, strict=True)]
+def _curves(columns: Float32[np.ndarray, "t n"], names: list[str]) -> list[Curve]:
+    return [_curve(*column) for column in zip(np.nan_to_num(columns).T, names, strict=True)]
 
 
-def _curve(values: Float32[np.ndarray, "t"], name: str, supervised: bool) -> Curve:
+def _curve(values: Float32[np.ndarray, "t"], name: str) -> Curve:
     low, high = float(values.min()), float(values.max())
     span = high - low
     steps = np.arange(0, len(values), -(-len(values) // MAX_POINTS))
@@ -71,7 +68,6 @@ def _curve(values: Float32[np.ndarray, "t"], name: str, supervised: bool) -> Cur
     level = HEIGHT - PAD + low / span * (HEIGHT - 2 * PAD) if low < 0 < high else None
     return Curve(
         name=name,
-        supervised=supervised,
         extent=f"{low:.3g} … {high:.3g}" if span > 0 else "never changes",
         points=" ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True)),
         zero=None if level is None else f"{level:.1f}",

@@ -25,7 +25,6 @@ class Bar(NamedTuple):
 
 def write_index(report: Report, path: Path, *, pages: Sequence[Path], sheet: Path) -> Path:
     """Write the page and return its path; it holds the contact sheet and links to the files beside it."""
-    grip = report.gripper
     return write_page(
         path,
         "inspection.html",
@@ -33,7 +32,7 @@ def write_index(report: Report, path: Path, *, pages: Sequence[Path], sheet: Pat
         report=report,
         tiles=_tiles(report),
         tables=[_statistics(table) for table in report.tables],
-        gripper_bars=[] if grip is None else bars(grip.histogram, 420, 70),
+        grippers=[(grip, bars(grip.histogram, 420, 70)) for grip in report.grippers],
         length_bars=bars(report.lengths, 420, 70),
         views=_views(report),
         instructions=list(report.instructions.items())[:MAX_INSTRUCTIONS],

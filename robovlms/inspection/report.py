@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from robovlms.actions.checks import Finding, Severity, gripper_share
-from robovlms.actions.contract import GRIPPER
 from robovlms.actions.statistics import Statistics
 from robovlms.config.data import ActionContract
 from robovlms.data.windows import WindowDataset
@@ -74,8 +73,9 @@ class ViewReport:
 
 @dataclass(frozen=True, kw_only=True)
 class GripperReport:
-    """What the recorded gripper does."""
+    """What a recorded gripper does."""
 
+    name: str
     histogram: Histogram  # of recorded values
     closed: float  # as declared
     open: float
@@ -107,7 +107,7 @@ class Report:
     outliers: list[Outlier]
     num_outliers: int
     views: list[ViewReport]
-    gripper: GripperReport | None
+    grippers: list[GripperReport]
     findings: list[Finding]
 
     @property
@@ -173,7 +173,7 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
         outliers=outliers,
         num_outliers=num_outliers,
         views=[_view(dataset, scan) for scan in views.values()],
-        gripper=_gripper(rows, contract),
+        grippers=_grippers(rows, contract),
         findings=sorted([*findings, *conversion], key=lambda finding: finding.severity is not Severity.error),
     )
 
@@ -214,13 +214,14 @@ def _table(title: str, names: list[str], rows: Float32[np.ndarray, "n e"]) -> li
 def find_outliers(dataset: WindowDataset, rows: ScannedRows, iqr: float) -> tuple[list[Outlier], int]:
     """Find recorded values further than `iqr` interquartile ranges outside q01 ... q99: the furthest, and how many.
 
-    Where half of the values are the same, a quarter of q99 - q01 stands for the range. The gripper is left out.
+    Where half of the values are the same, a quarter of q99 - q01 stands for the range. Binary grippers are left out.
     """
-    names = [name for name in dataset.converter.source.names if name != GRIPPER]
+    contract = dataset.converter.source
+    numbers = [i for i in range(len(contract.names)) if i not in contract.binary]
     good = np.flatnonzero(np.isfinite(rows.actions).all(axis=1))
     if not len(good):
         return [], 0
-    arm = rows.actions[good][:, : len(names)].astype(np.float64)
+    arm = rows.actions[good][:, numbers].astype(np.float64)
     q01, q25, q75, q99 = np.quantile(arm, [0.01, 0.25, 0.75, 0.99], axis=0)
     spread = np.maximum(q75 - q25, (q99 - q01) / 4)
     low, high = q01 - iqr * spread, q99 + iqr * spread
@@ -230,7 +231,7 @@ def find_outliers(dataset: WindowDataset, rows: ScannedRows, iqr: float) -> tupl
     ranked = sorted(found.tolist(), key=lambda place: -scaled[place[0], place[1]])
     named = [
         Outlier(
-            entry=names[column],
+            entry=contract.names[numbers[column]],
             value=float(arm[row, column]),
             low=float(low[column]),
             high=float(high[column]),
@@ -258,17 +259,19 @@ def _view(dataset: WindowDataset, scan: ViewScan) -> ViewReport:
     )
 
 
-def _gripper(rows: ScannedRows, contract: ActionContract) -> GripperReport | None:
-    if contract.names[-1] != GRIPPER or not len(rows.actions):
-        return None
-    finite = np.isfinite(rows.actions[:, -1])
-    values, episode = rows.actions[finite, -1], rows.episode[finite]
-    if not len(values):
-        return None
+def _grippers(rows: ScannedRows, contract: ActionContract) -> list[GripperReport]:
+    finite = [(i, np.isfinite(rows.actions[:, i])) for i in contract.grippers if len(rows.actions)]
+    return [_gripper(rows.actions[good, i], rows.episode[good], contract, i) for i, good in finite if good.any()]
+
+
+def _gripper(
+    values: Float32[np.ndarray, "n"], episode: Int64[np.ndarray, "n"], contract: ActionContract, entry: int
+) -> GripperReport:
     is_open = gripper_share(values, contract) > 0.5
     first = np.flatnonzero(np.diff(episode, prepend=-1))
     changes = int(((np.diff(episode) == 0) & (is_open[1:] != is_open[:-1])).sum())
     return GripperReport(
+        name=contract.names[entry],
         histogram=Histogram.of(values),
         closed=contract.gripper_closed,
         open=contract.gripper_open,

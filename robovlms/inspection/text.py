@@ -25,13 +25,12 @@ def format_report(report: Report) -> str:
         columns = [getattr(table.statistics, key) for key in SHOWN]
         cells = [[f"{column[i]:.4g}" for column in columns] for i in range(len(table.names))]
         lines += ["", table.title, *_align([["", *SHOWN], *([n, *c] for n, c in zip(table.names, cells, strict=True))])]
-    if report.gripper is not None:
-        grip = report.gripper
+    for grip in report.grippers:
         lines += [
             "",
-            f"Gripper: recorded {grip.histogram.low:g} to {grip.histogram.high:g}, declared {grip.closed:g} closed and "
-            f"{grip.open:g} open; open in {grip.open_share:.0%} of the rows and at the start of "
-            f"{grip.starts_open_share:.0%} of the episodes; {grip.changes:.1f} changes an episode",
+            f"{grip.name.capitalize()}: recorded {grip.histogram.low:g} to {grip.histogram.high:g}, declared "
+            f"{grip.closed:g} closed and {grip.open:g} open; open in {grip.open_share:.0%} of the rows and at the "
+            f"start of {grip.starts_open_share:.0%} of the episodes; {grip.changes:.1f} changes an episode",
         ]
     for view in report.views:
         where = f", {view.longest_source}" if view.longest_source else ""

@@ -227,5 +227,5 @@ def stack_prefixes(prefixes: Sequence[Prefix | None], device: torch.device) -> P
     if not given:
         return None
     free = Prefix(*(torch.zeros_like(each) for each in given[0]))
-    arms, weights = zip(*(prefix or free for prefix in prefixes), strict=True)
-    return Prefix(torch.cat(arms).to(device), torch.cat(weights).to(device))
+    actions, weights = zip(*(prefix or free for prefix in prefixes), strict=True)
+    return Prefix(torch.cat(actions).to(device), torch.cat(weights).to(device))

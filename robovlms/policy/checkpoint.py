@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file
 from torch import Tensor
 
+from robovlms.actions.older import imply_gripper
 from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, load_statistics, save_statistics
 from robovlms.config.choices import CheckpointChoice, ModelSize
@@ -71,7 +72,8 @@ def load_config(path: Path) -> TrainConfig:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     assert isinstance(config, TrainConfig)
-    return config
+    is_older = "continuous_grippers" not in node.data.contract
+    return replace(config, data=imply_gripper(config.data)) if is_older else config
 
 
 def read_typed(schema: type[T], values: Mapping[str, Any]) -> T:

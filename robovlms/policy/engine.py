@@ -23,7 +23,6 @@ from robovlms.config.choices import (
     EngineDtype,
     Execution,
     FrameCache,
-    Representation,
 )
 from robovlms.config.closed_loop import EngineConfig
 from robovlms.config.data import ActionContract
@@ -136,7 +135,7 @@ class PolicyEngine:
         """
         chosen, chunk_size = find_source(self._sources, source), self.policy.head.chunk_size
         if contract is not None:
-            check_contract(chosen.interface, contract, "the environment")
+            check_contract(chosen.contract, contract, "the environment")
         check_execute_steps(execute_steps, chunk_size)
         if execution is Execution.real_time and not self.policy.head.supports_prefix:
             raise UserError("evaluation.execution=real_time needs a head that goes on from a chunk: flow, diffusion.")
@@ -150,9 +149,8 @@ class PolicyEngine:
                 ChunkExecutor,
                 execution,
                 execute_steps,
-                has_gripper=chosen.has_gripper,
+                chosen.contract,
                 latency=latency,
-                is_delta=chosen.interface.representation is Representation.delta,
             ),
             clock=clock,
             may_be_silent=may_be_silent,
@@ -160,7 +158,7 @@ class PolicyEngine:
 
     def step(self, requests: Sequence[Request]) -> list[Float32[np.ndarray, "_a"] | Exception]:
         """Return for every session the action that is due, in environment units, with the entries of
-        `source.interface`; a gripper is exactly -1 (close) or +1 (open).
+        `source.contract`; a binary gripper is exactly -1 (close) or +1 (open).
 
         Where an answer is an exception, it belongs to that session alone; whoever owns the session raises it:
         UserError for an observation that cannot be read (the session is as it was), FloatingPointError for actions that
@@ -217,7 +215,7 @@ class PolicyEngine:
             round_matrices(self.policy.backbone, self.dtype)
         if before is None or allowed is None:
             return
-        change = action_change(before, self.act_on_reference())
+        change = action_change(before, self.act_on_reference(), self.policy.head.split)
         if change.largest > allowed:
             raise UserError(
                 f"engine.quantize={config.quantize} changes {change}: more than "

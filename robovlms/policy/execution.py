@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from robovlms.config.choices import Execution
+from robovlms.config.choices import Execution, Representation
+from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 
 ENSEMBLE_DECAY = 0.01  # ACT, arXiv:2304.13705: weight exp(-decay * i), i = 0 for the oldest prediction
@@ -33,22 +34,19 @@ class ChunkExecutor:
     def __init__(
         self,
         mode: Execution,
-        execute_steps: int = 1,
+        execute_steps: int,
+        contract: ActionContract,
         *,
-        has_gripper: bool = True,
-        gripper: tuple[float, float] = (-1.0, 1.0),
         latency: int = 0,
-        is_delta: bool = True,
     ) -> None:
         """Say how chunks become actions.
 
         Args:
             mode: what is executed of a chunk.
             execute_steps: actions of a chunk before the next one is asked for.
-            has_gripper: whether the last entry is a gripper, of which a mean is made closed or open.
-            gripper: what closed and open are.
+            contract: of the actions. A mean of binary grippers is made closed or open; an arm is held by an action of
+                zeros where actions are deltas, else by its last action once more.
             latency: control steps that every decision but the first takes, for robots that do not wait.
-            is_delta: whether an arm is held by an action of zeros; else by its last action once more.
 
         Raises:
             UserError: the mode asks at every step, and `execute_steps` is more than 1.
@@ -58,9 +56,7 @@ class ChunkExecutor:
                 f"evaluation.execution={mode} asks the policy at every step: evaluation.execute_steps={execute_steps} "
                 "must be 1. Use evaluation.execution=chunk to execute more of a chunk."
             )
-        self.mode, self.execute_steps, self.has_gripper = mode, execute_steps, has_gripper
-        self._closed, self._open = gripper
-        self.latency, self._is_delta = latency, is_delta
+        self.mode, self.execute_steps, self.latency, self._contract = mode, execute_steps, latency, contract
         self.chunks: list[Chunk] = []  # oldest first
         self._last: Float32[np.ndarray, "a"] | None = None  # action
 
@@ -100,9 +96,9 @@ class ChunkExecutor:
             return due[-1]
         weights = np.exp(-ENSEMBLE_DECAY * np.arange(len(due)))
         mean = (np.stack(due) * (weights / weights.sum())[:, None]).sum(0).astype(np.float32)
-        if self.has_gripper:
-            is_open = (mean[-1] - self._closed) / (self._open - self._closed) > 0.5
-            mean[-1] = self._open if is_open else self._closed
+        closed, opened = self._contract.gripper_closed, self._contract.gripper_open
+        for i in self._contract.binary:
+            mean[i] = opened if (mean[i] - closed) / (opened - closed) > 0.5 else closed
         return mean
 
     def reaching(self, step: int) -> list[Chunk]:
@@ -110,11 +106,11 @@ class ChunkExecutor:
         return [each for each in self.chunks if each.ready <= step and 0 <= step - each.made < len(each.actions)]
 
     def held(self) -> Float32[np.ndarray, "a"]:
-        """Return the action that leaves the robot where it is, with its gripper as it was, once it has moved."""
+        """Return the action that leaves the robot where it is, with its grippers as they were, once it has moved."""
         assert self._last is not None, "nothing was executed yet"
         action = self._last.copy()
-        if self._is_delta:
-            action[: len(action) - self.has_gripper] = 0.0
+        if self._contract.representation is Representation.delta:
+            action[[i for i in range(len(action)) if i not in self._contract.grippers]] = 0.0
         return action
 
 

@@ -68,13 +68,10 @@ class VLAPolicy(nn.Module):
         structure: Structure,
         processor: Processor,
         proprio: ProprioEncoder | None = None,
-        *,
-        has_gripper: bool = True,
     ) -> None:
-        """Put the parts together; without a gripper in the data, the head's is never supervised and not reported."""
         super().__init__()
         self.backbone, self.head, self.proprio = backbone, head, proprio
-        self.structure, self.processor, self.has_gripper = structure, processor, has_gripper
+        self.structure, self.processor = structure, processor
 
     @classmethod
     def from_config(cls, config: TrainConfig, plan: DataPlan, backbone: Backbone | None = None) -> VLAPolicy:
@@ -106,6 +103,7 @@ class VLAPolicy(nn.Module):
             HeadSizes(
                 feature_dim=backbone.hidden_dim,
                 action_dim=len(plan.action_names),
+                binary=tuple(plan.binary),
                 window_size=config.window.window_size,
                 chunk_size=config.window.chunk_size,
                 embedding_rms=backbone.embedding_rms(),
@@ -121,7 +119,7 @@ class VLAPolicy(nn.Module):
         )
         num_proprio = len(plan.proprio_names)
         proprio = ProprioEncoder(num_proprio, backbone.hidden_dim) if num_proprio else None
-        return cls(backbone, head, config.structure.name, processor, proprio, has_gripper=plan.has_gripper)
+        return cls(backbone, head, config.structure.name, processor, proprio)
 
     def read(self, batch: Batch, queries: Float[Tensor, "b w q d"]) -> Float[Tensor, "b w q d"]:
         """Encode a batch's images and ask about them."""
@@ -182,8 +180,7 @@ class VLAPolicy(nn.Module):
     def _losses(self, image: Float[Tensor, "b w v m e"], batch: Batch) -> Losses:
         targets = Targets.of(batch)
         b, w = targets.mask.shape[:2]
-        losses = self.head.loss(self.ask(image, batch, self.head.queries(b, w, targets)), targets)
-        return {name: value for name, value in losses.items() if self.has_gripper or not name.startswith("gripper")}
+        return self.head.loss(self.ask(image, batch, self.head.queries(b, w, targets)), targets)
 
     def converse(self, conversations: Conversations) -> Losses:
         """Return the cross-entropy of the answers' tokens and how many are predicted first, means over these tokens."""

@@ -50,7 +50,7 @@ class Session:
         self.policy, self._normalizer, self._clock = policy, normalizer, clock
         self._may_be_silent = may_be_silent
         self._start_memory, self._start_executor = start_memory, start_executor
-        dims, views, size = source.interface_dims, policy.processor.views, policy.processor.image_spec.size
+        dims, views, size = source.action_dims, policy.processor.views, policy.processor.image_spec.size
         self._action_dims = masked([i in dims for i in range(normalizer.action_dim)])
         self._view_mask = masked([view in source.views for view in views])
         black = torch.zeros(1, size, size, 3, dtype=torch.uint8)
@@ -90,7 +90,7 @@ class Session:
         if self._given is not None or self.executor.mode is not Execution.real_time or self._last is None:
             return self._given
         made, chunk = self._last
-        return prefix_of(chunk[step - made :, :-1], len(chunk), self.delay)
+        return prefix_of(chunk[step - made :], len(chunk), self.delay)
 
     def read_prefix(self, given: ActionPrefix | None) -> Prefix | None:
         """Return, normalised, what a robot has decided of the coming chunk; None: nothing.
@@ -103,20 +103,20 @@ class Session:
         if not self.policy.head.supports_prefix:
             raise UserError("a prefix of actions needs a head that goes on from a chunk: flow, diffusion.")
         chunk_size = self.policy.head.chunk_size
-        actions, delay = read_prefix(given, self.source.interface.names, chunk_size)
+        actions, delay = read_prefix(given, self.source.contract.names, chunk_size)
         whole = torch.zeros(len(actions), self._normalizer.action_dim)
-        whole[:, self.source.interface_dims] = torch.from_numpy(actions)
-        return prefix_of(self._normalizer.normalize(whole)[:, :-1], chunk_size, delay)
+        whole[:, self.source.action_dims] = torch.from_numpy(actions)
+        return prefix_of(self._normalizer.normalize(whole), chunk_size, delay)
 
     def denormalize(self, chunk: Float[Tensor, "k _a"], step: int) -> Float32[np.ndarray, "k _b"]:
-        """Return a chunk in environment units, with the entries of `source.interface`.
+        """Return a chunk in environment units, with the entries of `source.contract`.
 
         Raises:
             FloatingPointError: it is not finite; names the entries.
         """
-        actions = self._normalizer.denormalize(chunk).numpy()[:, self.source.interface_dims]
+        actions = self._normalizer.denormalize(chunk).numpy()[:, self.source.action_dims]
         if not (finite := np.isfinite(actions)).all():
-            names = zip(self.source.interface.names, finite.all(0), strict=True)
+            names = zip(self.source.contract.names, finite.all(0), strict=True)
             wrong = [name for name, is_good in names if not is_good]
             raise FloatingPointError(
                 f"the policy predicts actions that are not finite at step {step}, in {', '.join(wrong)}: nothing was "
@@ -182,7 +182,7 @@ class Session:
         return whole[None, None]
 
 
-def prefix_of(rest: Float[Tensor, "n e"], chunk_size: int, delay: int) -> Prefix | None:
+def prefix_of(rest: Float[Tensor, "n a"], chunk_size: int, delay: int) -> Prefix | None:
     """Return what a chunk must keep of the last one (b = 1); None: nothing.
 
     Args:
@@ -193,8 +193,8 @@ def prefix_of(rest: Float[Tensor, "n e"], chunk_size: int, delay: int) -> Prefix
     if not len(rest):
         return None
     passed = chunk_size - len(rest)
-    arm = torch.cat([rest, rest.new_zeros(passed, rest.shape[1])])
-    return Prefix(arm[None], arm.new_tensor(continuity(chunk_size, passed, delay))[None])
+    actions = torch.cat([rest, rest.new_zeros(passed, rest.shape[1])])
+    return Prefix(actions[None], actions.new_tensor(continuity(chunk_size, passed, delay))[None])
 
 
 def masked(is_there: list[bool]) -> Bool[Tensor, "1 n"] | None:
@@ -209,8 +209,8 @@ def check_statistics(normalizer: ActionNormalizer, source: Source) -> None:
         UserError: names the entries.
     """
     ends = torch.tensor([[-1.0], [1.0]]).expand(2, normalizer.action_dim)
-    finite = normalizer.denormalize(ends).isfinite().all(0)[source.interface_dims].tolist()
-    if lost := [name for name, is_good in zip(source.interface.names, finite, strict=True) if not is_good]:
+    finite = normalizer.denormalize(ends).isfinite().all(0)[source.action_dims].tolist()
+    if lost := [name for name, is_good in zip(source.contract.names, finite, strict=True) if not is_good]:
         raise UserError(
             f"the action statistics of {', '.join(lost)} are not finite: action_stats.json of the checkpoint is "
             "damaged, or the data it was computed from."

@@ -32,6 +32,7 @@ _CONTRACT: dict[str, type] = {
     "rotation_unit": float,
     "gripper_closed": float,
     "gripper_open": float,
+    "continuous_grippers": list,
     "control_hz": float,
 }
 
@@ -175,7 +176,7 @@ def check_observations(
 def _source_spec(source: Source, statistics: Statistics) -> SourceSpec:
     text = json.dumps(asdict(statistics), sort_keys=True)
     return SourceSpec(
-        contract=source.interface,
+        contract=source.contract,
         proprio_names=list(source.proprio_names),
         statistics=hashlib.sha256(text.encode()).hexdigest(),
     )

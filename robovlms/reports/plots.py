@@ -71,17 +71,19 @@ def plot_actions(
     target: Float32[np.ndarray, "r k a"],
     mask: Bool[np.ndarray, "r k"],
     names: Sequence[str],
+    binary: Sequence[int],
     path: Path,
 ) -> Path:
     """Draw one row per action entry: the first action of each chunk along the windows, and all against the targets.
 
-    A gripper (closed below 0, open above) has counts of agreement instead of dots.
+    A binary gripper (closed below 0, open above) has counts of agreement instead of dots.
 
     Args:
         predicted: in the units of `target`; r windows in their order in the data.
         target: the demonstrated chunks.
         mask: False where a target is padding.
         names: one per action entry.
+        binary: which of them are binary grippers.
         path: the PNG to write.
     """
     figure, panels = _figure(len(names), 2, height=1.45 * len(names) + 0.4, width_ratios=[3.0, 1.0])
@@ -91,7 +93,7 @@ def plot_actions(
         series.plot(predicted[rows, 0, i], color=ORANGE, label="predicted", linewidth=1.1)
         series.set(ylabel=name, xlim=(0, max(len(rows) - 1, 1)))
         true, guess = target[mask][:, i], predicted[mask][:, i]
-        if name == "gripper":
+        if i in binary:
             _draw_agreement(scatter, true > 0, guess > 0)
         else:
             _draw_scatter(scatter, true, guess)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from robovlms.actions.contract import GRIPPER, check_contract
+from robovlms.actions.contract import check_contract
 from robovlms.config.choices import CompileMode, Execution
 from robovlms.config.commands import ServeConfig
 from robovlms.config.data import ActionContract
@@ -27,7 +27,7 @@ from robovlms.serving.codecs import BUSY, numbers_of
 from robovlms.serving.dispatcher import Actions, BusyError, Dispatcher, Request
 from robovlms.serving.metrics import Metrics
 from robovlms.serving.sparing import SparingLog
-from robovlms.types import Observation
+from robovlms.types import ActionPrefix, Observation
 
 DRAIN_S = 10.0  # that requests under way may take when the server ends
 WARM_UP = "warm up"  # an instruction
@@ -305,18 +305,32 @@ class Client:
         self._service.close(self)
 
     def _theirs(self, actions: Actions) -> Actions:
-        """Return actions with the client's gripper."""
+        """Return actions with the client's grippers."""
         contract = self._service.contract
-        if contract.names[-1] != GRIPPER:
-            return actions
-        is_open = (actions[:, -1:] + 1) / 2
-        gripper = contract.gripper_closed + is_open * (contract.gripper_open - contract.gripper_closed)
-        return np.concatenate([actions[:, :-1], gripper.astype(np.float32)], axis=1)
+        opening = (actions[:, contract.grippers] + 1) / 2
+        theirs = actions.copy()
+        theirs[:, contract.grippers] = contract.gripper_closed + opening * (
+            contract.gripper_open - contract.gripper_closed
+        )
+        return theirs
+
+    def _prefix(self, prefix: ActionPrefix | None) -> ActionPrefix | None:
+        """Return a prefix with the policy's grippers; what is none is left for the session to refuse."""
+        contract = self._service.contract
+        if prefix is None or not contract.grippers or np.shape(prefix.actions)[1:] != (len(contract.names),):
+            return prefix
+        ours = np.array(prefix.actions, np.float64)
+        opening = (ours[:, contract.grippers] - contract.gripper_closed) / (
+            contract.gripper_open - contract.gripper_closed
+        )
+        ours[:, contract.grippers] = 2 * opening - 1
+        return replace(prefix, actions=ours)
 
     def _ours(self, observation: Observation) -> Observation:
         """Return an observation with the entries of proprioception that the policy was trained with."""
         check_instruction(observation.instruction)
-        observation = replace(observation, earlier=[self._ours(each) for each in observation.earlier])
+        earlier = [self._ours(each) for each in observation.earlier]
+        observation = replace(observation, earlier=earlier, prefix=self._prefix(observation.prefix))
         if self._entries is None or observation.proprio is None:
             return observation
         given = numbers_of(observation.proprio, "proprioception")

@@ -74,7 +74,8 @@ def record_demo(simulator: Simulator, lesson: Lesson, seed: int, config: Collect
     steps_left = episode.max_steps
     solved, done, holds = 0, False, False
     start = simulator.expert(lesson.told)
-    start[:-1] = generator.uniform(-1, 1, len(start) - 1)
+    arm = [i for i in range(len(start)) if i not in simulator.contract.grippers]
+    start[arm] = generator.uniform(-1, 1, len(arm))
     for _ in range(generator.integers(config.max_start_steps + 1)):
         observation, solved, done, _ = simulator.step(start)
         steps_left -= 1
@@ -86,7 +87,7 @@ def record_demo(simulator: Simulator, lesson: Lesson, seed: int, config: Collect
         seen.append(observation)
         actions.append(action)
         disturbed = action.copy()
-        disturbed[:-1] = np.clip(action[:-1] + config.noise * generator.standard_normal(len(action) - 1), -1, 1)
+        disturbed[arm] = np.clip(action[arm] + config.noise * generator.standard_normal(len(arm)), -1, 1)
         observation, solved, done, _ = simulator.step(disturbed)
         steps_left -= 1
         if solved and not holds and not contrast:

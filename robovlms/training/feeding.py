@@ -121,8 +121,10 @@ def record_data(data: RobotDataset, names: Sequence[str]) -> dict[str, Any]:
 def mean_actions(
     plan: DataPlan, normalizers: Sequence[ActionNormalizer], stats: dict[str, Statistics]
 ) -> Float[Tensor, "n e"]:
-    """Return each source's mean arm action in the training set, normalised: what validation compares a policy with."""
+    """Return each source's mean action in the training set, normalised and without binary grippers: what validation
+    compares a policy with.
+    """
     size = len(plan.action_names)
     means = [torch.tensor(stats[source.name].scatter(source.action_dims, size).mean) for source in plan.sources]
     normal = [normalizer.normalize(mean[None])[0] for normalizer, mean in zip(normalizers, means, strict=True)]
-    return torch.stack(normal)[:, :-1]
+    return torch.stack(normal)[:, [i for i in range(size) if i not in plan.binary]]

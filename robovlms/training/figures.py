@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from robovlms.actions.plan import DataPlan
 from robovlms.images.processor import Processor
 from robovlms.reports.plots import plot_actions, plot_training
 from robovlms.training.tracking import METRICS
@@ -18,7 +19,7 @@ MAX_SAMPLES, MAX_FRAMES = 6, 4  # of the first batch, and the newest of each win
 GAP, LINE = 4, 14  # px
 
 
-def plot_run(run_folder: Path, action_names: list[str]) -> dict[str, list[Path]]:
+def plot_run(run_folder: Path, plan: DataPlan) -> dict[str, list[Path]]:
     """Draw a run's curves and its predicted against its target actions into `plots/`; give titles and files.
 
     What is drawn already and no older than its numbers is not drawn again.
@@ -32,7 +33,7 @@ def plot_run(run_folder: Path, action_names: list[str]) -> dict[str, list[Path]]
     path = folder / "actions.png"
     if not _is_current(path, actions):
         with np.load(actions, allow_pickle=False) as file:
-            plot_actions(file["predicted"], file["target"], file["mask"], action_names, path)
+            plot_actions(file["predicted"], file["target"], file["mask"], plan.action_names, plan.binary, path)
     return figures | {"Predicted and target actions, validation": [path]}
 
 

@@ -31,15 +31,16 @@ def validate(
 ) -> tuple[dict[str, float], Examples]:
     """Return metrics over all ranks' batches, and this rank's first examples.
 
-    `val/action_error` is the mean absolute arm error of the newest frame's chunk in normalised units, `val/action_rmse`
-    the root of its mean square; `val/mean_action_error` and `val/mean_action_rmse` are those of always predicting the
-    mean action of the sample's data set. No constant has a smaller root mean square, so a policy above that has learned
-    nothing; a constant near the median may have a smaller absolute error. Entries that a data set does not record count
-    nowhere. A mixture has all four by source, as `val/<source>/action_error`; a source without a sample has none. The
-    loss terms are weighed by their real steps.
+    `val/action_error` is the mean absolute error of the newest frame's chunk in normalised units, of all entries but
+    binary grippers, `val/action_rmse` the root of its mean square; `val/mean_action_error` and `val/mean_action_rmse`
+    are those of always predicting the mean action of the sample's data set. No constant has a smaller root mean square,
+    so a policy above that has learned nothing; a constant near the median may have a smaller absolute error. Entries
+    that a data set does not record count nowhere. A mixture has all four by source, as `val/<source>/action_error`; a
+    source without a sample has none. The loss terms are weighed by their real steps.
 
     Args:
-        mean_actions: each source's mean arm action in the training set, normalised, on the policy's device.
+        mean_actions: each source's mean in the training set, normalised, of all entries but binary grippers, on the
+            policy's device.
         sources: their names.
         reduce: sums a tensor over all ranks.
         rounds: how many batches the policy is asked about at least: processes that share its weights ask equally often.
@@ -56,7 +57,7 @@ def validate(
         (terms, predicted), target, mask = policy.assess(batch), batch.actions[:, -1], batch.action_mask[:, -1]
         count = batch.action_mask.sum()
         _add(losses, {name: value.float() * count for name, value in terms.items()} | {"steps": count.float()})
-        _add(errors, _errors(batch, predicted, mean_actions))
+        _add(errors, _errors(batch, predicted, mean_actions, policy))
         if len(examples) * len(batch) < MAX_EXAMPLES:
             examples.append((predicted.float(), target, mask))
         count_asked += 1
@@ -82,23 +83,25 @@ def _add(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
 
 
 def _errors(
-    batch: Batch, predicted: Float[Tensor, "b k a"], mean_actions: Float[Tensor, "n e"]
+    batch: Batch, predicted: Float[Tensor, "b k a"], mean_actions: Float[Tensor, "n e"], policy: VLAPolicy
 ) -> dict[str, Float[Tensor, "n"]]:
     """Sum the errors of the newest frames' real steps by source, and count those steps."""
     assert batch.actions is not None
     assert batch.action_mask is not None
     assert batch.source is not None
-    target, mask = batch.actions[:, -1, :, :-1], batch.action_mask[:, -1].float()
-    action_dims = (
-        torch.ones_like(target[:, :1]) if batch.action_dims is None else batch.action_dims[:, None, :-1].float()
-    )
+    split = policy.head.split
+    target, mask = split.continuous(batch.actions[:, -1]), batch.action_mask[:, -1].float()
+    action_dims = torch.ones_like(target[:, :1])
+    if batch.action_dims is not None:
+        action_dims = split.continuous(batch.action_dims)[:, None].float()
     is_source = batch.source[:, None] == torch.arange(len(mean_actions), device=target.device)
 
     def by_source(steps: Float[Tensor, "b k"]) -> Float[Tensor, "n"]:
         return ((steps * mask).sum(1)[:, None] * is_source).sum(0)
 
     sums = {"steps": by_source(torch.ones_like(mask))}
-    for name, guess in (("action", predicted[..., :-1]), ("mean_action", mean_actions[batch.source][:, None])):
+    guesses = {"action": split.continuous(predicted), "mean_action": mean_actions[batch.source][:, None]}
+    for name, guess in guesses.items():
         error = (guess - target).float() * action_dims
         for kind, values in (("error", error.abs()), ("rmse", error.square())):
             sums[f"{name}_{kind}"] = by_source(values.sum(-1) / action_dims.sum(-1).clamp(min=1))

@@ -64,7 +64,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def normalizer(rows: np.ndarray, **options) -> ActionNormalizer:
     return ActionNormalizer(
-        NormalizationConfig(**options), Statistics.compute(rows.astype(np.float32)), ["x", "y", "gripper"]
+        NormalizationConfig(**options), Statistics.compute(rows.astype(np.float32)), ["x", "y", "gripper"], [2]
     )
 
 

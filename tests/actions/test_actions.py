@@ -30,7 +30,7 @@ def test_a_sequence_of_the_wrong_length_is_refused():
 
 def test_calvin_actions_are_clipped_at_0_65_and_rescaled():
     normalizer = ActionNormalizer(
-        NormalizationConfig(mode=NormalizationMode.bounds, low=-0.65, high=0.65), STATS, NAMES
+        NormalizationConfig(mode=NormalizationMode.bounds, low=-0.65, high=0.65), STATS, NAMES, [2]
     )
     raw = torch.tensor([[0.325, -1.0, 1.0], [0.65, 0.0, -1.0]])
     assert normalizer.normalize(raw).tolist() == [[0.5, -1.0, 1.0], [1.0, 0.0, -1.0]]
@@ -38,13 +38,13 @@ def test_calvin_actions_are_clipped_at_0_65_and_rescaled():
 
 def test_actions_inside_the_bounds_survive_the_round_trip():
     for mode in NormalizationMode:
-        normalizer = ActionNormalizer(NormalizationConfig(mode=mode), STATS, NAMES)
+        normalizer = ActionNormalizer(NormalizationConfig(mode=mode), STATS, NAMES, [2])
         raw = torch.tensor([[0.5, 0.0, -1.0]])
         torch.testing.assert_close(normalizer.denormalize(normalizer.normalize(raw)), raw)
 
 
 def test_an_entry_that_never_moves_becomes_zero_and_comes_back_as_its_constant():
-    normalizer = ActionNormalizer(NormalizationConfig(mode=NormalizationMode.min_max), STATS, NAMES)
+    normalizer = ActionNormalizer(NormalizationConfig(mode=NormalizationMode.min_max), STATS, NAMES, [2])
     normalized = normalizer.normalize(torch.tensor([[1.0, 0.0, 1.0]]))
     assert normalized.tolist() == [[0.0, 0.0, 1.0]]
     assert normalizer.denormalize(torch.tensor([[0.0, 0.7, 1.0]]))[0, 1] == 0
@@ -67,7 +67,7 @@ UNEVEN = Statistics(
     ],
 )
 def test_each_mode_maps_its_bounds_to_minus_and_plus_one(mode, low, high):
-    normalizer = ActionNormalizer(NormalizationConfig(mode=mode, low=-0.65, high=0.65), UNEVEN, ["x", "gripper"])
+    normalizer = ActionNormalizer(NormalizationConfig(mode=mode, low=-0.65, high=0.65), UNEVEN, ["x", "gripper"], [1])
     raw = torch.tensor([[low, -1.0], [(low + high) / 2, 1.0], [high, 1.0]])
     normalized = normalizer.normalize(raw)
     torch.testing.assert_close(normalized[:, 0], torch.tensor([-1.0, 0.0, 1.0]))
@@ -80,7 +80,7 @@ def test_an_entry_that_moves_in_few_rows_is_normalised_by_its_extremes_and_comes
     rows[500] = [-1e-4, 0.0]
     rows[700] = [3e-4, 0.0]
     stats = Statistics.compute(np.concatenate([rows, rows[:, :1]], axis=1))
-    normalizer = ActionNormalizer(NormalizationConfig(mode=mode), stats, NAMES)
+    normalizer = ActionNormalizer(NormalizationConfig(mode=mode), stats, NAMES, [2])
     raw = torch.tensor([[-1e-4, 0.0, 1.0], [0.0, 0.0, 1.0], [3e-4, 0.0, -1.0]])
     normalized = normalizer.normalize(raw)
     torch.testing.assert_close(normalized[:, 0], torch.tensor([-1.0, -0.5, 1.0]))

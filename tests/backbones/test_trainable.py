@@ -177,7 +177,7 @@ def test_a_query_can_start_as_large_as_the_backbones_own_tokens(name):
     ids = torch.tensor(backbone.tokenize(["pick up the red block on the table"]))
     rms = backbone.embedding_rms()
     assert rms == pytest.approx(backbone.embed_text(ids).square().mean().sqrt().item(), rel=0.2)  # other prompt
-    sizes = HeadSizes(feature_dim=10_000, action_dim=7, window_size=1, chunk_size=1, embedding_rms=rms)
+    sizes = HeadSizes(feature_dim=10_000, action_dim=7, binary=(6,), window_size=1, chunk_size=1, embedding_rms=rms)
     query = start_query(LSTMHeadConfig(name="lstm", query_init=QueryInit.embedding), sizes)
     assert query.square().mean().sqrt().item() == pytest.approx(rms, rel=0.05)
     assert not start_query(LSTMHeadConfig(name="lstm"), sizes).any()

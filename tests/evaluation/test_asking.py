@@ -63,14 +63,14 @@ def make_engine(sizes):
     backbone = BACKBONES.get("nano").tiny()
     head = HEADS.get("lstm")(
         LSTMHeadConfig(name="lstm", hidden_dim=16, num_layers=1),
-        HeadSizes(feature_dim=backbone.hidden_dim, action_dim=2, window_size=3, chunk_size=2),
+        HeadSizes(feature_dim=backbone.hidden_dim, action_dim=2, binary=(1,), window_size=3, chunk_size=2),
     )
     torch.nn.init.normal_(head.query)
     policy = VLAPolicy(backbone, head, Structure.policy_head, Processor(backbone, VIEWS, max_text_tokens=16))
     data = DataConfig(name="line", root="", views={}, contract=contract, normalization=NORMALIZATION)
     source = replace(Source.of(data), views=VIEWS)
     rows = np.random.default_rng(0).uniform(-1, 1, (50, 2)).astype(np.float32)
-    normalizer = ActionNormalizer(NORMALIZATION, Statistics.compute(rows), contract.names)
+    normalizer = ActionNormalizer(NORMALIZATION, Statistics.compute(rows), contract.names, contract.binary)
     config = EngineConfig(device="cpu", max_wait_ms=50.0)
     engine = PolicyEngine(policy, [(source, normalizer)], window_size=3, config=config)
     head.lstm.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))

@@ -172,7 +172,7 @@ def test_of_a_mixture_each_source_is_what_the_engine_gives_for_it(number, tmp_pa
     assert done.returncode == 0, done.stderr
     policy, session = ExportedPolicy(tmp_path / "x.onnx"), engine.open(source.name)
     assert policy.views == [view for view in ("side", "wrist") if view in source.views]
-    assert policy.description["action_names"] == source.interface.names
+    assert policy.description["action_names"] == source.contract.names
     for step in range(8):
         seen = observe(step, [engine.policy.processor.image_spec.size] * 2, len(source.proprio_names))
         (expected,) = engine.predict([(session, seen)])

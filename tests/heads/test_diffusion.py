@@ -19,7 +19,7 @@ SCHEDULE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon"}
 def make_head(**changes):
     torch.manual_seed(0)
     options = {"name": "diffusion", "loss": ArmLoss.mse, "hidden_dim": 32, "num_layers": 1, "num_heads": 4, **changes}
-    sizes = HeadSizes(feature_dim=16, action_dim=3, window_size=3, chunk_size=4)
+    sizes = HeadSizes(feature_dim=16, action_dim=3, binary=(2,), window_size=3, chunk_size=4)
     return DiffusionHead(DiffusionHeadConfig(**options), sizes)
 
 

@@ -83,7 +83,7 @@ def test_padding_repeats_the_last_real_action():
 
 
 def test_what_is_malformed_is_counted_and_still_an_action():
-    sizes = HeadSizes(feature_dim=8, action_dim=A, window_size=1, chunk_size=K)
+    sizes = HeadSizes(feature_dim=8, action_dim=A, binary=(A - 1,), window_size=1, chunk_size=K)
     head = FastHead(FastHeadConfig(name="fast", vocab_size=300, max_tokens=4), sizes)
     head.calibrate(smooth(50))
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_what_is_malformed_is_counted_and_still_an_action():
 def test_a_tokenizer_larger_than_the_vocabulary_and_a_missing_one_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer.json does not exist: head\.tokenizer must be the folder"):
         FastTokenizer.load(tmp_path)
-    sizes = HeadSizes(feature_dim=8, action_dim=A, window_size=1, chunk_size=K)
+    sizes = HeadSizes(feature_dim=8, action_dim=A, binary=(A - 1,), window_size=1, chunk_size=K)
     head = FastHead(FastHeadConfig(name="fast", vocab_size=10), sizes)
     with pytest.raises(ValueError, match=r"vocab_size=10 is too small for \d+ coefficients: lower head\.scale"):
         head.calibrate(smooth(50))

@@ -24,7 +24,9 @@ def gaussian_velocity(x, time):
 def make_head(**changes):
     torch.manual_seed(0)
     options = {"name": "flow", "loss": ArmLoss.mse, "hidden_dim": 32, "num_layers": 1, "num_heads": 4, **changes}
-    return FlowHead(FlowHeadConfig(**options), HeadSizes(feature_dim=16, action_dim=3, window_size=3, chunk_size=4))
+    return FlowHead(
+        FlowHeadConfig(**options), HeadSizes(feature_dim=16, action_dim=3, binary=(2,), window_size=3, chunk_size=4)
+    )
 
 
 def make_targets(seeds=(0, 1)):

@@ -38,7 +38,9 @@ def make_head(name, **changes):
     torch.manual_seed(0)
     config = replace(CONFIGS[name], **changes)
     check_fields(config, "head")
-    head = HEADS.get(config.name)(config, HeadSizes(feature_dim=D, action_dim=A, window_size=W, chunk_size=K))
+    head = HEADS.get(config.name)(
+        config, HeadSizes(feature_dim=D, action_dim=A, binary=(A - 1,), window_size=W, chunk_size=K)
+    )
     if head.needs_chunks:
         actions, mask = make_actions()
         head.calibrate(list(hold(actions, mask).flatten(0, 1).double().numpy()))
@@ -263,7 +265,9 @@ def test_the_loss_is_arm_plus_a_hundredth_of_the_gripper(loss, value):
 
 def test_parameter_counts_are_upstreams():
     config = LSTMHeadConfig(name="lstm")
-    head = HEADS.get("lstm")(config, HeadSizes(feature_dim=2048, action_dim=7, window_size=16, chunk_size=10))
+    head = HEADS.get("lstm")(
+        config, HeadSizes(feature_dim=2048, action_dim=7, binary=(6,), window_size=16, chunk_size=10)
+    )
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     assert count(head.lstm) == 4 * 1024 * (2048 + 1024 + 2) + 3 * 4 * 1024 * (2048 + 2)  # 37.8 M
     sizes = [(1024, 1024), (1024, 512), (512, 256), (256, 60)]
@@ -298,8 +302,8 @@ def test_a_plan_is_kept_where_it_weighs_and_the_rest_goes_on_from_it(name):
     features = make_features(head, targets)
     learn(head, features, targets, steps=50, top=3e-3)  # enough not to be at the bounds everywhere
     free = head.act(Answers(features), B, W)
-    prefix = Prefix(torch.full((B, K, A - 1), 0.3), torch.tensor([1.0, 1.0, 0.5, 0.0]).expand(B, K))
+    prefix = Prefix(torch.full((B, K, A), 0.3), torch.tensor([1.0, 1.0, 0.5, 0.0]).expand(B, K))
     planned = head.act(Answers(features), B, W, prefix)
     torch.testing.assert_close(planned[:, :2, :-1], torch.full((B, 2, A - 1), 0.3))
     assert not torch.allclose(planned[:, 3, :-1], free[:, 3, :-1])  # it saw what was planned before it
-    torch.testing.assert_close(head.act(Answers(features), B, W, Prefix(prefix.arm, torch.zeros(B, K))), free)
+    torch.testing.assert_close(head.act(Answers(features), B, W, Prefix(prefix.actions, torch.zeros(B, K))), free)

@@ -81,7 +81,7 @@ def test_special_tokens_are_counted_as_upstreams_transformers_names_them(name, s
 
 def test_the_words_start_as_the_vocabularys():
     backbone = BACKBONES.get("nano").tiny()
-    sizes = {"feature_dim": 32, "action_dim": 2, "window_size": 1, "chunk_size": 1}
+    sizes = {"feature_dim": 32, "action_dim": 2, "binary": (1,), "window_size": 1, "chunk_size": 1}
     head = TokensHead(TokensHeadConfig(name="tokens", num_bins=8), HeadSizes(**sizes, vocabulary=backbone.last_words))
     torch.testing.assert_close(head.embed.data, backbone.embedding.weight[2040:].flip(0))
     assert head.unembed.square().mean().item() == pytest.approx(1 / 32, rel=1e-4)

@@ -17,7 +17,7 @@ W, D, WIDTH, LAYERS = 4, 48, 256, 2
 def make_head(config, feature_dim=D):
     torch.manual_seed(0)
     return HEADS.get(config.name)(
-        config, HeadSizes(feature_dim=feature_dim, action_dim=7, window_size=W, chunk_size=10)
+        config, HeadSizes(feature_dim=feature_dim, action_dim=7, binary=(6,), window_size=W, chunk_size=10)
     )
 
 

@@ -50,7 +50,7 @@ def draw(config: DataConfig, numbers: list[int], window_size: int = 3, seed: int
 def make_collator(prepare: Processor, augmentation: Augmentation | None = None) -> Collator:
     names = ["x", "gripper"]
     stats = Statistics.compute(np.zeros((1, 2), np.float32))
-    normalizer = ActionNormalizer(NormalizationConfig(mode=NormalizationMode.identity), stats, names)
+    normalizer = ActionNormalizer(NormalizationConfig(mode=NormalizationMode.identity), stats, names, [len(names) - 1])
     return Collator(prepare, [normalizer], WindowConfig(window_size=2, chunk_size=1), augmentation)
 
 

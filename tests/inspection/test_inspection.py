@@ -91,8 +91,7 @@ def test_the_report_counts_what_can_be_counted_by_hand():
         ("side", ["40 x 48"], 10, 0.0),
         ("wrist", ["32 x 32"], 10, 0.0),
     ]
-    assert found.gripper is not None
-    assert (found.gripper.starts_open_share, found.gripper.changes) == (1.0, 1.0)
+    assert [(grip.name, grip.starts_open_share, grip.changes) for grip in found.grippers] == [("gripper", 1.0, 1.0)]
 
 
 def test_the_share_of_masked_actions_is_what_the_windows_say():
@@ -131,9 +130,9 @@ def test_data_without_a_gripper_say_so():
     reader = MemoryReader([20] * 3)
     reader.actions = [actions[:, :3] for actions in reader.actions]
     contract = make_contract(names=["dx", "dy", "dz"], rotation=Rotation.none)
-    assert report(reader, contract=contract).gripper is None
+    assert report(reader, contract=contract).grippers == []
     replay = load_replay(make_dataset(reader, contract=contract), 0, 100)
-    assert replay.supervised == [True, True, True, False]
+    assert (replay.names, replay.actions.shape[1]) == (["dx", "dy", "dz"], 3)
 
 
 def test_a_replay_holds_the_actions_and_masks_of_the_windows():

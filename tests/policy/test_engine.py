@@ -45,7 +45,9 @@ ARM = replace(
     config=replace(DATA, contract=replace(CONTRACT, names=[name for name in NAMES if name not in ("dz", "gripper")])),
     contract=replace(CONTRACT, names=[name for name in NAMES if name != "dz"]),
 )  # fmt: skip
-ARM_NORMALIZER = ActionNormalizer(DATA.normalization, Statistics.compute(ROWS * np.float32(0.3)), NAMES)
+ARM_NORMALIZER = ActionNormalizer(
+    DATA.normalization, Statistics.compute(ROWS * np.float32(0.3)), NAMES, [len(NAMES) - 1]
+)
 SOURCES = [(replace(SOURCE, name="play"), NORMALIZER), (ARM, ARM_NORMALIZER)]
 
 

@@ -1,13 +1,24 @@
 """Chunks become actions: by hand-made numbers, and against a clock that the test turns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_parity import NORMALIZER, SOURCE, W, make_policy, observe, whole_window
 
-from robovlms.config.choices import Execution, Structure
+from robovlms.config.choices import Execution, ReferenceFrame, Representation, Structure
+from robovlms.config.data import ActionContract
 from robovlms.policy.acting import BatchedPolicy
 from robovlms.policy.execution import Chunk, ChunkExecutor, continuity
 from robovlms.policy.runner import PolicyRunner
+
+ROBOT = ActionContract(
+    names=["dx", "gripper"],
+    representation=Representation.delta,
+    frame=ReferenceFrame.world,
+    position_unit=1.0,
+    control_hz=10.0,
+)
 
 
 def chunk(made, *values):
@@ -27,9 +38,9 @@ CHUNKS = [chunk(made, *(10 * made + i for i in range(3))) for made in range(6)] 
 
 
 def test_first_and_chunk_execute_what_they_say():
-    assert executed(ChunkExecutor(Execution.first), CHUNKS, 4) == [0, 10, 20, 30]
-    assert executed(ChunkExecutor(Execution.chunk, 2), CHUNKS, 5) == [0, 1, 20, 21, 40]
-    assert executed(ChunkExecutor(Execution.chunk, 3), CHUNKS, 5) == [0, 1, 2, 30, 31]
+    assert executed(ChunkExecutor(Execution.first, 1, ROBOT), CHUNKS, 4) == [0, 10, 20, 30]
+    assert executed(ChunkExecutor(Execution.chunk, 2, ROBOT), CHUNKS, 5) == [0, 1, 20, 21, 40]
+    assert executed(ChunkExecutor(Execution.chunk, 3, ROBOT), CHUNKS, 5) == [0, 1, 2, 30, 31]
 
 
 def test_an_ensemble_averages_all_predictions_of_a_step_the_oldest_most():
@@ -39,21 +50,42 @@ def test_an_ensemble_averages_all_predictions_of_a_step_the_oldest_most():
         (1 * weights[0] + 10 * weights[1]) / weights[:2].sum(),
         (np.array([2, 11, 20]) @ weights) / weights.sum(),
     ]
-    found = executed(ChunkExecutor(Execution.ensemble), CHUNKS, 4)
+    found = executed(ChunkExecutor(Execution.ensemble, 1, ROBOT), CHUNKS, 4)
     np.testing.assert_allclose(found[:3], expected, rtol=1e-6)
     np.testing.assert_allclose(found[3], (np.array([12, 21, 30]) @ weights) / weights.sum(), rtol=1e-6)
 
 
 def test_the_gripper_of_an_ensemble_is_decided_by_the_weighted_majority():
-    executor = ChunkExecutor(Execution.ensemble)
+    executor = ChunkExecutor(Execution.ensemble, 1, ROBOT)
     for made, gripper in enumerate((1.0, -1.0, -1.0)):
         executor.add(Chunk(made, np.array([[0.0, gripper]] * 3, np.float32)))
     assert executor.action(2)[1] == -1
     assert executor.action(2).dtype == np.float32
 
 
+TWO_HANDS = replace(
+    ROBOT, names=["left/gripper", "left/dx", "right/gripper", "right/dx"], continuous_grippers=["right/gripper"]
+)
+
+
+def test_of_several_grippers_an_ensemble_decides_the_binary_ones_and_averages_openings_wherever_they_stand():
+    executor = ChunkExecutor(Execution.ensemble, 1, TWO_HANDS)
+    for made, gripper in enumerate((1.0, -1.0, -1.0)):
+        executor.add(Chunk(made, np.array([[gripper, 0.0, gripper, 0.0]] * 3, np.float32)))
+    left, _, right, _ = executor.action(2)
+    assert left == -1
+    assert right == pytest.approx(-1 / 3, abs=0.01)
+
+
+def test_a_robot_with_several_grippers_is_held_with_all_of_them_as_they_were():
+    executor = ChunkExecutor(Execution.chunk, 1, TWO_HANDS)
+    executor.add(Chunk(0, np.array([[1.0, 0.5, 0.25, 0.5]], np.float32)))
+    executor.action(0)
+    assert executor.held().tolist() == [1.0, 0.0, 0.25, 0.0]
+
+
 def test_a_step_beyond_every_chunk_says_that_the_policy_is_too_slow():
-    executor = ChunkExecutor(Execution.chunk, 3)
+    executor = ChunkExecutor(Execution.chunk, 3, ROBOT)
     executor.add(CHUNKS[0])
     with pytest.raises(TimeoutError, match=r"made at step 0 and has 3 actions, but step 3 is due: .*chunk_size"):
         executor.action(3)
@@ -61,7 +93,7 @@ def test_a_step_beyond_every_chunk_says_that_the_policy_is_too_slow():
 
 def test_modes_that_ask_at_every_step_refuse_more_steps():
     with pytest.raises(ValueError, match=r"execution=ensemble .*execute_steps=2 must be 1"):
-        ChunkExecutor(Execution.ensemble, 2)
+        ChunkExecutor(Execution.ensemble, 2, ROBOT)
 
 
 def test_a_chunk_keeps_what_is_executed_before_it_arrives_and_then_less_and_less():
@@ -144,9 +176,9 @@ def test_first_gives_what_the_batch_forward_gives():
         np.testing.assert_allclose(runner.step(observe(step)), expected, atol=1e-5)
 
 
-def late(mode, latency, execute_steps=1, **options):
+def late(mode, latency, execute_steps=1, contract=ROBOT):
     """Return the actions of 12 steps when chunk n, made at step s, is [100 n + s, 100 n + s + 1, ...], 5 of them."""
-    executor, actions, count = ChunkExecutor(mode, execute_steps, latency=latency, **options), [], 0
+    executor, actions, count = ChunkExecutor(mode, execute_steps, contract, latency=latency), [], 0
     for step in range(12):
         if executor.wants(step):
             rows = [[100 * count + step + i, 1 - 2 * (count % 2)] for i in range(5)]
@@ -175,9 +207,14 @@ def test_one_decision_is_made_at_a_time_and_an_ensemble_has_fewer_to_average():
     assert arm[5] == 105  # of that of step 1 alone; the next was asked for at 4 and is there at 7
 
 
-@pytest.mark.parametrize(("is_delta", "held"), [(True, [0, 1]), (False, [4, 1])])
-def test_where_the_old_chunk_ends_first_the_robot_is_held_with_its_gripper_as_it_was(is_delta, held):
-    actions = late(Execution.chunk, latency=4, execute_steps=4, is_delta=is_delta)
+@pytest.mark.parametrize(("representation", "held"), [("delta", [0, 1]), ("absolute", [4, 1])])
+def test_where_the_old_chunk_ends_first_the_robot_is_held_with_its_gripper_as_it_was(representation, held):
+    actions = late(
+        Execution.chunk,
+        latency=4,
+        execute_steps=4,
+        contract=replace(ROBOT, representation=Representation(representation)),
+    )
     assert actions[4:8] == [[4, 1], held, held, held]  # the next was asked at 4, there at 8
     assert actions[8] == [108, -1]
 
@@ -189,7 +226,7 @@ def test_a_chunk_that_takes_as_long_as_it_lasts_is_never_executed():
 
 
 def test_a_real_robot_that_runs_out_of_actions_is_still_told():
-    executor = ChunkExecutor(Execution.chunk)
+    executor = ChunkExecutor(Execution.chunk, 1, ROBOT)
     executor.add(Chunk(0, np.zeros((2, 2), np.float32)))
     with pytest.raises(TimeoutError, match="but step 2 is due"):
         executor.action(2)

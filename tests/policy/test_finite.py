@@ -27,7 +27,7 @@ def test_weights_that_are_not_finite_are_named_before_anything_moves(name, value
 def test_statistics_that_are_not_finite_are_named_before_anything_moves(value):
     stats = Statistics.compute(ROWS)
     broken = replace(stats, max=[*stats.max[:2], value, *stats.max[3:]])
-    normalizer = ActionNormalizer(DATA.normalization, broken, NAMES)
+    normalizer = ActionNormalizer(DATA.normalization, broken, NAMES, [len(NAMES) - 1])
     with pytest.raises(UserError, match=r"statistics of dz are not finite: action_stats\.json"):
         PolicyRunner(make_policy("nano", Structure.policy_head, "mlp"), normalizer, SOURCE, window_size=W)
 

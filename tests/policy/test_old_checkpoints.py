@@ -37,6 +37,19 @@ def test_an_old_checkpoint_acts_as_it_did(name: str, source: str | None) -> None
         np.testing.assert_allclose(action, expected, atol=ACTIONS_ATOL)
 
 
+def test_an_old_checkpoint_of_data_without_a_gripper_acts_as_it_did_though_none_is_added_any_more() -> None:
+    folder = checkpoints(FOLDER / "without_gripper")[-1]
+    runner = PolicyRunner.from_checkpoint(folder)
+    generator = np.random.default_rng(1)
+    for expected in EXPECTED["without_gripper"]["actions"]:
+        frames = {"side": generator.integers(0, 256, (24, 20, 3), dtype=np.uint8)}
+        action = runner.step(Observation(frames=frames, instruction="go 0"))
+        np.testing.assert_allclose(action, expected, atol=ACTIONS_ATOL)
+    trained = load_policy(folder)
+    assert trained.plan.action_names == ["dx", "dy", "gripper"]
+    assert trained.spec.find(None).contract.names == ["dx", "dy"]
+
+
 def test_an_old_mixture_keeps_its_sources() -> None:
     config, _, statistics, _ = load_policy(checkpoints(FOLDER / "mixture")[-1])
     assert list(config.data.sources) == list(statistics) == ["play", "arm"]

@@ -39,7 +39,9 @@ ALLOWED = [
     if (structure, config.kind) not in REFUSED
 ]
 NAMES = ["dx", "dy", "dz", "u", "v", "w", "gripper"]
-NORMALIZER = ActionNormalizer(NormalizationConfig(mode=NormalizationMode.min_max), Statistics.compute(ROWS), NAMES)
+NORMALIZER = ActionNormalizer(
+    NormalizationConfig(mode=NormalizationMode.min_max), Statistics.compute(ROWS), NAMES, [A - 1]
+)
 CONTRACT = ActionContract(
     names=NAMES,
     representation=Representation.delta,
@@ -62,7 +64,9 @@ def make_policy(backbone_name, structure, head_name, proprio=False, window_size=
     backbone = BACKBONES.get(backbone_name).tiny()
     head = HEADS.get(HEAD_CONFIGS[head_name].name)(
         HEAD_CONFIGS[head_name],
-        HeadSizes(feature_dim=backbone.hidden_dim, action_dim=A, window_size=window_size, chunk_size=K),
+        HeadSizes(
+            feature_dim=backbone.hidden_dim, action_dim=A, binary=(A - 1,), window_size=window_size, chunk_size=K
+        ),
     )
     if head.needs_chunks:
         head.calibrate(list(np.random.default_rng(0).uniform(-1, 1, (50, K, A))))

@@ -69,8 +69,9 @@ def test_no_metric_is_about_a_gripper(trained):
     assert not [name for name in names if "gripper" in name]
 
 
-def test_an_ensemble_averages_a_last_entry_that_is_no_gripper():
-    executor = ChunkExecutor(Execution.ensemble, has_gripper=False)
+def test_an_ensemble_averages_a_last_entry_that_is_no_gripper(trained):
+    config, _ = trained
+    executor = ChunkExecutor(Execution.ensemble, 1, config.data.contract)
     for made in range(2):
         executor.add(Chunk(made, np.full((3, 2), 0.25 * (1 + made), np.float32)))
     assert executor.action(1)[1] == pytest.approx(0.375, abs=0.01)

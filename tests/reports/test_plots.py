@@ -39,14 +39,14 @@ def test_a_run_without_metrics_says_what_is_missing(tmp_path):
 def test_actions_are_drawn_with_masked_steps_left_out(tmp_path):
     target = np.sin(np.arange(40, dtype=np.float32)).reshape(10, 2, 2)
     mask = np.ones((10, 2), bool)
-    one = plot_actions(target * np.float32(0.9), target, mask, ["dx", "gripper"], tmp_path / "a.png")
+    one = plot_actions(target * np.float32(0.9), target, mask, ["dx", "gripper"], [1], tmp_path / "a.png")
     assert drawn(one) > 0.01
     mask[:, 1] = False
     wrong_where_masked = target * np.float32(0.9)
     wrong_where_masked[:, 1] = 1e6
-    masked = plot_actions(wrong_where_masked, target, mask, ["dx", "gripper"], tmp_path / "b.png")
+    masked = plot_actions(wrong_where_masked, target, mask, ["dx", "gripper"], [1], tmp_path / "b.png")
     unmasked_values = np.where(mask[..., None], wrong_where_masked, 0)
-    same = plot_actions(unmasked_values, target, mask, ["dx", "gripper"], tmp_path / "c.png")
+    same = plot_actions(unmasked_values, target, mask, ["dx", "gripper"], [1], tmp_path / "c.png")
     assert masked.read_bytes() == same.read_bytes()
 
 

@@ -286,13 +286,13 @@ def test_the_gripper_starts_anew_with_a_new_instruction(recording):
 )
 def test_policies_of_the_robots_own_data_fit(recording, data, robot, source):
     plan = plan_of(completed(composed(f"data={data}", "data.root=/nowhere", "view=side")))
-    check_contract(plan.find(source).interface, Simpler(config(robot)).contract, "sim=simpler")
+    check_contract(plan.find(source).contract, Simpler(config(robot)).contract, "sim=simpler")
 
 
 def test_a_policy_of_the_other_robots_data_is_refused(recording):
     plan = plan_of(completed(composed("data=fractal", "data.root=/nowhere", "view=side")))
     with pytest.raises(UserError, match=r"control_hz: policy 3\.0, sim=simpler 5\.0"):
-        check_contract(plan.find(None).interface, Simpler(config()).contract, "sim=simpler")
+        check_contract(plan.find(None).contract, Simpler(config()).contract, "sim=simpler")
 
 
 @pytest.mark.parametrize("preset", ["simplerenv_perform", "simplerenv_perform_appendix", "simpler_training_recipe"])

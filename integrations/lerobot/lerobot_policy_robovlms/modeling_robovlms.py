@@ -58,7 +58,7 @@ class RobovlmsPolicy(PreTrainedPolicy):
         self.config._save_pretrained(save_directory)
 
     def _check_actions(self) -> None:
-        names, feature = self.source.interface.names, (self.config.output_features or {}).get(ACTION)
+        names, feature = self.source.contract.names, (self.config.output_features or {}).get(ACTION)
         if feature is not None and tuple(feature.shape) != (len(names),):
             raise UserError(
                 f"policy.checkpoint={self.config.checkpoint} gives {len(names)} numbers an action "

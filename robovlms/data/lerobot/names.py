@@ -22,14 +22,21 @@ def recorded_names(spec: VectorSpec, features: dict[str, dict[str, Any]]) -> lis
 
 
 def _flat(names: object) -> list[str] | None:
-    """Return names written as a list, as {"motors": [...]}, or as a list within a list."""
-    while isinstance(names, dict) and len(names) == 1:
-        names = next(iter(names.values()))
-    if isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):
-        names = names[0]
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return names
-    return None
+    """Return names written as a list, as lists within a list, as {"motors": [...]} or {"left": [...], "right": [...]},
+    or as {"x": 0, "y": 1}.
+    """
+    if isinstance(names, str):
+        return [names]
+    if isinstance(names, dict) and names and all(type(place) is int for place in names.values()):
+        in_order = sorted(names, key=lambda name: names[name])
+        return in_order if sorted(names.values()) == list(range(len(names))) else None
+    groups = names if isinstance(names, list) else list(names.values()) if isinstance(names, dict) else []
+    flat = [_flat(group) for group in groups]
+    if not flat or any(group is None for group in flat):
+        return None
+    stems = list(names) if isinstance(names, dict) and len(names) > 1 else [""] * len(flat)
+    parts = [(stem, name) for stem, group in zip(stems, flat, strict=True) for name in group or ()]
+    return [f"{stem}_{name}" if stem else name for stem, name in parts]
 
 
 def order_problem(recorded: Sequence[str], declared: Sequence[str]) -> str | None:

@@ -77,7 +77,8 @@ class LeRobotReader(Reader):
         good = self._keep_good(found, faults)
         chosen = choose_episodes([self._task(e) for e in good], split, config.validation_fraction, config.fraction)
         self._files = [stretch for i in chosen for stretch in self._stretches(good[i])]
-        self.episodes = [EpisodeInfo(e.length, self._tasks[self._task(e)]) for e in self._files]
+        texts = self._tasks if config.instruction is None else dict.fromkeys(self._tasks, config.instruction)
+        self.episodes = [EpisodeInfo(e.length, texts[self._task(e)]) for e in self._files]
 
     def frames(self, episode: int, steps: Int64[np.ndarray, "w"]) -> dict[str, UInt8[np.ndarray, "w _h _x c"]]:
         """Decode a video in one pass, or the images of the rows."""

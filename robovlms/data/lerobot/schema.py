@@ -16,6 +16,7 @@ class LeRobotDataConfig(DataConfig):
 
     action_key: str = "action"  # or parts put together: action.position+action.rotation[0:3]+action.gripper
     language_key: str = "task_index"  # column of numbers of tasks
+    instruction: str | None = None  # of all episodes; null: the folder's own tasks
     # off frame_index / fps, of videos; null: a quarter of a frame's period
     timestamp_tolerance_s: float | None = number(None, above=0)
     # share of the episodes of every task kept for validation, at least one

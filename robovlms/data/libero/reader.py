@@ -32,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 @DATASETS.register("libero")
 class LiberoReader(Hdf5Reader):
-    """Demonstrations of one file, or of every `*_demo.hdf5` of a folder; a file is a task to split by.
+    """Demonstrations of one file, or of every HDF5 file of a folder; a file is a task to split by.
+
+    Where a folder has files `*_demo.hdf5`, as LIBERO's suites do, the others are left out.
 
     Pictures are turned by 180 degrees with `data.flip`: LIBERO records them in OpenGL's order, bottom row first.
     OpenVLA and openpi turn them so, which also mirrors them, and their checkpoints expect that. robomimic's are
@@ -54,13 +56,12 @@ class LiberoReader(Hdf5Reader):
             raise FileNotFoundError(
                 f"data.root={root} does not exist: set it to a HDF5 file, or a folder of *_demo.hdf5."
             )
-        if found := sorted(root.glob("*_demo.hdf5")):
+        found = sorted(root.glob("*_demo.hdf5")) or sorted(p for p in root.iterdir() if p.suffix in (".hdf5", ".h5"))
+        if found:
             return found
-        deeper = {str(path.parent) for path in root.glob("*/*_demo.hdf5")} | {str(p) for p in root.glob("*.hdf5")}
-        hint = (
-            f"Set data.root={' or '.join(sorted(deeper)[:8])}." if deeper else "Set data.root to a folder of a suite."
-        )
-        raise FileNotFoundError(f"data.root={root} has no *_demo.hdf5. {hint}")
+        deeper = {str(path.parent) for pattern in ("*/*.hdf5", "*/*.h5") for path in root.glob(pattern)}
+        hint = f"Set data.root={' or '.join(sorted(deeper)[:8])}." if deeper else "Set data.root to a suite's folder."
+        raise FileNotFoundError(f"data.root={root} has no *.hdf5. {hint}")
 
     def _groups(self, path: Path, file: Any) -> list[str]:
         return [f"data/{name}" for name in _demo_names(path, _data(file))]

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from robovlms.actions.contract import GRIPPER
 from robovlms.config.choices import Representation, RLDSTransform
 from robovlms.data.bad_records import BadRecords
 from robovlms.data.base import EpisodeInfo, Numbers, Reader
@@ -149,6 +148,11 @@ class RldsReader(Reader):
             self._proprio = VectorSpec(config.proprio_key, "data.proprio_key", self._shapes, self._path)
             self._proprio.check_width(config.proprio_names, "data.proprio_names")
         self._state = None
+        if self._transform and config.contract.grippers != [len(config.contract.names) - 1]:
+            raise UserError(
+                f"data.transform={config.transform} is of data sets with one gripper, which is the last entry, but "
+                f"data.contract.names={config.contract.names}: order data.action_key and them so."
+            )
         if self._transform and self._transform.needs_state:
             option = f"data.transform={config.transform}"
             if self._action.width != ARM + 1:
@@ -254,7 +258,7 @@ class RldsReader(Reader):
         place = np.arange(len(record)) - (np.cumsum(steps) - steps)[record]
         kept = (place >= self._drop) & (place < self._drop + self._lengths()[record])
         if self._config.skip_idle:
-            arm = self._actions[:, :-1] if self._config.contract.names[-1] == GRIPPER else self._actions
+            arm = np.delete(self._actions, self._config.contract.grippers, axis=1)
             kept &= (np.abs(arm) > IDLE).any(axis=1)
         return kept
 

@@ -110,7 +110,7 @@ def check_simulator(simulator: Simulator, source: Source) -> None:
         UserError: lists both sides of every disagreement.
     """
     name = f"sim={simulator.config.name}"
-    check_contract(source.interface, simulator.contract, name)
+    check_contract(source.contract, simulator.contract, name)
     check_observations(source.views, source.proprio_names, simulator.views, simulator.proprio_names, name)
 
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float32
 
-from robovlms.actions.contract import GRIPPER, check_contract
+from robovlms.actions.contract import check_contract
 from robovlms.client import BusyError, PolicyClient
-from robovlms.config.choices import Execution, Representation
+from robovlms.config.choices import Execution
 from robovlms.config.closed_loop import EvaluationConfig
 from robovlms.errors import UserError
 from robovlms.evaluation.analysis.certificate import PolicyIdentity
@@ -112,14 +112,12 @@ class Handshake:
 
     def start_executor(self, config: EvaluationConfig) -> ChunkExecutor:
         """Return what makes actions of answers; what the server has executed is passed on."""
-        contract = self.source_spec.contract
         is_ours = self.execution is None
         return ChunkExecutor(
             config.execution if is_ours else Execution.chunk,
             config.execute_steps if is_ours else 1,
-            has_gripper=contract.names[-1] == GRIPPER,
+            self.source_spec.contract,
             latency=config.decision_steps,
-            is_delta=contract.representation is Representation.delta,
         )
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from robovlms.actions.plan import Source
+from robovlms.heads.split import ActionSplit
 from robovlms.policy.policy import VLAPolicy
 from robovlms.types import Observation
 
@@ -19,7 +20,7 @@ NOISE = 16  # largest difference of a pixel from its patch
 
 
 class ActionChange(NamedTuple):
-    """How far two sets of chunks are apart, normalised: the arm is in -1 to 1, another decision of the gripper is 2."""
+    """How far two sets of chunks are apart, normalised: the arm is in -1 to 1, another decision of a gripper is 2."""
 
     largest: float
     arm_largest: float
@@ -30,19 +31,19 @@ class ActionChange(NamedTuple):
     def __str__(self) -> str:
         return (
             f"the arm by up to {self.arm_largest:.3g} (mean {self.arm_mean:.3g}) of a range of 2, and {self.grippers} "
-            f"decisions of the gripper, in {self.chunks} chunks"
+            f"decisions of grippers, in {self.chunks} chunks"
         )
 
 
-def action_change(before: Float[Tensor, "n k a"], after: Float[Tensor, "n k a"]) -> ActionChange:
-    """Compare chunks."""
+def action_change(before: Float[Tensor, "n k a"], after: Float[Tensor, "n k a"], split: ActionSplit) -> ActionChange:
+    """Compare chunks of a head that splits actions so."""
     difference = (after - before).abs()
-    arm = difference[..., :-1]
+    arm, grippers = split.continuous(difference), split.binary(difference)
     return ActionChange(
         largest=difference.max().item(),
         arm_largest=arm.max().item() if arm.numel() else 0.0,
         arm_mean=arm.mean().item() if arm.numel() else 0.0,
-        grippers=int((difference[..., -1] > 1).sum()),
+        grippers=int((grippers > 1).sum()),
         chunks=len(before),
     )
 

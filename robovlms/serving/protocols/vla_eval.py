@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from robovlms import __version__
-from robovlms.actions.contract import GRIPPER, ROTATION_NAMES, position_entries
+from robovlms.actions.contract import ROTATION_NAMES, arms, position_entries
 from robovlms.config.choices import Representation, Rotation
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
@@ -150,15 +150,17 @@ def pack(kind: str, payload: dict[str, Any], seq: int) -> bytes:
 
 
 def action_spec(contract: ActionContract) -> dict[str, Any]:
-    """Return an action contract in vla-eval's words, as far as it has them."""
+    """Return an action contract in vla-eval's words, as far as it has them: for one arm, its gripper last."""
     found: dict[str, Any] = {}
+    if len(arms(contract.names)) > 1 or contract.grippers not in ([], [len(contract.names) - 1]):
+        return {"action": {"name": "raw", "dims": len(contract.names), "format": "raw"}}
     if position_entries(contract.names):
         found["position"] = {"name": "position", "dims": 3, "format": f"{contract.representation}_xyz"}
     if contract.rotation in ROTATIONS:
         dims = len(ROTATION_NAMES[contract.rotation])
         found["rotation"] = {"name": "rotation", "dims": dims, "format": ROTATIONS[contract.rotation]}
-    if contract.names[-1] == GRIPPER:
-        words = GRIPPERS.get((contract.gripper_closed, contract.gripper_open), "raw")
+    if contract.grippers:
+        words = GRIPPERS.get((contract.gripper_closed, contract.gripper_open), "raw") if contract.binary else "raw"
         found["gripper"] = {"name": "gripper", "dims": 1, "format": words}
     return found or {"action": {"name": "raw", "dims": len(contract.names), "format": "raw"}}
 

@@ -308,7 +308,7 @@ def test_folders_without_files_say_where_there_are_some(folder):
     with pytest.raises(FileNotFoundError, match=r"data\.root=.*nowhere does not exist"):
         read(folder / "nowhere")
     (folder / "libero_goal").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"has no \*_demo\.hdf5\. Set data\.root to a folder"):
+    with pytest.raises(FileNotFoundError, match=r"has no \*\.hdf5\. Set data\.root to a suite"):
         read(folder / "libero_goal")
     (folder / BOWL).rename(folder / "libero_goal" / BOWL)
     (folder / STOVE).unlink()

@@ -31,7 +31,9 @@ from robovlms.registry import BACKBONES
 
 def make_collator(config, dataset) -> Collator:
     actions = dataset.rows(100).actions if hasattr(dataset, "rows") else np.zeros((2, 7), np.float32)
-    normalizer = ActionNormalizer(config.data.normalization, Statistics.compute(actions), config.data.contract.names)
+    normalizer = ActionNormalizer(
+        config.data.normalization, Statistics.compute(actions), config.data.contract.names, config.data.contract.binary
+    )
     processor = Processor(Nano.tiny(), config.view.views, max_text_tokens=16)
     return Collator(processor, [normalizer], config.window)
 
