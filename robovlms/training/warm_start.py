@@ -71,10 +71,14 @@ def _starting_anew(policy: VLAPolicy, config: TrainConfig, saved: TrainConfig, k
     """
     now, then = (DataPlan.of(each.data, each.view.views) for each in (config, saved))
     anew: set[str] = set()
-    for is_gripper, another in ((False, "another"), (True, "another/gripper")):
-        ours, theirs = ([name for name in each.action_names if _is_gripper(name) is is_gripper] for each in (now, then))
+    for is_binary in (False, True):
+        ours, theirs = (
+            [name for i, name in enumerate(each.action_names) if (i in each.binary) is is_binary]
+            for each in (now, then)
+        )
         if ours != theirs:
-            more = replace(now, action_names=[*now.action_names, another])
+            binary = [*now.binary, len(now.action_names)] if is_binary else now.binary
+            more = replace(now, action_names=[*now.action_names, "another"], binary=binary)
             found = _changing(policy, config, more, "head.") | {EXTRA_STATE}
             _tell("actions", theirs, ours, found)
             anew |= found
@@ -97,10 +101,6 @@ def _changing(policy: VLAPolicy, config: TrainConfig, plan: DataPlan, part: str)
         for each in (policy, other)
     )
     return {key for key, shape in theirs.items() if key.startswith(part) and ours.get(key) != shape}
-
-
-def _is_gripper(name: str) -> bool:
-    return name.rpartition("/")[2] == "gripper"
 
 
 def _tell(what: str, old: Sequence[str], new: Sequence[str], anew: set[str]) -> None:
