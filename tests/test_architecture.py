@@ -37,7 +37,7 @@ DOORS = {
     "exporting": "config errors types files actions heads policy",
     "reports": "config errors actions evaluation files backbones policy",
     "planner": "config registry errors types actions backbones policy training",
-    "training": "config registry errors types files terminal actions images data policy reports",
+    "training": "config registry errors types files terminal actions images backbones data policy reports",
     "inspection": "config errors types files progress terminal actions data reports",
     "commands": "config registry errors types files hub progress terminal workers actions images backbones heads data "
     "sims policy evaluation reports training inspection serving exporting planner",

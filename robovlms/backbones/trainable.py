@@ -9,8 +9,9 @@ from torch import nn
 
 from robovlms.backbones.base import Backbone
 from robovlms.backbones.lora import add_lora
+from robovlms.backbones.nf4 import quantize_frozen
 from robovlms.config.choices import WeightType
-from robovlms.config.policy import BackboneConfig
+from robovlms.config.policy import BackboneConfig, FrozenQuantization
 from robovlms.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ def select_trainable(backbone: Backbone, config: BackboneConfig) -> None:
     """Freeze what the config names, store weights as it says, and put adapters where it wants them.
 
     Raises:
-        UserError: `train_text_layers` exceeds the decoder, or both it and `freeze_text` are set.
+        UserError: `train_text_layers` exceeds the decoder, both it and `freeze_text` are set, or what is to be
+            quantised is trained.
     """
     _freeze(backbone, config)
     if config.train_text_layers is not None:
@@ -29,6 +31,8 @@ def select_trainable(backbone: Backbone, config: BackboneConfig) -> None:
         _round_weights(backbone)
     if config.lora.rank:
         add_lora(backbone, config.lora)
+    if config.quantization is FrozenQuantization.nf4:
+        quantize_frozen(backbone)
     _log_counts(backbone, config.name)
 
 

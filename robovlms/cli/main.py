@@ -186,7 +186,7 @@ def _edit_data(config: EditDataConfig) -> None:
 def _convert_backbone(config: ConvertBackboneConfig) -> None:
     from robovlms.commands.convert_backbone import convert_folder as run
 
-    run(config.family, config.source, config.output_dir)
+    run(config.family, config.source, config.output_dir, config.vlm)
 
 
 def _convert_checkpoint(config: ConvertCheckpointConfig) -> None:

@@ -24,7 +24,7 @@ from robovlms.data.windows import find_instructions
 from robovlms.errors import UserError
 from robovlms.evaluation.policies.checkpoint import check_simulator
 from robovlms.planner.check import check_fits
-from robovlms.policy.checkpoint import init_weights, load_stats, resolve_checkpoint
+from robovlms.policy.checkpoint import load_stats, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Simulator
@@ -33,6 +33,7 @@ from robovlms.training.checkpoints.state import resumed_data
 from robovlms.training.figures import plot_run
 from robovlms.training.launch import end_with_parent
 from robovlms.training.trainer import Trainer
+from robovlms.training.warm_start import init_weights
 from robovlms.workers import death
 
 log = logging.getLogger(__name__)
@@ -79,13 +80,13 @@ def _fit(config: TrainConfig, plan: DataPlan, beside: EvaluationBeside | None) -
         stats = load_stats(resumed) if resumed else compute_statistics(plan, windows)
         policy = VLAPolicy.from_config(config, plan)
         policy.processor.check_instructions(find_instructions([*windows, *(kept_out or [])]))
+        fresh = {"head", "proprio"} if not resumed else set()
         if config.trainer.init_from is not None and not resumed:
-            init_weights(policy, config, resolve_checkpoint(Path(config.trainer.init_from)))
-        elif not resumed:
-            if policy.head.needs_chunks:
-                policy.head.calibrate(sample_chunks(train_set, plan, config.window.chunk_size, stats))
-            if policy.proprio is not None:
-                policy.proprio.calibrate(torch.from_numpy(proprio_rows(plan, windows)))
+            fresh = init_weights(policy, config, resolve_checkpoint(Path(config.trainer.init_from)))
+        if "head" in fresh and policy.head.needs_chunks:
+            policy.head.calibrate(sample_chunks(train_set, plan, config.window.chunk_size, stats))
+        if "proprio" in fresh and policy.proprio is not None:
+            policy.proprio.calibrate(torch.from_numpy(proprio_rows(plan, windows)))
         checkpoint = trainer.fit(
             policy,
             train_set,

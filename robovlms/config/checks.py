@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from robovlms.config.choices import (
-    CacheMode,
-    HeadKind,
-    Structure,
-)
+from robovlms.config.choices import CacheMode, HeadKind, Precision, Structure
 from robovlms.config.data import (
     AugmentationConfig,
     ConvertConfig,
@@ -15,6 +11,7 @@ from robovlms.config.data import (
     MixtureDataConfig,
 )
 from robovlms.config.policy import HeadConfig, StructureConfig, ViewConfig, WindowConfig
+from robovlms.config.training import EMAConfig, OptimizerConfig, PrecisionConfig, Rounding
 from robovlms.errors import NotAllowedError, UserError
 from robovlms.registry import nearest
 
@@ -141,3 +138,24 @@ def check_mixture(data: MixtureDataConfig) -> None:
         for option, ours in {"augmentation": AugmentationConfig(), "num_workers": 4}.items():
             if getattr(source, option) != ours:
                 raise UserError(f"data.sources.{name}.{option} is ignored: set the mixture's data.{option}.")
+
+
+def check_rounding(optimizer: OptimizerConfig, precision: PrecisionConfig, ema: EMAConfig | None) -> None:
+    """Refuse to round weights that are not bfloat16, and to average those that are.
+
+    Raises:
+        UserError: names both options.
+    """
+    if optimizer.rounding is Rounding.masters:
+        return
+    option = f"optimizer.rounding={optimizer.rounding}"
+    if precision.name is not Precision.bf16:
+        raise UserError(
+            f"{option} is how bfloat16 weights take a step, and precision={precision.name} trains float32 ones: choose "
+            "precision=bf16, or optimizer.rounding=masters."
+        )
+    if ema is not None:
+        raise UserError(
+            f"{option} keeps no float32 weights, which ema={ema.name} averages: choose optimizer.rounding=masters, or "
+            "ema=null."
+        )

@@ -95,6 +95,7 @@ class WeightType(StrEnum):
 class GpuName(StrEnum):
     """A GPU whose published figures the planner knows (`planner/machines.py`)."""
 
+    rtx3090 = auto()  # 24 GB
     rtx4090 = auto()  # 24 GB
     l4 = auto()  # 24 GB
     rtx5090 = auto()  # 32 GB

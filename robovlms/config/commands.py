@@ -208,8 +208,9 @@ class ConvertBackboneConfig(Checked):
     """An original checkpoint to be made a folder of ours (`scripts/convert_backbone.py`)."""
 
     family: str = ask("moondream")  # a backbone's name
-    source: str = ask("/path/to/moondream2")
+    source: str = ask("/path/to/moondream2")  # its authors' files, or a policy of others (pi0, SmolVLA)
     output_dir: str = ask("checkpoints/moondream")
+    vlm: str | None = None  # of a policy: folder or hub id of the VLM's config and tokenizer; unset: the published one
 
 
 @dataclass(kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from enum import StrEnum, auto
 
 from robovlms.config.choices import (
     MISSING,
@@ -57,6 +58,12 @@ class LoRAConfig:
     )  # ends of the linear layers' names, e.g. [q_proj, v_proj]; empty: all
 
 
+class FrozenQuantization(StrEnum):
+    """How frozen linear layers are stored while adapters beside them are trained."""
+
+    nf4 = auto()  # 4.13 bits a weight (QLoRA, arXiv:2305.14314)
+
+
 @schema("backbone/base")
 @dataclass(kw_only=True)
 class BackboneConfig:
@@ -78,6 +85,7 @@ class BackboneConfig:
     checkpointing: str = "none"
     attn_implementation: str = "sdpa"
     weights: WeightType = WeightType.fp32
+    quantization: FrozenQuantization | None = None  # of the linear layers that are frozen; unset: as `weights` says
     # tokens per view, by a perceiver trained from scratch; unset: the family's own
     resample: int | None = number(None, at_least=1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robovlms.config.checks import check_policy
+from robovlms.config.checks import check_policy, check_rounding
 from robovlms.config.choices import MISSING, CheckpointChoice, Duration, HeadKind, Unit
 from robovlms.config.closed_loop import CollectConfig, EvaluationConfig, SimConfig
 from robovlms.config.data import (
@@ -77,6 +77,7 @@ class TrainConfig(Checked):
                 f"batch_size={self.batch_size} is not a multiple of device_batch_size={self.device_batch_size}: "
                 f"change one of them."
             )
+        check_rounding(self.optimizer, self.precision, self.ema)
         self._check_evaluation()
 
     def _check_evaluation(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum, auto
 
 from robovlms.config.choices import (
     MISSING,
@@ -23,6 +24,15 @@ from robovlms.errors import UserError
 MANY = 1e9  # epochs or steps
 
 
+class Rounding(StrEnum):
+    """How the bfloat16 weights of `precision=bf16` take steps that are smaller than their digits."""
+
+    masters = auto()  # float32 copies take them, 4 bytes a trained weight
+    nearest = auto()  # not at all: what is below 0.2 % of a weight is lost
+    stochastic = auto()  # on average: rounded up or down at random, so that the mean is exact
+    kahan = auto()  # later: what rounding left over is kept in bfloat16, 2 bytes, and added to the next step
+
+
 @dataclass(kw_only=True)
 class OptimizerConfig:
     """AdamW; weight decay spares biases, norms, embeddings and learned queries."""
@@ -34,6 +44,7 @@ class OptimizerConfig:
     weight_decay: float = number(0.0, at_least=0, at_most=10)
     max_grad_norm: float | None = number(1.0, above=0, hint="null turns clipping off")
     moments: Moments = Moments.fp32
+    rounding: Rounding = Rounding.masters  # of trained bfloat16 weights; other than masters: precision=bf16 alone
 
     def check(self, option: str) -> None:
         """Refuse other than two betas."""

@@ -53,5 +53,8 @@ def check_fits(config: TrainConfig) -> Work | None:
 def _advice(plan: Plan) -> str:
     fitting = Alternatives(plan).find(plan.gpu)
     if fitting is None:
-        return "Nothing that leaves what is trained as it is makes it fit: set backbone.lora.rank=16, or freeze parts."
-    return f"It fits with {' '.join(fitting.overrides)} ({fitting.plan.memory.peak:.1f} GB)."
+        return (
+            "Nothing makes it fit, not even adapters (LoRA) beside frozen weights in 4 bits: choose a smaller backbone."
+        )
+    less = ", which trains adapters in place of weights, or keeps frozen ones in 4 bits" if fitting.trains_less else ""
+    return f"It fits with {' '.join(fitting.overrides)} ({fitting.plan.memory.peak:.1f} GB){less}."

@@ -43,6 +43,7 @@ class Gpu:
 GPUS: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
+        Gpu(name=GpuName.rtx3090, memory_gb=24.0, spec_tflops=71.0, spec_tb_s=0.936),
         Gpu(name=GpuName.rtx4090, memory_gb=24.0, spec_tflops=165.0, spec_tb_s=1.008),
         Gpu(name=GpuName.l4, memory_gb=24.0, spec_tflops=121.0, spec_tb_s=0.300),
         Gpu(name=GpuName.rtx5090, memory_gb=32.0, spec_tflops=210.0, spec_tb_s=1.792),

@@ -91,11 +91,10 @@ def _sizes(sizes: Sequence[tuple[str, Fitting | None]]) -> list[str]:
     lines = ["what fits, and the changes that it takes"]
     for name, fitting in sizes:
         if fitting is None:
-            lines.append(
-                f"  {name:10} nothing that leaves what is trained as it is: backbone.lora.rank=16, or freeze parts"
-            )
+            lines.append(f"  {name:10} nothing, not even adapters (LoRA) beside frozen weights in 4 bits")
             continue
         changes = " ".join(fitting.overrides) or "as it is"
+        changes += " (trains less)" if fitting.trains_less else ""
         plan = fitting.plan
         lines.append(f"  {name:10} {plan.memory.peak:6.1f} GB, {plan.step_seconds:7.3f} s a step: {changes}")
     return lines

@@ -21,14 +21,11 @@ from torch import Tensor
 from robovlms.actions.older import imply_gripper
 from robovlms.actions.plan import DataPlan
 from robovlms.actions.statistics import Statistics, load_statistics, save_statistics
-from robovlms.backbones.lora import merge_adapters
 from robovlms.config.choices import CheckpointChoice, ModelSize
-from robovlms.config.policy import LoRAConfig
 from robovlms.config.renamed import rename
 from robovlms.config.run import TrainConfig
 from robovlms.config.schemas import schema_of
 from robovlms.errors import UserError
-from robovlms.heads.split import rows_of
 from robovlms.hub.repository import download, is_on_hub, origin, repository_of
 from robovlms.policy.manifest import MANIFEST, check_checkpoint, reading
 from robovlms.policy.policy import VLAPolicy, named_tensors, save_weights
@@ -38,8 +35,6 @@ T = TypeVar("T")
 
 CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
 EMA = "ema.safetensors"  # moving average of what is trained, of a run with `ema`
-OWN = "head.own."  # projectors of every source of the data
-VOCABULARY_HEAD = "backbone.unembed.weight"  # what only co-training needs, in families that do not tie it
 BACKBONE, STATE = "backbone", "training_state"
 MAX_CONFIG_BYTES, MAX_DEPTH = 1_000_000, 20  # of a config that is read: ours have some kB, and 5 levels
 MAX_NAMED = 6  # tensors that a message names
@@ -209,42 +204,15 @@ def load_weights(policy: VLAPolicy, folder: Path, optional: str | None = None) -
         DamagedCheckpointError: the file cannot be read.
         UserError: names missing and unexpected tensors, or those of another shape.
     """
-    fill(policy, _read_weights(folder), str(folder), ADVICE, {optional} - {None})
+    fill(policy, read_weights(folder), str(folder), ADVICE, {optional} - {None})
 
 
-def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> None:
-    """Start a new run from the weights of another: as they are, or with adapters where one of them has none.
-
-    Adapters that the new run has and the old one had not start from nothing, so that the policy acts as the old one
-    did. Those of the old run are merged into the weights, in float32, unless the new one has the same.
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of model.safetensors.
 
     Raises:
-        DamagedCheckpointError: a file of the checkpoint is not what was written.
-        UserError: the weights do not fit this policy.
+        DamagedCheckpointError: the file cannot be read.
     """
-    check_checkpoint(folder)
-    run = load_config(folder / CONFIG)
-    old, new = run.backbone.lora, config.backbone.lora
-    weights, known = _read_weights(folder), policy.state_dict().keys()
-    optional: set[str] = {VOCABULARY_HEAD}
-    if not _same_adapters(old, new):
-        weights = merge_adapters(weights, old)
-        moved = {key.replace(".base_layer.", "."): key for key in known if ".base_layer." in key}
-        weights = {moved.get(key, key): value for key, value in weights.items()}
-        optional |= {key for key in known if ".lora_" in key}
-    own = {key for key in known if key.startswith(OWN)}
-    names = [[source.name for source in DataPlan.of(each.data, each.view.views).sources] for each in (run, config)]
-    weights |= {key: rows_of(weights[key], *names) for key in own & weights.keys()}
-    optional |= own
-    fill(policy, weights, str(folder), ADVICE, optional)
-
-
-def _same_adapters(old: LoRAConfig, new: LoRAConfig) -> bool:
-    """Tell whether adapters of one run fit another's; how much of them drops out does not matter."""
-    return old.rank == new.rank == 0 or replace(old, dropout=0.0) == replace(new, dropout=0.0)
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
     with reading(folder, WEIGHTS):
         return load_file(folder / WEIGHTS)
 

@@ -18,7 +18,8 @@ from robovlms.config.presets import config_folder, options
 from robovlms.config.run import TrainConfig
 from robovlms.registry import SIMULATORS
 
-PAPER = [preset for preset in PRESETS if preset not in ("quickstart", "metaworld_mt10", "structure_grid")]
+OWN = ("quickstart", "metaworld_mt10", "structure_grid", "finetune_24gb", "finetune_40gb", "finetune_80gb")
+PAPER = [preset for preset in PRESETS if preset not in OWN]
 
 
 def never(config: TrainConfig) -> None:

@@ -5,15 +5,14 @@ By hand: torchao's `Int8WeightOnlyConfig` took as long on a CPU (72 and 73 ms fo
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int8
 from torch import Tensor, nn
 
+from robovlms.backbones.nf4 import own_linears
+
 LARGEST = 127
-ADAPTER = "lora_"  # of the names of adapters' matrices, which are small
 
 
 class Int8Linear(nn.Module):
@@ -42,16 +41,9 @@ class Int8Linear(nn.Module):
 
 
 def quantize_linears(module: nn.Module) -> None:
-    """Replace the linear layers in a module by layers of int8.
-
-    Left as they are: embeddings, layers that share their weight with another module (tied vocabularies), adapters, and
-    the subclasses of `nn.Linear`, whose weight others compute with.
-    """
-    uses = Counter(id(weight) for each in module.modules() for weight in each.parameters(recurse=False))
-    for name, parent in list(module.named_modules()):
-        for key, child in list(parent.named_children()):
-            if type(child) is nn.Linear and uses[id(child.weight)] == 1 and ADAPTER not in f"{name}.{key}":
-                setattr(parent, key, Int8Linear(child))
+    """Replace the linear layers in a module by layers of int8, all but those that `own_linears` leaves out."""
+    for parent, key, linear in own_linears(module):
+        setattr(parent, key, Int8Linear(linear))
 
 
 def weight_bytes(module: nn.Module) -> int:

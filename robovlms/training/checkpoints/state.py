@@ -19,11 +19,13 @@ from robovlms.config.choices import Moments
 from robovlms.config.data import DataConfig
 from robovlms.config.fields import RUN, change_keeps
 from robovlms.config.run import TrainConfig
+from robovlms.config.training import Rounding
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import CONFIG, STATE, checkpoints, load_config, run_folder_of, step_of
 from robovlms.policy.manifest import DamagedCheckpointError, check_checkpoint, reading
 from robovlms.training.checkpoints.pieces import Piece, Pieces
-from robovlms.training.optimizer.moments import SmallMomentAdamW, converted
+from robovlms.training.optimizer.adamw import COMPENSATION, LowPrecisionAdamW
+from robovlms.training.optimizer.moments import converted
 from robovlms.training.optimizer.optimization import named_weights
 from robovlms.training.parallel.base import Share
 
@@ -102,9 +104,13 @@ class TrainingState:
         for key in self.optimizer.shapes:
             kind, name = key.split(".", 1)[::-1] if self.numbered else key.split("/", 1)
             keys.setdefault(name, {})[kind] = key
-        moments = optimizer.moments if isinstance(optimizer, SmallMomentAdamW) else Moments.fp32
+        moments, is_compensated = Moments.fp32, False
+        if isinstance(optimizer, LowPrecisionAdamW):
+            moments, is_compensated = optimizer.moments, optimizer.rounding is Rounding.kahan
         for name, share in by_name.items():
             state = self._state(keys.get(name, {}), share)
+            if not is_compensated:
+                state.pop(COMPENSATION, None)
             if state:
                 optimizer.state[share.weight] = converted(state, moments, share.weight.shape)
 

@@ -1,15 +1,9 @@
-"""AdamW whose moments are smaller than float32: bfloat16 with stochastic rounding, or 8 bits with a scale a block.
-
-The update itself is float32. By hand: torchao's 8-bit AdamW leaves no step out (`found_inf`) and compiles itself, and
-its import prints and takes three seconds; what is needed of it is the map of the 256 values.
-"""
+"""AdamW's moments as they are stored: float32, bfloat16 with stochastic rounding, or 8 bits with a scale a block."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -21,58 +15,14 @@ BLOCK = 256  # entries that share a scale
 FIRST, SECOND, STEP = "exp_avg", "exp_avg_sq", "step"  # torch's names
 
 
-class SmallMomentAdamW(torch.optim.Optimizer):
-    """AdamW as torch computes it, between moments that are stored small.
-
-    `found_inf`, a tensor on the device, leaves a step out as torch's fused AdamW does. Random numbers are a function of
-    (seed, `number` of the group, which is the step of the run, place of the parameter), so that a resumed run rounds as
-    an uninterrupted one.
-    """
-
-    found_inf: Tensor | None = None
-
-    def __init__(
-        self,
-        groups: list[dict[str, Any]],
-        *,
-        moments: Moments,
-        seed: int,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-    ) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "number": 0})
-        self.moments, self.seed = moments, seed
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Change every weight that has a gradient."""
-        place = 0
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                place += 1
-                if parameter.grad is not None:
-                    self._update(parameter, group, place)
-
-    def _update(self, weight: Tensor, group: dict[str, Any], place: int) -> None:
-        state, gradient, (beta1, beta2) = self.state[weight], weight.grad, group["betas"]
-        assert gradient is not None
-        if not state:
-            zeros = torch.zeros_like(weight)
-            state.update(store_moments({FIRST: zeros, SECOND: zeros}, self.moments))
-            state[STEP] = torch.zeros((), device=weight.device)
-        taken = 1 if self.found_inf is None else 1 - self.found_inf.reshape(())
-        step = state[STEP] + taken
-        old = load_moments(state, weight.shape)
-        first = old[FIRST].lerp(gradient, 1 - beta1)
-        second = old[SECOND].mul(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        size = (second.sqrt() / (1 - beta2**step).sqrt()).add_(group["eps"])
-        new = weight * (1 - group["lr"] * group["weight_decay"]) - group["lr"] / (1 - beta1**step) * first / size
-        noise = torch.Generator(weight.device).manual_seed(_mixed(self.seed, group["number"], place))
-        stored = store_moments({FIRST: first, SECOND: second}, self.moments, noise)
-        for key, value in {**stored, STEP: step}.items():
-            state[key] = value if self.found_inf is None else torch.where(self.found_inf > 0, state[key], value)
-        weight.copy_(new if self.found_inf is None else torch.where(self.found_inf > 0, weight, new))
+def new_moments(weight: Tensor, kind: Moments) -> dict[str, Tensor]:
+    """Return the moments of a weight that no step has changed yet."""
+    zero, blocks = torch.zeros((), device=weight.device), math.ceil(weight.numel() / BLOCK)
+    new = {}
+    for key, value in store_moments({FIRST: zero, SECOND: zero}, kind).items():
+        shape = (blocks,) if key.endswith("_scale") else weight.shape
+        new[key] = torch.empty(shape, dtype=value.dtype, device=value.device).copy_(value.squeeze())
+    return new
 
 
 def store_moments(moments: dict[str, Tensor], kind: Moments, noise: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -110,7 +60,8 @@ def converted(state: dict[str, Tensor], kind: Moments, shape: torch.Size) -> dic
     }
     if is_of[kind]:
         return state
-    return {**store_moments(load_moments(state, shape), kind), STEP: state[STEP]}
+    moments = store_moments(load_moments(state, shape), kind)
+    return moments | {key: value for key, value in state.items() if not key.startswith((FIRST, SECOND))}
 
 
 def round_randomly(values: Float[Tensor, "*n"], noise: torch.Generator) -> Float[Tensor, "*n"]:
@@ -149,11 +100,3 @@ def _map(is_signed: bool, device: torch.device) -> Float[Tensor, "256"]:
         means = (10.0 ** (i - 6) * (edges[1:] + edges[:-1]) / 2).tolist()
         values += [*means, *(-mean for mean in means if is_signed)]
     return torch.tensor(sorted(values), device=device, dtype=torch.float32)
-
-
-def _mixed(*numbers: int) -> int:
-    """Return one seed of several numbers."""
-    mixed = 0
-    for number in numbers:
-        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
-    return math.trunc(mixed)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robovlms.config.choices import Duration, Moments, ScheduleName
-from robovlms.config.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+from robovlms.config.training import OptimizerConfig, Rounding, ScheduleConfig, TrainerConfig
 from robovlms.errors import UserError
-from robovlms.training.optimizer.moments import SmallMomentAdamW
+from robovlms.training.optimizer.adamw import LowPrecisionAdamW
 
 
 def make_optimizer(
@@ -21,13 +22,13 @@ def make_optimizer(
     weight_of: Mapping[nn.Parameter, nn.Parameter] | None = None,
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """Return AdamW, fused where its moments are float32, over the trainable parameters, which it knows by name.
+    """Return AdamW, fused where moments and what it changes are float32, over the trainable parameters, by name.
 
     Args:
         model: whose parameters are trained.
         config: of the optimizer.
         weight_of: what is changed in place of a parameter; one that is missing is another process's.
-        seed: of the random numbers that small moments are rounded by.
+        seed: of the random numbers that moments and weights are rounded by.
 
     Weight decay goes to matrices and kernels only: biases, norms, embeddings, learned positions and queries are spared.
 
@@ -46,11 +47,10 @@ def make_optimizer(
         ]
         groups += [{"params": found, "weight_decay": weight_decay}] if found else []
     beta1, beta2 = config.betas
-    if config.moments is Moments.fp32:
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
-    return SmallMomentAdamW(
-        groups, moments=config.moments, seed=seed, lr=config.lr, betas=(beta1, beta2), eps=config.eps
-    )
+    options: dict[str, Any] = {"lr": config.lr, "betas": (beta1, beta2), "eps": config.eps}
+    if config.moments is Moments.fp32 and config.rounding is Rounding.masters:
+        return torch.optim.AdamW(groups, fused=True, **options)
+    return LowPrecisionAdamW(groups, moments=config.moments, rounding=config.rounding, seed=seed, **options)
 
 
 def trained_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:

@@ -1,8 +1,9 @@
 """`precision=bf16`: a backbone that is stored and computes in bfloat16, and the float32 weights behind it.
 
 The optimizer changes float32 masters, so that steps below 0.4 % of a weight are not lost, and checkpoints keep them, so
-that a run may be resumed in any other precision. What costs little stays float32 and is computed under autocast: the
-head, proprioception, and every buffer (rotary frequencies, position tables, statistics).
+that a run may be resumed in any other precision; `optimizer.rounding` has ways without masters. What costs little stays
+float32 and is computed under autocast: the head, proprioception, and every buffer (rotary frequencies, position tables,
+statistics).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robovlms.config.choices import Precision
+from robovlms.config.training import Rounding
 from robovlms.policy.checkpoint import load_weights
 from robovlms.policy.policy import VLAPolicy
 
@@ -30,10 +32,11 @@ class MasterWeights:
         self._frozen: dict[nn.Parameter, Tensor] = {}  # on the host: what rounding would lose
 
     @classmethod
-    def round(cls, policy: VLAPolicy) -> MasterWeights:
+    def round(cls, policy: VLAPolicy, rounding: Rounding = Rounding.masters) -> MasterWeights:
         """Round the backbone's weights to bfloat16 and return what they were; from now on it computes in bfloat16.
 
-        Frozen weights that were published in bfloat16 lose nothing and are not kept.
+        Frozen weights that were published in bfloat16 lose nothing and are not kept, and of trained ones nothing is
+        where the optimizer rounds by itself.
         """
         found, backbone = cls(), policy.backbone
         for parameter in backbone.parameters():
@@ -42,7 +45,8 @@ class MasterWeights:
             whole = parameter.data.float()
             parameter.data = whole.bfloat16()
             if parameter.requires_grad:
-                found._masters[parameter] = nn.Parameter(whole)
+                if rounding is Rounding.masters:
+                    found._masters[parameter] = nn.Parameter(whole)
             elif not torch.equal(parameter.data.float(), whole):
                 found._frozen[parameter] = whole.cpu()
         compute_in_bf16(policy)
@@ -99,10 +103,12 @@ def load_masters(policy: VLAPolicy, precision: Precision, resume_from: Path | No
         load_weights(policy, resume_from)
 
 
-def master_weights(policy: VLAPolicy, precision: Precision, resume_from: Path | None) -> MasterWeights:
+def master_weights(
+    policy: VLAPolicy, precision: Precision, rounding: Rounding, resume_from: Path | None
+) -> MasterWeights:
     """Load a policy's weights (`load_masters`) and store them as a precision wants them."""
     load_masters(policy, precision, resume_from)
-    return MasterWeights.round(policy) if precision is Precision.bf16 else MasterWeights()
+    return MasterWeights.round(policy, rounding) if precision is Precision.bf16 else MasterWeights()
 
 
 def compute_in_bf16(policy: VLAPolicy) -> None:

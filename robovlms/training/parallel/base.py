@@ -1,8 +1,8 @@
 """What a way to spread a step over processes must do; one process alone, which holds everything, does it as written.
 
-The optimizer never sees a policy's parameters but *shares*: plain float32 tensors, each a range of one parameter's
-values. A share may be the parameter itself, a part of it, or of a float32 master behind it; the optimizer, clipping
-and checkpoints work alike on all of them.
+The optimizer never sees a policy's parameters but *shares*: plain tensors, float32 unless `optimizer.rounding` says
+otherwise, each a range of one parameter's values. A share may be the parameter itself, a part of it, or of a float32
+master behind it; the optimizer, clipping and checkpoints work alike on all of them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Parallelism:
     def prepare(self, policy: VLAPolicy, resume_from: Path | None) -> nn.Module:
         """Load the weights to resume from, if any, and return what losses are computed by."""
         policy.to(self.accelerator.device)
-        self.masters: MasterWeights = master_weights(policy, self.config.precision.name, resume_from)
+        precision, rounding = self.config.precision.name, self.config.optimizer.rounding
+        self.masters: MasterWeights = master_weights(policy, precision, rounding, resume_from)
         self.shares = {
             name: Share(parameter=parameter, weight=self.masters.of(parameter))
             for name, parameter in policy.named_parameters()
@@ -96,7 +97,7 @@ class Parallelism:
     def clip(self, max_norm: float | None) -> Tensor:
         """Scale the gradients of the shares down to a norm over all of them, and return what it was."""
         gradients = [share.weight.grad for share in self.shares.values() if share.weight.grad is not None]
-        norm = self.total_norm(torch.nn.utils.get_total_norm(gradients).to(self.accelerator.device))
+        norm = self.total_norm(_norm(gradients).to(self.accelerator.device))
         if max_norm is not None:
             weights = [share.weight for share in self.shares.values()]
             torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
@@ -118,6 +119,13 @@ class Parallelism:
     def pieces(self, weights: Mapping[str, Tensor]) -> dict[str, Piece]:
         """Return what only this process has of a policy's weights, by their names: nothing, where none is sharded."""
         return {}
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Return the 2-norm of all entries in float32, whatever they are stored in."""
+    if not gradients:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0, torch.float32)))
 
 
 Mode = Callable[[TrainConfig, Accelerator], Parallelism]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from composing import composed
 from omegaconf import OmegaConf
 from released_files import configuration, convert, vlm, weights, write
 
-from robovlms.config.choices import NormalizationMode, Structure
+from robovlms.actions.plan import DataPlan
+from robovlms.config.choices import NormalizationMode, Rotation, Structure
 from robovlms.config.data import DataConfig
-from robovlms.policy.checkpoint import load_policy
+from robovlms.config.policy import LoRAConfig
+from robovlms.policy.checkpoint import load_config, load_policy
 from robovlms.policy.manifest import check_checkpoint
+from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.runner import PolicyRunner
+from robovlms.training.warm_start import init_weights
 from robovlms.types import Observation
 
 UNREAD = (  # what no action depends on, and second names
@@ -79,6 +84,22 @@ def test_a_released_checkpoint_is_taken_tensor_by_tensor_and_acts(
         moved.append(runner.step(Observation(frames=frames, instruction="open the drawer")))
     assert np.abs(np.stack(moved)[:, :6]).max() <= 0.65
     assert np.ptp(np.stack(moved)[:, :6], axis=0).max() > 0
+
+
+def test_a_run_with_adapters_and_other_actions_starts_from_a_released_checkpoint(folders, tmp_path):
+    pytest.importorskip("peft")
+    folder = convert(*write(tmp_path, configuration(), weights()), tmp_path / "out", folders["kosmos"], data())
+    old, config = load_policy(folder).policy.state_dict(), load_config(folder / "config.yaml")
+    backbone = replace(config.backbone, checkpoint=str(folders["kosmos"]), random_init=True, lora=LoRAConfig(rank=4))
+    contract = replace(config.data.contract, names=["dx", "dy", "dz", "gripper"], rotation=Rotation.none)
+    config = replace(config, backbone=backbone, data=replace(config.data, contract=contract))
+    policy = VLAPolicy.from_config(config, DataPlan.of(config.data, config.view.views))
+    assert init_weights(policy, config, folder) == {"head"}
+    new = {key.replace(".base_layer.", "."): value for key, value in policy.state_dict().items()}
+    lost = {key for key, value in old.items() if not torch.equal(new[key], value)}
+    assert lost
+    assert all(key.startswith("head.arm.") for key in lost)
+    assert all(new[key].shape != old[key].shape for key in lost)
 
 
 def test_features_as_wide_as_the_gpt_enter_it_as_they_are(folders, tmp_path):
