@@ -238,13 +238,12 @@ class CompileMode(StrEnum):
 
     off = auto()  # nothing: no waiting at the start
     layers = auto()  # every layer of vision tower and decoder, alike ones by one graph: seconds of compiling
-    # the forward as one graph as far as it goes, which takes minutes for a large model; acting: the vision tower, by
-    # CUDA graphs on a GPU
+    # the forward as one graph as far as it goes: minutes for a large model; acting: the vision tower, by CUDA graphs
     model = auto()
 
 
 class Precision(StrEnum):
-    """Arithmetic of forward and backward; what the optimizer changes, and checkpoints keep, is float32 in all."""
+    """Arithmetic of forward and backward; the optimizer changes float32, but for other `rounding`s."""
 
     fp32 = auto()
     bf16 = auto()  # the backbone's weights and activations, with float32 masters behind them; the head's by autocast

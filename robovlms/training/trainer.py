@@ -233,21 +233,18 @@ class Trainer:
 
     def _log(self, metrics: dict[str, float], eta_s: float) -> None:
         if self.tracker:
-            epoch = self.step / self.feed.sampler.steps_per_epoch
-            self.tracker.log(
-                self.step, metrics | {"train/lr": self._lr(self.step - 1), "train/epoch": epoch}, eta_s=eta_s
-            )
+            place = {"train/lr": self._lr(self.step - 1), "train/epoch": self.step / self.feed.sampler.steps_per_epoch}
+            self.tracker.log(self.step, metrics | place, eta_s=eta_s)
 
     def _draw(self, batch: Batch) -> None:
         """Show what the model is given, changes of augmentation included."""
         assert batch.index is not None
         instructions = [self.train_set[index].instruction for index in batch.index.tolist()]
-        names = self.plan.action_names
+        names, file = self.plan.action_names, self.folder / files.FIRST_BATCH
         try:
-            on_device = batch.to(self.device)
-            draw_first_batch(self.policy.processor, on_device, instructions, names, self.folder / files.FIRST_BATCH)
+            draw_first_batch(self.policy.processor, batch.to(self.device), instructions, names, file)
         except OSError as error:
-            log.warning("%s is not drawn: %s", self.folder / files.FIRST_BATCH, error)
+            log.warning("%s is not drawn: %s", file, error)
 
     def _lr(self, step: int) -> float:
         return learning_rate(step, self.config.schedule, self.config.optimizer.lr, self.steps)
