@@ -120,12 +120,6 @@ class OwnProjectors(nn.ModuleDict):
         return shared + added
 
 
-def rows_of(rows: Shaped[Tensor, "n *rest"], names: Sequence[str], wanted: Sequence[str]) -> Shaped[Tensor, "m *rest"]:
-    """Return the rows of the sources `wanted` from those of `names`; a new one adds nothing to what all share."""
-    none = torch.zeros_like(rows[0])
-    return torch.stack([rows[names.index(name)] if name in names else none for name in wanted])
-
-
 def side_by_side(places: Sequence[int]) -> slice | None:
     """Return a slice of places that follow one another; None: they do not."""
     first = places[0] if places else 0

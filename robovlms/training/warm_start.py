@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from robovlms.actions.plan import DataPlan
@@ -15,7 +16,6 @@ from robovlms.backbones.lora import merge_adapters
 from robovlms.backbones.nf4 import NF4Linear, packed_weights, plain_weights
 from robovlms.config.policy import LoRAConfig
 from robovlms.config.run import TrainConfig
-from robovlms.heads.split import rows_of
 from robovlms.policy.checkpoint import ADVICE, CONFIG, fill, load_config, read_weights
 from robovlms.policy.manifest import check_checkpoint
 from robovlms.policy.policy import VLAPolicy
@@ -62,7 +62,7 @@ def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> set[st
     anew = _starting_anew(policy, config, now, then, {*weights, *policy.state_dict()})
     own = {key for key in policy.state_dict() if key.startswith(OWN)}
     names = [[source.name for source in plan.sources] for plan in (then, now)]
-    weights |= {key: rows_of(weights[key], *names) for key in (own & weights.keys()) - anew}
+    weights |= {key: rows_of_sources(weights[key], *names) for key in (own & weights.keys()) - anew}
     optional |= own
     fill(
         policy, {key: value for key, value in weights.items() if key not in anew}, str(folder), ADVICE, optional | anew
@@ -97,6 +97,14 @@ def _starting_anew(policy: VLAPolicy, config: TrainConfig, now: DataPlan, then: 
         _tell("proprioception", then.proprio_names, now.proprio_names, found)
         anew |= found
     return anew
+
+
+def rows_of_sources(
+    rows: Shaped[Tensor, "n *rest"], names: Sequence[str], wanted: Sequence[str]
+) -> Shaped[Tensor, "m *rest"]:
+    """Return the rows of the sources `wanted` from those of `names`; a new one adds nothing to what all share."""
+    none = torch.zeros_like(rows[0])
+    return torch.stack([rows[names.index(name)] if name in names else none for name in wanted])
 
 
 def _changing(policy: VLAPolicy, config: TrainConfig, plan: DataPlan, part: str) -> set[str]:

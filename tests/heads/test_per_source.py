@@ -16,12 +16,13 @@ from robovlms.data.opening import build_dataset, open_sources
 from robovlms.data.statistics import compute_statistics
 from robovlms.errors import NotAllowedError
 from robovlms.heads.base import HeadSizes, Targets
-from robovlms.heads.split import OwnProjector, rows_of
+from robovlms.heads.split import OwnProjector
 from robovlms.policy.checkpoint import init_weights, resolve_checkpoint
 from robovlms.policy.engine import PolicyEngine, unwrap
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.quantization.change import synthetic_observations
 from robovlms.registry import HEADS
+from robovlms.training.warm_start import rows_of_sources
 
 PER_SOURCE = ["mlp", "lstm", "gpt", "flow", "diffusion"]
 B, W, K, A, D = 4, 2, 3, 4, 16
@@ -98,7 +99,7 @@ def test_a_projector_is_a_linear_map_for_every_source():
 
 def test_sources_of_another_mixture_are_found_by_name_and_new_ones_add_nothing():
     rows = torch.tensor([[1.0, 1], [2, 2]])
-    assert rows_of(rows, ["a", "b"], ["b", "new", "a"]).tolist() == [[2, 2], [0, 0], [1, 1]]
+    assert rows_of_sources(rows, ["a", "b"], ["b", "new", "a"]).tolist() == [[2, 2], [0, 0], [1, 1]]
 
 
 @pytest.mark.parametrize("head", [["head=tokens"], ["head=tokens", "head.parallel=true"], ["head=fast"]])
