@@ -17,12 +17,12 @@ from robovlms.data.statistics import compute_statistics
 from robovlms.errors import NotAllowedError
 from robovlms.heads.base import HeadSizes, Targets
 from robovlms.heads.split import OwnProjector
-from robovlms.policy.checkpoint import init_weights, resolve_checkpoint
+from robovlms.policy.checkpoint import resolve_checkpoint
 from robovlms.policy.engine import PolicyEngine, unwrap
 from robovlms.policy.policy import VLAPolicy
 from robovlms.policy.quantization.change import synthetic_observations
 from robovlms.registry import HEADS
-from robovlms.training.warm_start import rows_of_sources
+from robovlms.training.warm_start import init_weights, rows_of_sources
 
 PER_SOURCE = ["mlp", "lstm", "gpt", "flow", "diffusion"]
 B, W, K, A, D = 4, 2, 3, 4, 16
