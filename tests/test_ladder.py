@@ -47,6 +47,7 @@ def test_out_of_memory_is_a_row_and_no_failure(rows, measure):
     assert not rows.has_failed
 
 
+@pytest.mark.slow
 def test_what_fails_is_a_row_the_next_one_is_measured_and_the_exit_status_tells(rows):
     rows.row({"what": "control", "rung": "first"}, raising(ValueError("a | b\nc")))
     assert len(written(rows)) == 1  # before the next row begins

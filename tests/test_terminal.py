@@ -35,6 +35,7 @@ def test_what_is_shown_and_what_is_logged_cannot_steer_the_terminal(capsys):
     assert PrintableFormatter("%(message)s").format(record) == r"task \x1b]0;title\x07"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option", ["data.root='/no/\x1b[2Jfolder'", "experiment=\x1b[31mquickstart", "\x1b]0;title\x07=1"]
 )

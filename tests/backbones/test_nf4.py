@@ -171,6 +171,7 @@ def test_a_checkpoint_holds_four_bits_loads_alone_and_acts_as_it_was(runs, tmp_p
     torch.testing.assert_close(chunk(merged.policy), chunk(policy), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(data, runs, tmp_path):
     choice = (*QLORA, *LEARNS)
     train(completed(composed(*tiny_run(data, tmp_path, *choice, "schedule.total=2 step"))))
@@ -199,6 +200,7 @@ def test_a_run_starts_where_another_ended_whatever_is_in_four_bits(data, runs, t
     assert difference < (0.3 if is_rounded_again else 1e-4)
 
 
+@pytest.mark.slow
 def test_the_planner_counts_four_bits():
     plain, packed = (
         make_plan(completed(composed("backbone=nano", "device_batch_size=1", "window=w1_c10", *choice)), GPUS["l4"])

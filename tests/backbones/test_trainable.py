@@ -68,6 +68,7 @@ def test_a_resampler_shortens_every_view_and_is_trained():
     assert resampled.resampler.norm.weight.mean().item() == pytest.approx(resampled.embedding_rms(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_its_resampler(tmp_path):
     data = make_calvin_folder(tmp_path / "data")
     extra = ["backbone=llava", "backbone.size=tiny", "backbone.resample=4", "schedule.total=2 step"]
@@ -108,6 +109,7 @@ def test_frozen_weights_can_be_stored_in_half_the_memory(name, caplog):
     assert all(grads[key].isfinite().all() for key in adapters)
 
 
+@pytest.mark.slow
 def test_weights_that_are_frozen_and_coarse_can_have_their_adapters_merged(tmp_path: Path):
     pytest.importorskip("peft")
     folder = make_calvin_folder(tmp_path / "calvin")
@@ -183,6 +185,7 @@ def test_a_query_can_start_as_large_as_the_backbones_own_tokens(name):
     assert not start_query(LSTMHeadConfig(name="lstm"), sizes).any()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_adapters_loads_and_merges_into_one_without(tmp_path: Path):
     pytest.importorskip("peft")
     folder = make_calvin_folder(tmp_path / "calvin")

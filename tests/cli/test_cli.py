@@ -244,6 +244,7 @@ def test_ctrl_c_ends_a_run_without_a_traceback(
     assert capsys.readouterr().err == "\ninterrupted\n"
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_multirun_have_folders_of_their_own_and_survive_each_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -262,6 +263,7 @@ def test_the_jobs_of_a_multirun_have_folders_of_their_own_and_survive_each_other
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["out", "out/multirun.yaml"]
 
 
+@pytest.mark.slow
 def test_the_grid_of_appendix_c_is_six_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
     arguments = ["experiment=calvin_perform", "data.root=/data", "sweep=appendix_c", f"output_dir={tmp_path}"]

@@ -75,6 +75,7 @@ print(BACKBONES.get("kosmos").__name__)
 """
 
 
+@pytest.mark.slow
 def test_a_checkout_that_was_never_installed_finds_its_options_and_what_they_need(tmp_path: Path) -> None:
     result = run(sys.executable, "-c", HIDE, cwd=tmp_path, path=str(ROOT))
     assert result.stdout.strip() == "Kosmos", result.stderr

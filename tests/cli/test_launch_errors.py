@@ -52,6 +52,7 @@ def launch(script: Path, to: Path | None = None) -> list[str]:
     return text.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "cause"), [("everywhere", "output_dir exists"), ("one", "episode_7.mp4 is damaged")])
 @pytest.mark.parametrize("is_file", [False, True])
 def test_the_cause_is_told_by_one_process_and_is_the_last_line(tmp_path, kind, cause, is_file):

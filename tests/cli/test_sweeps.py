@@ -23,6 +23,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_sweep_with_a_failed_job_ends_with_its_status_and_a_summary(launcher: str, tmp_path: Path) -> None:
     if launcher == "joblib":

@@ -244,6 +244,7 @@ def test_every_difference_is_named(tmp_path):
         check_request(tmp_path, file, other)
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_finished_episodes_and_leaves_no_process(tmp_path):
     code = (
         "from pathlib import Path; from robovlms.commands.collect_demos import collect_demos;"

@@ -25,6 +25,7 @@ def seen(step):
     return {**found.frames, "instruction": found.instruction}
 
 
+@pytest.mark.slow
 def test_one_line_serves_a_run_folder_says_so_and_ends_on_sigterm():
     command = [sys.executable, str(SCRIPT), f"checkpoint={SINGLE}", "port=0", "engine.device=cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ROBOVLMS_TOKEN": "correct-horse"}
@@ -110,6 +111,7 @@ def test_a_compiled_policy_is_warm_when_the_server_is_ready_and_answers_the_same
     assert ended.stdout.strip() == "compiled: True later: 0"
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_named():
     with served(config_of(SINGLE)) as (address, _):
         port = address.rpartition(":")[2]

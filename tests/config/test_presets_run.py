@@ -20,6 +20,7 @@ STEP = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_takes_a_step_validates_and_saves(preset: str, tmp_path: Path) -> None:
     config = completed(composed(f"experiment={preset}", f"output_dir={tmp_path}/run", *STEP))

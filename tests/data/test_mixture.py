@@ -41,6 +41,7 @@ def test_a_part_without_a_view_rotation_and_gripper_fills_the_mixtures_sample(ca
     assert dataset.location(dataset.sizes[0]).startswith("arm: ")
 
 
+@pytest.mark.slow
 def test_a_mixture_trains_resumes_bit_for_bit_and_acts_as_one_of_its_parts(calvin_folder, arm_folder, tmp_path):
     whole, source = tmp_path / "whole", tmp_path / "part"
     train(config(*mixture(calvin_folder, arm_folder, whole)))
@@ -60,6 +61,7 @@ def test_a_mixture_trains_resumes_bit_for_bit_and_acts_as_one_of_its_parts(calvi
     assert 0.19 <= action[0] <= 0.81  # within the part's own statistics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["flow", "diffusion", "tokens"])
 def test_a_robot_acts_as_in_training_without_the_entries_that_it_lacks(calvin_folder, arm_folder, tmp_path, head):
     options = [f"head={head}", "schedule.total=2 step", "structure=one_step", "window.window_size=1", "view=side"]
@@ -131,6 +133,7 @@ def test_a_tokenizer_is_fitted_to_the_entries_that_each_source_records(calvin_fo
         np.testing.assert_allclose(mine[:: run.window.chunk_size].mean(0), own.mean(0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulation_does_not_change_a_mixtures_numbers(calvin_folder, arm_folder, tmp_path):
     one, four = tmp_path / "one", tmp_path / "four"
     train(config(*mixture(calvin_folder, arm_folder, one, "device_batch_size=8")))

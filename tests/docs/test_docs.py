@@ -246,6 +246,7 @@ def run_blocks() -> list[tuple[str, list[str], list[str]]]:
 RUN_LINES = run_blocks()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "words", "more"), RUN_LINES, ids=[f"{p}-{i}" for i, (p, *_) in enumerate(RUN_LINES)])
 def test_marked_commands_run(page, words, more, calvin_folder, tmp_path) -> None:
     words = [word for word in words if word != "..." and not any(fnmatch(word, f"{m.split('=')[0]}=*") for m in more)]

@@ -85,6 +85,7 @@ def play(folder, num_workers, kind=BareWorld, sizes=None):
     )
 
 
+@pytest.mark.slow
 def test_episodes_are_the_same_however_many_processes_ask_one_engine(tmp_path, monkeypatch):
     monkeypatch.setenv("LINE_WORLD_ALONE", str(os.getpid()))
     one, sizes = play(tmp_path / "one", 1), []
@@ -93,6 +94,7 @@ def test_episodes_are_the_same_however_many_processes_ask_one_engine(tmp_path, m
     assert max(sizes) == 3 * 3  # sessions, each with a state for every frame that a window may begin with
 
 
+@pytest.mark.slow
 def test_a_dead_simulator_is_replaced_and_its_episode_played_once_more_then_it_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("LINE_WORLD_TRACES", str(tmp_path))
     results = play(tmp_path / "played", 2, FragileWorld)

@@ -91,6 +91,7 @@ def alone(folder, episodes):
     return [replace(result, seconds=0.0) for result in results]
 
 
+@pytest.mark.slow
 def test_two_processes_play_every_episode_once_and_have_the_results_of_one(tmp_path):
     output = finish(launch(2, tmp_path / "two", 0.05, 20))
     assert "rank000 has 42 results" in output
@@ -101,6 +102,7 @@ def test_two_processes_play_every_episode_once_and_have_the_results_of_one(tmp_p
     assert read_results(tmp_path / "two", 20) == alone(tmp_path / "one", 20)
 
 
+@pytest.mark.slow
 def test_more_processes_than_episodes_end_well(tmp_path):
     output = finish(launch(3, tmp_path / "run", 0.1, 1))
     assert output.count("has 4 results") == 3
@@ -108,6 +110,7 @@ def test_more_processes_than_episodes_end_well(tmp_path):
     assert played(tmp_path / "run") == planned(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_launch", [False, True])
 def test_a_killed_launch_goes_on_with_another_number_of_processes_and_plays_nothing_twice(tmp_path, whole_launch):
     folder = tmp_path / "run"
@@ -136,6 +139,7 @@ def rank(number, port, folder, lost_s):
     return start([sys.executable, str(SCRIPT), str(folder), "0.3", "10", str(lost_s)], ENVIRONMENT | given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_what_a_process_had_claimed_when_its_machine_died_is_played_by_the_others(tmp_path, killed):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
@@ -147,6 +151,7 @@ def test_what_a_process_had_claimed_when_its_machine_died_is_played_by_the_other
     assert played(folder) == planned(10)
 
 
+@pytest.mark.slow
 def test_a_launch_whose_store_is_gone_says_how_to_go_on(tmp_path):
     server = start([sys.executable, "-c", STORE], ENVIRONMENT)
     port = int(server.stdout.readline())

@@ -67,6 +67,7 @@ def combinations():
     yield from (pytest.param(*each, id="-".join(each), marks=pytest.mark.extended) for each in MORE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "structure", "head"), combinations())
 def test_fifty_steps_a_reset_and_new_instructions_are_those_of_the_engine(backbone, structure, head, exported):
     checkpoint, program = exported(backbone, structure, head)

@@ -101,6 +101,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_and_a_missing_one_are_named(tmp_
         head.calibrate(smooth(50))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_carries_the_tokenizer_that_was_fitted_to_its_training_set(tmp_path, caplog):
     data = make_calvin_folder(tmp_path / "data")
     arguments = [arg for arg in tiny_run(data, tmp_path / "run") if not arg.startswith("head.")]

@@ -198,6 +198,7 @@ def learn(head, features, targets, steps, top):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_one_batch_can_be_learned_by_heart_where_it_is_recorded(name):
     head, targets = make_head(name), make_targets(action_dims=LACKING)

@@ -166,6 +166,7 @@ def test_a_new_run_takes_a_sources_projectors_by_name_and_acts_as_before(runs, c
         assert torch.equal(value, torch.stack([arm, torch.zeros_like(arm), play]))
 
 
+@pytest.mark.slow
 def test_a_policy_without_own_projectors_gives_them_to_a_mixture_that_has_some(runs, calvin_folder, tmp_path):
     plain = [*mixture(calvin_folder, runs.data.sources["arm"].root, tmp_path / "plain", "schedule.total=2 step")]
     train(completed(composed(*plain)))

@@ -39,6 +39,7 @@ def test_decoders_start_xavier_uniform_without_biases(config):
                 assert not layer.bias.any()
 
 
+@pytest.mark.slow
 def test_the_lstm_head_starts_with_upstreams_spread_of_actions_over_inputs():
     head = make_head(LSTMHeadConfig(name="lstm"), feature_dim=2048).eval()
     with torch.no_grad():

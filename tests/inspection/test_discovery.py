@@ -315,6 +315,7 @@ def test_a_tfds_folder_that_no_preset_knows_asks_for_its_rate_and_axes(tmp_path)
     assert opened(file, *answers).actions.shape[-1] == 7
 
 
+@pytest.mark.slow
 def test_a_tfds_folder_that_a_preset_knows_is_that_preset(tmp_path):
     found = find_data(make_rlds_folder(tmp_path / "jaco_play", {"train": [[episode(0, 24)] * 3]}, name="jaco_play"))
     assert "all of whose facts are known: data=jaco_play" in found.said

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 MEANING = "names:[dx,dy,gripper],representation:delta,frame:base,rotation:none,position_unit:0.01,control_hz:{hz}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hz", "status", "told"), [(10, 0, ""), (20, 2, "error: 1 of the findings above are errors")])
 def test_the_exit_status_says_whether_a_finding_is_an_error(tmp_path, hz, status, told):
     root, pages = write_v2(tmp_path / "data"), tmp_path / "pages"

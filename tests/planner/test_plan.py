@@ -78,6 +78,7 @@ def test_sixty_four_frames_fit_into_sixty_five_gigabytes_with_zero1(flagship: Pl
     assert replace(flagship, config=config).memory.peak <= 65
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded() -> None:
     many = ("batch_size=16384", "device_batch_size=16384")
     config = config_of("backbone=nano", "precision=fp32", *many, "cluster.gpu=rtx4090")
@@ -92,6 +93,7 @@ def test_the_planner_knows_every_gpu_that_may_be_named() -> None:
     assert list(GPUS) == list(GpuName)
 
 
+@pytest.mark.slow
 def test_the_page_says_the_verdict_first_and_what_is_assumed_last() -> None:
     text, fits = plan(config_of("backbone=nano", "backbone.size=tiny", "cluster.gpu=rtx4090"))
     assert fits
@@ -110,6 +112,7 @@ def test_every_preset_fits_every_cluster_that_is_named(preset: str, cluster: str
     assert found.fits, f"{preset} needs {found.memory.peak:.0f} GB"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["kosmos", "paligemma", "qwen2_5_vl", "nano"])
 def test_a_checkpoint_that_is_here_is_counted_as_it_is(family: str, tmp_path: Path) -> None:
     backbone = BACKBONES.get(family).tiny()

@@ -41,6 +41,7 @@ def test_the_page_has_a_line_for_every_recipe_and_backbone() -> None:
     assert found == [(recipe, backbone) for recipe in one_gpu_table.RECIPES for backbone in one_gpu_table.BACKBONES]
 
 
+@pytest.mark.slow
 def test_weights_without_masters_are_six_bytes_in_all() -> None:
     plan = make_plan(config_of(*WIDE, "optimizer.moments=int8"), GPUS["rtx4090"])
     changed = {
@@ -54,6 +55,7 @@ def test_weights_without_masters_are_six_bytes_in_all() -> None:
     assert plan.memory.copies > changed[Rounding.stochastic].memory.copies
 
 
+@pytest.mark.slow
 def test_decoders_too_large_to_train_are_refused_with_adapters_that_fit() -> None:
     config = config_of(*WIDE, "backbone.hidden_dim=8192", "backbone.num_layers=8")
     with pytest.raises(UserError, match=r"It fits with backbone\.lora\.rank=16 .*which trains adapters") as error:

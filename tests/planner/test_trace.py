@@ -77,6 +77,7 @@ def test_twice_the_windows_are_twice_the_work_and_the_memory() -> None:
     assert one.peak_bytes < two.peak_bytes <= 2 * one.peak_bytes
 
 
+@pytest.mark.slow
 def test_the_flagship_has_the_operations_that_were_counted_by_hand() -> None:
     found = trace(completed(composed("experiment=calvin_perform", "window=w2_c10")), 1)
     assert found.parameters == 1_705_698_374
@@ -86,6 +87,7 @@ def test_the_flagship_has_the_operations_that_were_counted_by_hand() -> None:
     assert found.forward_flops / 2 / 1e9 == pytest.approx((714 - 374 * 8 / 153) * (1 - 0.014), rel=0.002)
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_less_and_computes_more() -> None:
     plain, full = (
         trace(config_of("backbone=kosmos", "backbone.size=tiny", f"backbone.checkpointing={way}"), 2)
@@ -96,6 +98,7 @@ def test_checkpointing_keeps_less_and_computes_more() -> None:
     assert plain.flops < full.flops < 1.4 * plain.flops
 
 
+@pytest.mark.slow
 def test_adapters_are_all_that_is_trained_of_the_layers() -> None:
     whole = trace(config_of("backbone=kosmos", "backbone.size=tiny"), 1)
     adapted = trace(config_of("backbone=kosmos", "backbone.size=tiny", "backbone.lora.rank=2"), 1)

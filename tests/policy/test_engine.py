@@ -141,6 +141,7 @@ def combinations():
             yield pytest.param(backbone_name, structure, head_name, marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone_name", "structure", "head_name"), list(combinations()))
 def test_sessions_in_one_batch_are_what_each_is_alone(backbone_name, structure, head_name):
     w = 1 if structure is Structure.one_step else 4

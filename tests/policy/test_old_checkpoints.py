@@ -55,6 +55,7 @@ def test_an_old_mixture_keeps_its_sources() -> None:
     assert list(config.data.sources) == list(statistics) == ["play", "arm"]
 
 
+@pytest.mark.slow
 def test_an_old_run_is_resumed_to_the_same_losses(tmp_path: Path) -> None:
     calvin, run = make_calvin_folder(tmp_path / "calvin"), tmp_path / "run"
     shutil.copytree(FOLDER / "single", run)
@@ -63,6 +64,7 @@ def test_an_old_run_is_resumed_to_the_same_losses(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(run), EXPECTED["single"]["losses"][2:], rtol=LOSSES_RTOL)
 
 
+@pytest.mark.slow
 def test_an_old_command_line_of_a_mixture_gives_the_same_losses_under_its_new_names(tmp_path: Path) -> None:
     calvin, arm, run = make_calvin_folder(tmp_path / "calvin"), make_arm_folder(tmp_path / "arm"), tmp_path / "run"
     train(completed(composed(*(_moved(line, calvin, arm, run) for line in EXPECTED["mixture"]["overrides"]))))

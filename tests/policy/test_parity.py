@@ -108,6 +108,7 @@ def streamed():
                 yield pytest.param(backbone_name, structure, head_name, proprio, marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone_name", "structure", "head_name", "proprio"), streamed())
 def test_each_streamed_action_equals_the_batch_forward_of_its_window(backbone_name, structure, head_name, proprio):
     w = 1 if structure is Structure.one_step else W

@@ -188,6 +188,7 @@ def test_an_answer_that_was_given_up_is_used_when_it_comes_in_time(relay):
         close(step_of(policy, seen(3)), expected[2][1])
 
 
+@pytest.mark.slow
 def test_a_bad_network_gives_every_step_the_action_of_a_chunk_that_was_made_for_it(relay):
     """Answers are delayed, overtaken, dropped and cut; every action is one that the policy gave for this very step."""
     draw, steps = np.random.default_rng(0), 30

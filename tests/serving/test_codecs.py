@@ -166,6 +166,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_message_is_refused_and_takes_no_memory(what):
     message = HOSTILE[what]

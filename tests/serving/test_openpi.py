@@ -84,6 +84,7 @@ def test_the_metadata_carry_the_spec(server, tmp_path):
     assert (client.metadata["chunk_size"], client.metadata["action"]["control_hz"]) == (3, 30)
 
 
+@pytest.mark.slow
 def test_clients_at_once_each_get_the_actions_of_a_session_that_is_alone(server):
     orders = [list(np.random.default_rng(seed).integers(0, 20, 8)) for seed in range(8)]
 
@@ -238,6 +239,7 @@ def test_a_silent_client_is_let_go():
         until(lambda: not service._clients)
 
 
+@pytest.mark.slow
 def test_a_client_that_dies_or_does_not_listen_delays_nobody(server):
     deaf = Plain(server[0])
     for _ in range(50):  # answers pile up, and are not read

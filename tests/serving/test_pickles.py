@@ -220,6 +220,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BOMBS)
 def test_a_pickle_that_would_fill_the_memory_is_refused(what):
     tracemalloc.start()

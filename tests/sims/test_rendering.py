@@ -42,6 +42,7 @@ def test_without_its_package_the_extra_to_install_is_named(package, name, module
     assert f'pip install -e ".[{extra}]"' in ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("package", "name", "module", "extra"), SIMULATORS)
 def test_without_libegl_the_packages_to_install_are_named(package, name, module, extra):
     pytest.importorskip(package, reason=f'pip install -e ".[{extra}]"')

@@ -70,6 +70,7 @@ def test_what_a_result_depends_on_is_named(made):
     assert simulator.packages
 
 
+@pytest.mark.slow
 def test_observations_have_the_views_and_proprioception_that_are_promised(made):
     _, _, simulator = made
     observation = begin(simulator)
@@ -154,6 +155,7 @@ def test_an_expert_speaks_the_simulators_actions(made):
     assert action[-1] in (-1, 1)
 
 
+@pytest.mark.slow
 def test_closing_twice_does_no_harm_and_the_next_episode_starts_anew(made):
     _, _, simulator = made
     simulator.close()

@@ -109,6 +109,7 @@ def test_a_damaged_checkpoint_is_named_with_its_file_and_resume_goes_back_to_a_w
     assert "going back to" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_last_whole_checkpoint_and_ends_as_if_nothing_had_happened(data, finished, again):
     newest = again / "checkpoints" / "step_000004"
     DAMAGES["half"](newest / "model.safetensors")
@@ -127,6 +128,7 @@ def test_when_no_checkpoint_is_whole_the_run_says_so_and_starts_nothing_new(data
     assert names(again) == ["step_000002", "step_000004"]
 
 
+@pytest.mark.slow
 def test_a_half_line_of_metrics_costs_only_itself(data, again):
     with (again / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train/lo')
@@ -177,6 +179,7 @@ def test_the_checkpoint_just_written_is_kept_whatever_is_asked_for(tmp_path, cou
     assert names(tmp_path) == ["step_000004", "step_000006"]
 
 
+@pytest.mark.slow
 def test_after_a_rollback_the_abandoned_checkpoints_are_set_aside_and_never_resumed(data, again):
     old = again / "checkpoints" / "step_000002"
     for step in (2, 4):
@@ -272,6 +275,7 @@ def test_a_run_folder_behind_a_link_is_overwritten_where_it_lies(data, again, tm
     assert names(again) == ["step_000001"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_overwrite_had_set_aside_comes_back(data, again):
     before = contents(again)
     script = (
@@ -336,6 +340,7 @@ def test_a_new_run_that_fails_before_it_has_saved_leaves_the_old_one(data, again
     assert {name: after.get(name) for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_failed_start_does_not_stand_in_the_way_of_the_corrected_command(data, tmp_path, poisoned, monkeypatch):
     folder = tmp_path / "run"
     with pytest.raises(UserError, match="not finite"):
@@ -348,6 +353,7 @@ def test_a_failed_start_does_not_stand_in_the_way_of_the_corrected_command(data,
     assert not (tmp_path / "typo").exists()
 
 
+@pytest.mark.slow
 def test_a_validation_that_fails_costs_no_step(data, finished, tmp_path, monkeypatch):
     def fail(*_):
         torch.rand(1)
@@ -366,6 +372,7 @@ def test_a_validation_that_fails_costs_no_step(data, finished, tmp_path, monkeyp
 CHANGES = ["weight_decay=0.5", "betas=[0.5,0.9]", "eps=1e-2", "lr=0.01", "max_grad_norm=0.001"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_optimizer_option_that_a_resume_may_change_has_an_effect(data, finished, again, change):
     (run_same, run_changed) = (again, shutil.copytree(again, again.with_name("changed")))
@@ -375,6 +382,7 @@ def test_an_optimizer_option_that_a_resume_may_change_has_an_effect(data, finish
     assert any(not torch.equal(same[key], changed[key]) for key in same)
 
 
+@pytest.mark.slow
 def test_a_resume_notices_that_the_data_are_others(data, again, tmp_path):
     shorter = make_calvin_folder(tmp_path / "shorter")
     notes = shorter / "training" / "lang_annotations" / "auto_lang_ann.npy"
@@ -403,6 +411,7 @@ def hold(folder):
     return process
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_with_the_process_that_writes_the_folder(data, again):
     process = hold(again)
     try:

@@ -47,6 +47,7 @@ print("graphs", *(graphs[i] for i in (39, 40, 64, 79)))  # before, after one ste
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "backbone"), [("layers", "qwen2_5_vl"), pytest.param("model", "nano", marks=pytest.mark.extended)]
 )

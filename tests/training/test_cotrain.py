@@ -12,8 +12,9 @@ from safetensors.torch import save_model
 from robovlms.commands.train import train
 from robovlms.config.run import TrainConfig
 from robovlms.errors import NotAllowedError
-from robovlms.policy.checkpoint import VOCABULARY_HEAD, load_policy, load_weights, resolve_checkpoint
+from robovlms.policy.checkpoint import load_policy, load_weights, resolve_checkpoint
 from robovlms.policy.policy import VLAPolicy
+from robovlms.training.warm_start import VOCABULARY_HEAD
 
 
 @pytest.fixture

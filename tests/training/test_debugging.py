@@ -19,6 +19,7 @@ def run(root, output_dir, *extra):
     return output_dir
 
 
+@pytest.mark.slow
 def test_the_first_batch_is_drawn_as_the_model_sees_it(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "schedule.total=2 step")
     with Image.open(folder / "first_batch.png") as picture:
@@ -28,6 +29,7 @@ def test_the_first_batch_is_drawn_as_the_model_sees_it(calvin_folder, tmp_path):
         assert pixels[picture.width - 1, picture.height - 1] == 255
 
 
+@pytest.mark.slow
 def test_overfitting_takes_the_same_batch_at_every_step_also_after_a_resume(calvin_folder, tmp_path):
     options = ["debug=overfit", "optimizer.lr=1e-9", "optimizer.weight_decay=0", "schedule.warmup=0 step"]
     folder = run(calvin_folder, tmp_path / "run", *options, "schedule.total=3 step")
@@ -38,6 +40,7 @@ def test_overfitting_takes_the_same_batch_at_every_step_also_after_a_resume(calv
         run(calvin_folder, folder, *options[1:], "schedule.total=6 step", "trainer.resume=auto")
 
 
+@pytest.mark.slow
 def test_a_profile_is_a_trace_of_operations(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "debug=profile", "debug.profile_steps=1")
     events = json.loads((folder / "profile" / "trace.json").read_text())["traceEvents"]
@@ -74,6 +77,7 @@ def test_the_environment_says_how_wandb_runs(nobody):
         check_trackers(wandb(WandbMode.offline))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(calvin_folder, tmp_path):
     pytest.importorskip("wandb")
     folder = run(calvin_folder, tmp_path / "run", "tracking=wandb", "schedule.total=2 step")

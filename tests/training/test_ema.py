@@ -60,6 +60,7 @@ def test_the_policy_acts_by_its_average_inside_the_block_alone():
     assert ema.shadows["w"].tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("precision=bf16",), ("backbone.lora.rank=2", "backbone=nano")])
 def test_a_resumed_average_is_that_of_an_uninterrupted_run(calvin_folder, tmp_path, extra):
     whole = run(calvin_folder, tmp_path / "whole", *ON, *extra)
@@ -72,6 +73,7 @@ def test_a_resumed_average_is_that_of_an_uninterrupted_run(calvin_folder, tmp_pa
     assert any(not torch.equal(value, weights(whole)[key]) for key, value in average(whole).items())
 
 
+@pytest.mark.slow
 def test_the_average_changes_no_loss_and_validation_measures_it(calvin_folder, tmp_path):
     plain = run(calvin_folder, tmp_path / "plain")
     averaged = run(calvin_folder, tmp_path / "averaged", *ON)
@@ -81,12 +83,14 @@ def test_the_average_changes_no_loss_and_validation_measures_it(calvin_folder, t
     assert found[0] == found[2] != found[1]
 
 
+@pytest.mark.slow
 def test_an_average_that_is_turned_on_later_begins_at_the_weights(calvin_folder, tmp_path):
     run(calvin_folder, tmp_path / "run", *TWO)
     folder = run(calvin_folder, tmp_path / "run", "ema=default", "ema.decay=0", "trainer.resume=auto")
     assert all(torch.equal(value, weights(folder)[key]) for key, value in average(folder).items())
 
 
+@pytest.mark.slow
 def test_the_average_acts_where_it_is_asked_for_and_is_in_the_manifest(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", *ON)
     newest = checkpoints(folder)[-1]
@@ -98,12 +102,14 @@ def test_the_average_acts_where_it_is_asked_for_and_is_in_the_manifest(calvin_fo
     assert all(torch.equal(value, plain[key]) for key, value in weights(folder).items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_an_average_says_so(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", *TWO)
     with pytest.raises(UserError, match=r"engine\.weights=ema: .*step_000002 has no ema\.safetensors"):
         PolicyEngine.from_checkpoint(checkpoints(folder)[-1], EngineConfig(weights=ActingWeights.ema))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["lacks", "adds", "reshapes"])
 def test_an_average_that_is_not_of_all_that_was_trained_is_refused(calvin_folder, tmp_path, change):
     folder = checkpoints(run(calvin_folder, tmp_path / "run", *TWO, *ON))[-1]

@@ -54,6 +54,7 @@ def instructed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_step_of_every_backbone_reads_nothing_off_the_device(monkeypatch, instructed, tmp_path, backbone):
     tiny = (f"backbone={backbone}", "backbone.size=tiny", "window.window_size=2")

@@ -54,6 +54,7 @@ def by_two(calvin_folder, tmp_path_factory):
     return runs, folder, launch(2, together, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALONE)
 def test_two_processes_give_the_loss_curve_of_one(by_two, tmp_path, name):
     runs, folder, output = by_two
@@ -64,6 +65,7 @@ def test_two_processes_give_the_loss_curve_of_one(by_two, tmp_path, name):
         assert losses(folder / name, figure) == pytest.approx(losses(tmp_path / "one", figure), abs=allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [[2], pytest.param([2, 5], marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_ends_like_one_that_was_not(calvin_folder, tmp_path, steps):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -151,6 +153,7 @@ def test_torchrun_ends_when_a_rank_is_killed_and_the_other_says_why(calvin_folde
     assert "lost the others" in output, output[-4000:]
 
 
+@pytest.mark.slow
 def test_two_jobs_of_a_sweep_run_in_one_process(calvin_folder, tmp_path):
     sweep = [*tiny_run(calvin_folder, tmp_path / "sweep", "schedule.total=2 step"), "optimizer.lr=1e-3,1e-4"]
     with command(["--multirun", *sweep], tmp_path) as process:

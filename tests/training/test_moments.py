@@ -106,6 +106,7 @@ def test_a_weight_without_a_gradient_for_once_is_not_thrown_far_away():
     assert (module.weight - before).abs().max() < 4e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moments", SMALL)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(calvin_folder, tmp_path, moments):
     choice = f"optimizer.moments={moments}"
@@ -116,6 +117,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(calvin_folder, tmp_p
     assert losses(whole) == losses(halves)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_moments_that_mean_the_same(calvin_folder, tmp_path):
     folder, kinds = tmp_path / "run", (Moments.fp32, Moments.int8, Moments.bf16_stochastic, Moments.fp32)
     for number, moments in enumerate(kinds):

@@ -108,6 +108,7 @@ def assert_close(ours, theirs, atol):
         assert torch.allclose(value, theirs[name], rtol=0, atol=atol), name
 
 
+@pytest.mark.slow
 def test_groups_that_do_not_divide_the_processes_are_refused_with_those_that_do(data, tmp_path):
     run = overrides(data, tmp_path / "run", "fsdp2", "parallel=hsdp", "parallel.shard_size=3")
     with started(2, [run], tmp_path) as processes:

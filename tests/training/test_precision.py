@@ -148,6 +148,7 @@ def test_tables_and_frequencies_stay_fp32():
         assert all(torch.equal(value, before[key]) for key, value in backbone.named_buffers()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", Precision)
 def test_two_steps_and_two_more_are_four_in_every_precision(calvin_folder, tmp_path, precision):
     choice = f"precision={precision}"
@@ -159,6 +160,7 @@ def test_two_steps_and_two_more_are_four_in_every_precision(calvin_folder, tmp_p
     assert {value.dtype for value in weights(whole).values() if value.is_floating_point()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(Precision, 2)))
 def test_a_run_goes_on_in_another_precision_from_the_same_weights(calvin_folder, tmp_path, first, second):
     run(calvin_folder, tmp_path / "run", f"precision={first}", *TWO)
@@ -169,6 +171,7 @@ def test_a_run_goes_on_in_another_precision_from_the_same_weights(calvin_folder,
     assert all(torch.allclose(before[key], value, atol=1e-6) for key, value in after.items())
 
 
+@pytest.mark.slow
 def test_bf16_stays_near_fp32(calvin_folder, tmp_path):
     found = {name: losses(run(calvin_folder, tmp_path / name, f"precision={name}")) for name in Precision}
     assert found["bf16"] == pytest.approx(found["fp32"], rel=0.02)
@@ -176,6 +179,7 @@ def test_bf16_stays_near_fp32(calvin_folder, tmp_path):
     assert len({tuple(each) for each in found.values()}) == 3
 
 
+@pytest.mark.slow
 def test_a_config_from_before_masters_keeps_its_meaning(calvin_folder, tmp_path):
     path = run(calvin_folder, tmp_path / "run", "precision=bf16", *TWO) / "config.yaml"
     assert load_config(path).precision.name is Precision.bf16

@@ -86,6 +86,7 @@ def test_rounded_weights_are_the_only_ones_there_are():
     assert policy.state_dict()["head.weight"].dtype is torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rounding", "moments"), [(Rounding.stochastic, Moments.int8), (Rounding.kahan, Moments.fp32)])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(calvin_folder, tmp_path, rounding, moments):
     choice = (f"optimizer.rounding={rounding}", f"optimizer.moments={moments}")
@@ -98,6 +99,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(calvin_folder, tmp_p
     assert (dtypes["backbone"], dtypes["head"]) == (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_rounding(calvin_folder, tmp_path):
     for number, rounding in enumerate([Rounding.masters, Rounding.kahan, Rounding.stochastic, Rounding.masters]):
         total = f"schedule.total={2 * number + 2} step"

@@ -41,6 +41,7 @@ def in_line(calvin_folder, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_what_training_changes_while_a_checkpoint_is_written_is_not_in_it(
     calvin_folder, tmp_path, in_line, monkeypatch
 ):
@@ -60,6 +61,7 @@ def test_what_training_changes_while_a_checkpoint_is_written_is_not_in_it(
     assert_same_checkpoints(in_line, tmp_path / "slow")
 
 
+@pytest.mark.slow
 def test_weights_change_only_when_what_is_saved_of_them_is_copied(calvin_folder, tmp_path, in_line, monkeypatch):
     copy = CheckpointWriter._copy
 
@@ -84,6 +86,7 @@ def check_tensors(checkpoint):
     return [(checkpoint / name).read_bytes() for name in names]
 
 
+@pytest.mark.slow
 def test_an_error_in_the_background_ends_the_run_at_the_next_save_and_leaves_earlier_checkpoints(
     calvin_folder, tmp_path, monkeypatch
 ):
@@ -112,6 +115,7 @@ def test_an_error_in_the_last_save_ends_the_run_too(calvin_folder, tmp_path, mon
     assert not checkpoints(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parallel", "victims"), [pytest.param("zero1", [0, 1], marks=pytest.mark.slow), ("fsdp2", [1])]
 )
@@ -155,6 +159,7 @@ def test_many_launches_in_a_row_that_are_killed_at_random_moments_leave_whole_ch
     check_goes_on(calvin_folder, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parallel", "full"), [("zero1", 1), *(pytest.param(mode, 0, marks=pytest.mark.slow) for mode in ("fsdp2", "ddp"))]
 )

@@ -29,6 +29,7 @@ def run(root, output_dir, *extra):
     return output_dir
 
 
+@pytest.mark.slow
 def test_two_steps_and_a_resume_equal_four_steps_bit_for_bit(calvin_folder, tmp_path):
     whole = run(calvin_folder, tmp_path / "whole")
     source = tmp_path / "part"
@@ -38,6 +39,7 @@ def test_two_steps_and_a_resume_equal_four_steps_bit_for_bit(calvin_folder, tmp_
     assert losses(whole) == losses(source)
 
 
+@pytest.mark.slow
 def test_proprioception_is_trained_on_resumed_and_saved_with_its_statistics(calvin_folder, tmp_path):
     proprio = ["data.proprio_key=robot_obs", "data.proprio_names=[x,y]"]
     whole, source = run(calvin_folder, tmp_path / "whole", *proprio), tmp_path / "part"
@@ -50,6 +52,7 @@ def test_proprioception_is_trained_on_resumed_and_saved_with_its_statistics(calv
         run(calvin_folder, source, "schedule.total=6 step", "trainer.resume=auto")
 
 
+@pytest.mark.slow
 def test_a_run_opens_each_split_once(calvin_folder, tmp_path, monkeypatch):
     opened, open_split = [], CalvinReader.__init__
 
@@ -62,6 +65,7 @@ def test_a_run_opens_each_split_once(calvin_folder, tmp_path, monkeypatch):
     assert opened == ["train", "validation"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["flow", "diffusion", "gpt"])
 def test_a_head_with_attention_resumes_bit_for_bit_noise_included(calvin_folder, tmp_path, head):
     choice = [f"head={head}", "head.num_heads=2"]
@@ -71,6 +75,7 @@ def test_a_head_with_attention_resumes_bit_for_bit_noise_included(calvin_folder,
     assert_same_state(whole, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [[], ["head=flow", "head.num_heads=2"], ["head=diffusion", "head.num_heads=2"]])
 def test_accumulation_does_not_change_the_numbers(calvin_folder, tmp_path, head):
     whole = [*head, "trainer.max_validation_batches=null"]
@@ -80,6 +85,7 @@ def test_accumulation_does_not_change_the_numbers(calvin_folder, tmp_path, head)
     assert losses(one, "val/loss") == pytest.approx(losses(four, "val/loss"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_arm_error_falls_below_that_of_the_mean_action(calvin_folder, tmp_path):
     folder = run(
         calvin_folder,
@@ -102,6 +108,7 @@ def test_the_arm_error_falls_below_that_of_the_mean_action(calvin_folder, tmp_pa
     assert validation["val/action_rmse"] < 0.6 * validation["val/mean_action_rmse"]
 
 
+@pytest.mark.slow
 @pytest.mark.plots
 def test_a_run_folder_holds_what_a_user_looks_for(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "trainer.keep_last=1")
@@ -120,12 +127,14 @@ def test_a_run_folder_holds_what_a_user_looks_for(calvin_folder, tmp_path):
     assert durations["steps_per_epoch"] == durations["windows"] // 8 == 84 // 8
 
 
+@pytest.mark.slow
 def test_every_tracker_works_without_an_account(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "tracking=all", "schedule.total=2 step")
     assert list((folder / "tensorboard").glob("events.*"))
     assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_neither_mixed_nor_lost(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "schedule.total=2 step")
     with pytest.raises(ValueError, match=r"trainer\.resume=auto.*trainer\.overwrite=true"):
@@ -144,6 +153,7 @@ def test_overwrite_never_deletes_a_folder_that_is_no_run(calvin_folder, tmp_path
     assert (tmp_path / "precious.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_ignored_and_removed(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "schedule.total=2 step")
     partial = folder / "checkpoints" / ".step_000004.partial"
@@ -154,6 +164,7 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(calvin_folder, tmp_pat
     assert not partial.exists()
 
 
+@pytest.mark.slow
 def test_the_previous_checkpoint_survives_a_full_disk(calvin_folder, tmp_path):
     folder = run(calvin_folder, tmp_path / "run", "schedule.total=2 step")
     previous = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -171,6 +182,7 @@ def test_the_previous_checkpoint_survives_a_full_disk(calvin_folder, tmp_path):
     assert resolve_checkpoint(folder).name == "step_000004"
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_names_step_terms_and_samples(calvin_folder, tmp_path, monkeypatch):
     read = WindowDataset.__getitem__
 
@@ -220,6 +232,7 @@ def test_the_learning_rate_warms_up_then_stays_or_falls():
     assert learning_rate(8, cosine, 1.0, steps) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(calvin_folder, tmp_path):
     first = run(calvin_folder, tmp_path / "first")
     still = ["optimizer.lr=1e-30", "schedule.total=2 step", f"trainer.init_from={first}"]

@@ -107,6 +107,7 @@ def test_a_single_data_set_has_no_metrics_by_part(setup):
     assert set(metrics) == {f"val/{name}" for name in [*LOSSES, *ERRORS]}
 
 
+@pytest.mark.slow
 @pytest.mark.plots
 def test_a_mixtures_run_logs_its_parts_and_draws_the_whole(calvin_folder, arm_folder, tmp_path):
     train(completed(composed(*mixture(calvin_folder, arm_folder, tmp_path, "schedule.total=2 step"))))

@@ -31,6 +31,7 @@ def metrics(output_dir):
     return {key for line in (output_dir / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
 
 
+@pytest.mark.slow
 @pytest.mark.plots
 @pytest.mark.parametrize(
     ("episodes", "options", "said"),
@@ -53,10 +54,12 @@ def test_a_run_without_validation_trains_says_so_once_and_draws_what_there_is(
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_run_with_validation_measures_it(tmp_path):
     assert "val/loss" in run(write_v2(tmp_path / "data"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_source_of_a_mixture_may_keep_nothing_for_validation(calvin_folder, tmp_path, caplog):
     root = write_v2(tmp_path / "arm", lengths=[24])
     contract = ARM.replace("data.", "data.sources.arm.").replace("position_unit:1", "position_unit:0.02")
@@ -70,6 +73,7 @@ def test_a_source_of_a_mixture_may_keep_nothing_for_validation(calvin_folder, tm
     assert "no val/ metric" not in caplog.text
 
 
+@pytest.mark.slow
 def test_an_instruction_that_is_too_long_is_told_before_training_with_what_is_enough(tmp_path):
     long = "push " * 40
     root = write_v2(

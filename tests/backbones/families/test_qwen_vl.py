@@ -175,6 +175,7 @@ def test_weights_without_a_place_and_missing_ones_are_listed(original):
         read_tokenizer(original / "qwen.tiktoken")
 
 
+@pytest.mark.slow
 def test_the_vocabulary_file_becomes_the_real_merges_and_the_published_ids(shared_data, tmp_path):
     folder = shared_data / "tokenizers" / "qwen2.5"
     if not folder.is_dir():

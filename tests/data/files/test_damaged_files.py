@@ -141,6 +141,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "file"), [(version, file) for version, files in FILES.items() for file in files])
 @given(changes=damage())
 @quick
@@ -266,6 +267,7 @@ def libero(tmp_path_factory) -> Path:
     return write_hdf5(tmp_path_factory.mktemp("libero") / "push_the_cube_demo.hdf5", lengths=[3, 4])
 
 
+@pytest.mark.slow
 @given(changes=damage())
 @settings(quick, max_examples=100)
 def test_any_bytes_in_a_libero_file(libero, changes):

@@ -104,6 +104,7 @@ def test_a_v20_folder_counts_as_its_files_do(gr1):
     assert read_tasks(read_info(gr1))[1] == "valid"
 
 
+@pytest.mark.slow
 def test_h264_videos_hold_as_many_frames_as_there_are_rows_and_all_can_be_read(gr1):
     reader = LeRobotReader(gr1_config(gr1), "train", views=["side"])
     for number, episode in enumerate(reader.episodes):
@@ -245,6 +246,7 @@ def test_with_skip_bad_only_complete_episodes_remain(franka, views, kept, caplog
         assert f"{4 - len(kept)} of 4 episodes of " in caplog.text
 
 
+@pytest.mark.slow
 def test_av1_videos_hold_as_many_frames_as_there_are_rows_and_all_can_be_read(franka):
     reader = LeRobotReader(franka_config(franka, skip_bad=True), "train", views=["wrist"])
     for number, name in enumerate(("episode_000002", "episode_000003")):
@@ -255,6 +257,7 @@ def test_av1_videos_hold_as_many_frames_as_there_are_rows_and_all_can_be_read(fr
         np.testing.assert_array_equal(reader.frames(number, ends)["wrist"], np.stack([frames[0], frames[-1]]))
 
 
+@pytest.mark.slow
 def test_a_window_of_an_av1_video_equals_its_frames_decoded_one_by_one(franka):
     config = franka_config(franka, skip_bad=True)
     sample = windows(config, views=["side", "wrist"], window_size=4, chunk_size=3)[201]

@@ -46,6 +46,7 @@ def start_method(request):
     multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["calvin", "lerobot"])
 def test_batches_are_the_same_however_loader_processes_are_started(start_method, data, tmp_path):
     config = completed(composed(f"data={data}", "view=side_wrist", "window=w4_c10"))
@@ -147,6 +148,7 @@ def test_an_error_of_the_collator_arrives_too():
         list(make(bad_file, collate=lambda samples: 1 // 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -161,6 +163,7 @@ def test_a_process_that_dies_is_named_with_the_likely_cause_and_the_option(fault
         list(batches)
 
 
+@pytest.mark.slow
 def test_a_dead_process_does_not_interrupt_other_work():
     next(iter(DataLoader([0], num_workers=1)))  # as a library may: torch's handler, which raises anywhere, is in place
     batches = iter(make(killed))

@@ -47,6 +47,7 @@ def assert_same(left: Batch, right: Batch) -> None:
             assert torch.equal(mine[key], other[key])
 
 
+@pytest.mark.slow
 def test_every_batch_of_a_run_comes_through_the_ring(calvin_folder, tmp_path, monkeypatch) -> None:
     arrived, receive = [], Ring.receive
 
@@ -99,6 +100,7 @@ def test_a_batch_larger_than_a_slot_goes_the_ordinary_way(monkeypatch: pytest.Mo
     assert ring._in_use.sum() == 0
 
 
+@pytest.mark.slow
 def test_it_works_with_processes_that_inherit_nothing() -> None:
     ring = Ring(make_batch, 1)
     numbers = [batch.index.item() for batch in loader(ring, 12, multiprocessing_context="spawn")]

@@ -224,6 +224,7 @@ def test_what_another_plan_left_unfinished_is_not_kept(root: Path, monkeypatch: 
     assert PackedReader(root / "packed", views=["side"]).index.image_format == "jpeg"
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(root: Path) -> None:
     pack(native(root), root / "one", image_format="raw", workers=1)
     pack(native(root), root / "two", image_format="raw", workers=2)

@@ -142,6 +142,7 @@ def test_windows_of_bridge_are_read_with_their_padding(shared_data):
     assert sample.action_mask.tolist() == [True] * 4 + [False] * 2
 
 
+@pytest.mark.slow
 def test_neither_tensorflow_nor_protobuf_is_imported(shared_data, tmp_path):
     code = (
         "import sys, test_rlds; from pathlib import Path\n"

@@ -25,6 +25,7 @@ def test_what_is_looked_at_once_alone_would_be_found_sooner():
     assert next(count for count in range(1, 20) if Bets([1] * count).p_value() <= 0.05) == 8
 
 
+@pytest.mark.slow
 def test_of_equal_policies_hardly_any_is_called_better_though_it_is_looked_at_after_every_episode():
     random = np.random.default_rng(0)
     once, always, test = 0, 0, cache(sign_test)

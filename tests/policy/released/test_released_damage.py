@@ -222,6 +222,7 @@ def test_second_names_that_hold_other_numbers_are_refused(tmp_path):
     refused(match, *files, vlm("flamingo", tmp_path / "vlm"))
 
 
+@pytest.mark.slow
 def test_the_command_converts_and_tells_what_is_wrong_in_one_message(kosmos, tensors, tmp_path):
     source, config = write(tmp_path, configuration(), tensors)
     command = [sys.executable, str(ROOT / "scripts" / "convert_checkpoint.py"), f"source={source}",
