@@ -20,6 +20,7 @@ from robovlms.config.run import TrainConfig
 from robovlms.data.base import Reader, unlabelled
 from robovlms.data.loading.loader import Collator
 from robovlms.data.opening import join_sources, open_sources
+from robovlms.data.remote import fetch
 from robovlms.data.splits import evenly_spaced
 from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
@@ -69,7 +70,8 @@ def open_loop(config: OpenLoopConfig) -> list[Path]:
 def write_checkpoint(config: OpenLoopConfig, checkpoint: Path, run_folder: Path) -> Path:
     """Write the page of one checkpoint of a run and return its path."""
     trained = load_config(checkpoint / CONFIG)
-    plan = DataPlan.of(moved(trained.data, config.data.root), trained.view.views)
+    views = trained.view.views
+    plan = DataPlan.of(fetch(moved(trained.data, config.data.root), views), views)
     windows = open_sources(plan, trained.window, config.split.value)
     sources = plan.sources if config.source is None else [plan.find(config.source)]
     if not any(len(windows[source.number]) for source in sources):
@@ -144,10 +146,11 @@ class RecordedEpisode(Recording):
         if self._block is None or self._block[0] != first:
             self._block = first, self._blocks[self._first_block + first]
         sample, row = self._block[1], step - first
+        proprio = sample.proprio if sample.state is None else sample.state  # all that a robot of the source sends
         return Observation(
             frames={view: frames[row] for view, frames in sample.frames.items()},
             instruction=self.instruction,
-            proprio=None if sample.proprio is None else sample.proprio[row],
+            proprio=None if proprio is None else proprio[row],
         )
 
 

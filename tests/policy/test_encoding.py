@@ -48,7 +48,7 @@ def test_validation_encodes_every_picture_once_and_measures_what_training_and_ac
     assert losses.keys() == again.keys()
     assert all(torch.equal(losses[name], again[name]) for name in losses)
     counts.clear()
-    validate(policy, [batch, batch], torch.zeros(1, A - 1), ["only"], lambda sums: sums)
+    validate(policy, [batch, batch], torch.zeros(1, *batch.actions.shape[2:]), ["only"], lambda sums: sums)
     assert counts == [2 * w * len(VIEWS)] * 2
 
 

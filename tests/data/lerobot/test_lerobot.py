@@ -208,11 +208,11 @@ def test_any_row_groups_can_be_read(damaged, rows_per_group):
 
 
 def test_an_action_of_one_entry_is_a_scalar_column_and_reads_as_a_vector(tmp_path):
-    with open_writer(tmp_path / "demos", action_names=["gripper"], image_keys={}) as writer:
+    with open_writer(tmp_path / "demos", action_names=["lift"], image_keys={}) as writer:
         for _ in range(2):
             writer.add_episode({}, np.array([[1.0], [-1.0]], np.float32), np.zeros((2, 2), np.float32), "grasp")
     assert pq.read_schema(tmp_path / "demos" / DATA).field("action").type == pa.float32()
-    contract = dataclasses.replace(make_config(tmp_path).contract, names=["gripper"])
+    contract = dataclasses.replace(make_config(tmp_path).contract, names=["lift"])
     config = dataclasses.replace(make_config(tmp_path / "demos"), contract=contract)
     dataset = windows(config, chunk_size=2)
     np.testing.assert_array_equal(dataset[0].actions, [[1], [-1]])
@@ -261,8 +261,8 @@ def test_pusht_rows_equal_the_golden_items_of_lerobot(shared_data):
     assert (len(episodes), len(numbers["index"])) == (206, 25650)
     for row in GOLDEN:
         golden = load_file(shared_data / PUSHT / f"golden_frames/pusht_frame_{row}.safetensors")
-        np.testing.assert_array_equal(dataset[row].actions[0, :2], golden["action"])
-        np.testing.assert_array_equal(dataset[row].action_dims, [True, True, False])  # there is no gripper to teach
+        np.testing.assert_array_equal(dataset[row].actions[0], golden["action"])
+        assert dataset[row].action_dims is None  # nothing is added that would have to be left out
         np.testing.assert_array_equal(dataset[row].proprio[0], golden["observation.state"])
         assert numbers["timestamp"][row] == golden["timestamp"]
         assert numbers["index"][row] == golden["index"]

@@ -496,7 +496,7 @@ def test_a_name_with_slashes_keeps_the_index_in_its_folder(tmp_path):
         ({"drop_first": 9}, r"has no usable episode in split train"),
         (
             {"transform": RLDSTransform.bridge, "action_key": "action[0:3]", "contract": contract(["x", "y", "z"])},
-            r"data.transform=bridge expects 6 entries of the arm and the gripper",
+            r"data.transform=bridge is of data sets with one gripper, which is the last entry, but data.contract",
         ),
     ],
 )
