@@ -25,11 +25,13 @@ def find_out(arguments: list[str]) -> list[str] | None:
     Raises:
         FileNotFoundError, UserError: the folder is not there, or holds nothing that is read; or `write` cannot be.
     """
+    given = {key.lstrip("+"): value.strip("'\"") for key, _, value in (a.partition("=") for a in arguments)}
+    root, target = given["data.root"], Path(given["write"]).expanduser() if "write" in given else None
+    if not root.startswith("hf:") and not Path(root).expanduser().exists():  # before anything heavy is imported
+        raise FileNotFoundError(f"data.root={root} does not exist: set it to the folder of your recordings.")
     from robovlms.commands.inspect_data import find_out as run
 
-    given = {key.lstrip("+"): value.strip("'\"") for key, _, value in (a.partition("=") for a in arguments)}
-    target = Path(given["write"]).expanduser() if "write" in given else None
-    found = run(Path(given["data.root"]), target)
+    found = run(root, target)
     show(found.said)
     option = store("data", PLACE, found.text)
     asked = " ".join(f"data.{key}=..." for key in option.questions if not is_given(f"data.{key}", arguments))

@@ -8,10 +8,11 @@ from pathlib import Path
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.config.commands import InspectConfig
 from robovlms.data.opening import native_reader
-from robovlms.data.remote import fetch, pin
+from robovlms.data.remote import fetch, local_folder, pin
 from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.files import write_text
+from robovlms.hub.datasets import DataAddress
 from robovlms.inspection.contact_sheet import draw_contact_sheet
 from robovlms.inspection.discovery.finding import FoundData, find_data
 from robovlms.inspection.episode import load_replay
@@ -45,8 +46,9 @@ def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
     return reports
 
 
-def find_out(root: Path, target: Path | None) -> FoundData:
-    """Return what a folder holds; with a `target` its data config is written there.
+def find_out(root: str, target: Path | None) -> FoundData:
+    """Return what a folder holds, or a data set on the Hub, of which all is downloaded; with a `target` its data config
+    is written there.
 
     Raises:
         FileNotFoundError, UserError: the folder is not there, or holds nothing that is read; or the target is there, or
@@ -56,7 +58,10 @@ def find_out(root: Path, target: Path | None) -> FoundData:
         raise UserError(f"write={target} must end in .yaml, so that train.py data={target} takes it for a file.")
     if target is not None and target.exists():
         raise UserError(f"write={target} exists, and may hold answers: delete it, or write another.")
-    found = find_data(root)
+    folder = local_folder(root, "data.root")
+    found = find_data(folder)
+    if (address := DataAddress.parse(root)) is not None:
+        found = found.lying_at(folder, str(address))
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, found.text)

@@ -155,6 +155,7 @@ def chunk(policy):
         return policy.eval().backbone(images, ids, mask, queries)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_four_bits_loads_alone_and_acts_as_it_was(runs, tmp_path):
     checkpoint = resolve_checkpoint(runs / "qlora")
     policy = load_policy(checkpoint).policy
@@ -180,12 +181,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(data, runs, tmp_path
     assert losses(runs / "qlora") == losses(tmp_path)
 
 
+@pytest.mark.slow
 def test_adapters_learn_as_beside_full_weights(runs):
     found, wanted = losses(runs / "qlora"), losses(runs / "lora")
     assert found[-1] < found[0]
     assert found == pytest.approx(wanted, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", ["qlora", "lora", "full"])
 @pytest.mark.parametrize(
     "new", [QLORA, ("backbone.lora.rank=2",), (), ("backbone.quantization=nf4", "backbone.lora.rank=2")]

@@ -31,6 +31,7 @@ def sweep(tmp_path_factory):
     return done, folder / "runs"
 
 
+@pytest.mark.slow
 def test_what_is_not_allowed_is_skipped_with_its_reason_and_the_rest_runs(sweep):
     done, _ = sweep
     assert done.returncode == 0, done.stderr
@@ -38,6 +39,7 @@ def test_what_is_not_allowed_is_skipped_with_its_reason_and_the_rest_runs(sweep)
     assert skipped == ["structure=one_step with head=lstm", "structure=interleaved with head=lstm"]
 
 
+@pytest.mark.slow
 def test_finished_runs_become_one_table_and_one_page(sweep):
     _, folder = sweep
     run = next(folder.glob("*one_step*"))

@@ -215,6 +215,7 @@ FolderLock(Path({str(tmp_path)!r}), 'x').acquire(); print('ready', flush=True); 
 LONG = ["schedule.total=60 step", "trainer.save_every=20 step", "trainer.keep_last=1", "trainer.log_every=20 step"]
 
 
+@pytest.mark.extended
 def test_a_run_that_trains_is_followed_to_its_end_and_its_trackers_get_the_scores(demos, tmp_path):
     folder = tmp_path / "run"
     training = start("train.py", *tiny_run(demos, folder, *LONG, "tracking=tensorboard"))
@@ -270,6 +271,7 @@ def test_a_run_that_is_stopped_leaves_no_evaluation_behind(demos, tmp_path, numb
     assert not alive
 
 
+@pytest.mark.extended
 def test_two_processes_of_a_launch_evaluate_every_checkpoint_of_a_run_together(run, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["checkpoints=every:2", "sim=metaworld", *SIM, "sim.episodes=2", "evaluation.videos_per_task=0"]

@@ -21,6 +21,8 @@ from robovlms.evaluation.open_loop import Recording, Replayed, copied, entry_err
 from robovlms.policy.checkpoint import resolve_checkpoint
 from robovlms.policy.engine import PolicyEngine
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -135,7 +137,6 @@ def test_a_policy_that_repeats_the_last_action_is_told_from_one_that_follows():
     assert copied([still], [0, 1]) is None
 
 
-@pytest.mark.slow
 def test_a_mixture_has_a_section_for_every_source(calvin_folder, tmp_path):
     make_arm_folder(tmp_path / "arm")
     train(completed(composed(*mixture(calvin_folder, tmp_path / "arm", tmp_path / "run", "schedule.total=2 step"))))
@@ -147,7 +148,6 @@ def test_a_mixture_has_a_section_for_every_source(calvin_folder, tmp_path):
     assert json.loads(path.with_suffix(".json").read_text())["entries"].keys() == {"arm"}
 
 
-@pytest.mark.slow
 @pytest.mark.plots
 def test_a_run_ends_with_the_page_of_its_last_checkpoint_unless_told_not_to(calvin_folder, tmp_path):
     for episodes in (0, 1):
@@ -157,7 +157,6 @@ def test_a_run_ends_with_the_page_of_its_last_checkpoint_unless_told_not_to(calv
         assert (out / "open_loop" / "step_000002.html").is_file() is bool(episodes)
 
 
-@pytest.mark.slow
 def test_a_page_of_every_checkpoint_is_written_where_all_are_asked_for(calvin_folder, tmp_path):
     train(completed(composed(*tiny_run(calvin_folder, tmp_path / "run"))))
     pages = open_loop(

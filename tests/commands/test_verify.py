@@ -51,6 +51,7 @@ def results(tmp_path_factory):
     return json.loads(json.dumps(certified))
 
 
+@pytest.mark.slow
 def test_a_certificate_names_what_the_results_were_made_with(results):
     certificate = results["certificate"]
     assert certificate["command"] == "evaluate.py 'a b=1'"
@@ -59,6 +60,7 @@ def test_a_certificate_names_what_the_results_were_made_with(results):
     assert re.fullmatch("[0-9a-f]{64}", certificate["content_digest"])
 
 
+@pytest.mark.slow
 def test_what_was_written_holds_when_it_is_read_and_when_all_of_it_is_played_again(results, again):
     assert content_faults(results) == []
     verdict = again(results, 1.0)
@@ -75,6 +77,7 @@ def numbers(value, place=()):
     return [place] if type(value) in (int, float) else []
 
 
+@pytest.mark.slow
 def test_any_number_that_is_changed_is_found(results):
     places = numbers(results)
     assert len(places) > 80
@@ -87,6 +90,7 @@ def test_any_number_that_is_changed_is_found(results):
         assert content_faults(changed), (*path, last)
 
 
+@pytest.mark.slow
 def test_whoever_mends_the_digest_is_found_by_rates_that_do_not_fit_the_episodes(results):
     changed = copy.deepcopy(results)
     changed["language"]["opposite"]["overall"]["successes"] += 1
@@ -102,16 +106,19 @@ def invented(results):
     return changed
 
 
+@pytest.mark.slow
 def test_whoever_invents_an_episode_is_found_by_playing_it(results, again):
     (fault,) = again(invented(results), 1.0).faults
     assert fault == "go-left, seed 100: 'go left' reached 1 goals in 3 steps, now 1 in 4"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "count"), [(0.001, 1), (0.5, 4), (1.0, 8)])
 def test_a_share_is_at_least_one_episode(results, again, share, count):
     assert again(results, share).checked[0].startswith(f"{count} of 8 episodes")
 
 
+@pytest.mark.slow
 def test_another_machine_is_held_against_a_test_of_the_successes_alone(results, again):
     elsewhere = copy.deepcopy(results)
     elsewhere["certificate"]["machine"] = "a calculator"
@@ -125,6 +132,7 @@ def test_another_machine_is_held_against_a_test_of_the_successes_alone(results, 
     assert "(exact sign test, p = " in fault
 
 
+@pytest.mark.slow
 def test_results_without_a_certificate_or_a_checkpoint_say_what_to_do(results, tmp_path):
     file = tmp_path / "results.json"
     file.write_text(json.dumps({key: value for key, value in results.items() if key != "certificate"}))
@@ -159,6 +167,7 @@ def evaluated(tmp_path_factory):
     return evaluate(asked).parent
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_verified_from_its_file_alone_and_says_so_by_its_exit_status(evaluated, capsys):
     asked = EvaluateConfig(verify=str(evaluated / "results.json"), share=1.0, evaluation=EvaluationConfig())
     with pytest.raises(SystemExit) as end:
@@ -167,6 +176,7 @@ def test_an_evaluation_is_verified_from_its_file_alone_and_says_so_by_its_exit_s
     assert "4 of 4 episodes, played again, step by step" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_checkpoint_or_a_changed_file_does_not_hold(evaluated, tmp_path):
     content = json.loads((evaluated / "results.json").read_text())
     content["episodes"][0]["steps"] += 1
@@ -178,6 +188,7 @@ def test_another_checkpoint_or_a_changed_file_does_not_hold(evaluated, tmp_path)
     assert "is damaged" in str(verify(evaluated, 1.0, str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_episodes_are_played_in_a_random_order_and_reported_in_that_of_the_plan(evaluated):
     rows = [(row["seed"], row["language"]) for row in json.loads((evaluated / "results.json").read_text())["episodes"]]
     played = [(row["seed"], row["language"]) for row in read_json_lines(evaluated / "episodes.jsonl")[1:]]
@@ -186,6 +197,7 @@ def test_episodes_are_played_in_a_random_order_and_reported_in_that_of_the_plan(
     assert played != rows
 
 
+@pytest.mark.slow
 def test_success_is_measured_under_every_latency_and_way_of_execution(evaluated):
     points = json.loads((evaluated / "results.json").read_text())["latency"]
     assert [(point["execution"], point["latency"], point["episodes"]) for point in points] == [
@@ -196,6 +208,7 @@ def test_success_is_measured_under_every_latency_and_way_of_execution(evaluated)
     assert "Success against latency" in (evaluated / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

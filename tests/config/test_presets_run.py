@@ -20,8 +20,14 @@ STEP = [
 ]  # fmt: skip
 
 
+IN_CI = ("calvin_perform", "real_perform", "finetune_24gb", "quickstart")  # one of every kind
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset",
+    [pytest.param(preset, marks=[] if preset in IN_CI else pytest.mark.extended) for preset in PRESETS],
+)
 def test_a_preset_takes_a_step_validates_and_saves(preset: str, tmp_path: Path) -> None:
     config = completed(composed(f"experiment={preset}", f"output_dir={tmp_path}/run", *STEP))
     checkpoint = train(replace(config, data=make_miniature(config.data, tmp_path / "data")))

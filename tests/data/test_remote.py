@@ -15,6 +15,7 @@ from lerobot_folder import CAMERA, NAMES, write_v2, write_v3
 from miniatures import make_miniature
 
 from robovlms.commands.edit_data import edit_data
+from robovlms.commands.inspect_data import find_out
 from robovlms.commands.train import train
 from robovlms.config.data import DataConfig
 from robovlms.data.editing.schema import EditDataConfig
@@ -187,3 +188,13 @@ def test_a_run_records_its_commit_and_resumes_with_it(hub, tmp_path, monkeypatch
         train(completed(composed(*more, "data.episodes='-1'")))
     train(completed(composed(*more)))
     assert len(losses(tmp_path / "run")) == 4
+
+
+def test_what_a_data_set_of_the_hub_holds_is_found_out_and_its_config_names_the_hub(hub, tmp_path):
+    write_v3(tmp_path / "demos", video=True)
+    publish(hub, tmp_path / "demos")
+    found = find_out(ROOT, tmp_path / "robot.yaml")
+    written = (tmp_path / "robot.yaml").read_text()
+    assert f"\nroot: {ROOT}\n" in written
+    assert found.text == written
+    assert str(constants.HF_HUB_CACHE) not in found.said + written

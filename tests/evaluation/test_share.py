@@ -110,7 +110,7 @@ def test_more_processes_than_episodes_end_well(tmp_path):
     assert played(tmp_path / "run") == planned(1)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("whole_launch", [False, True])
 def test_a_killed_launch_goes_on_with_another_number_of_processes_and_plays_nothing_twice(tmp_path, whole_launch):
     folder = tmp_path / "run"
@@ -139,7 +139,7 @@ def rank(number, port, folder, lost_s):
     return start([sys.executable, str(SCRIPT), str(folder), "0.3", "10", str(lost_s)], ENVIRONMENT | given)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("killed", [0, 1])
 def test_what_a_process_had_claimed_when_its_machine_died_is_played_by_the_others(tmp_path, killed):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))

@@ -84,6 +84,7 @@ def test_fifty_steps_a_reset_and_new_instructions_are_those_of_the_engine(backbo
     assert np.ptp(np.stack(chunks)[:, 0, :-1], axis=0).max() > 1e-3  # what is seen moves the actions
 
 
+@pytest.mark.slow
 def test_rows_of_different_ages_and_texts_in_one_run_are_each_what_it_is_alone(exported):
     checkpoint, program = exported("nano", "policy_head", "lstm")
     engine = PolicyEngine.from_checkpoint(checkpoint)
@@ -136,6 +137,7 @@ def onnx_metadata(policy):
     return policy._session.get_modelmeta().custom_metadata_map["robovlms"].encode()
 
 
+@pytest.mark.slow
 def test_what_a_program_does_not_take_is_refused_and_the_session_is_as_it_was(exported):
     checkpoint, program = exported("nano", "policy_head", "lstm")
     engine = PolicyEngine.from_checkpoint(checkpoint)

@@ -122,6 +122,7 @@ def runs(calvin_folder, tmp_path_factory):
     return config
 
 
+@pytest.mark.slow
 def test_a_mixtures_run_teaches_every_source_its_own(runs):
     own = {key: value for key, value in saved(runs_folder(runs)).items() if key.startswith("head.own.")}
     assert {key.split(".")[2] for key in own} == {"arm", "gripper"}
@@ -134,6 +135,7 @@ def runs_folder(config):
     return resolve_checkpoint(Path(config.output_dir)).parents[1]
 
 
+@pytest.mark.slow
 def test_sessions_of_two_robots_in_one_batch_act_as_each_alone_and_as_the_batch_forward(runs):
     engine = PolicyEngine.from_checkpoint(resolve_checkpoint(runs_folder(runs)))
     with torch.no_grad():
@@ -152,6 +154,7 @@ def test_sessions_of_two_robots_in_one_batch_act_as_each_alone_and_as_the_batch_
             assert abs(unwrap(one) - chunk).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_new_run_takes_a_sources_projectors_by_name_and_acts_as_before(runs, calvin_folder, tmp_path):
     """The order of the sources changes, and one is new."""
     extra = ["head.per_source=true", "+data@data.sources.new=calvin", f"data.sources.new.root={calvin_folder}"]

@@ -26,7 +26,7 @@ def config_of(*overrides: str) -> TrainConfig:
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("backbone", one_gpu_table.BACKBONES)
 @pytest.mark.parametrize("recipe", one_gpu_table.RECIPES)
 def test_a_recipe_fits_its_card_with_a_tenth_to_spare_as_the_page_says(recipe: str, backbone: str) -> None:
@@ -69,7 +69,7 @@ def test_decoders_too_large_to_train_are_refused_with_adapters_that_fit() -> Non
     assert again.memory.peak == pytest.approx(float(told[2]), abs=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_decoders_too_large_for_adapters_alone_are_kept_in_four_bits() -> None:
     found = make_plan(config_of(*WIDE, "backbone.hidden_dim=16384", "backbone.num_layers=4"), GPUS["rtx4090"])
     fitting = Alternatives(found).find(found.gpu)
@@ -79,7 +79,7 @@ def test_decoders_too_large_for_adapters_alone_are_kept_in_four_bits() -> None:
     assert "(trains less)" in describe(found, [("rtx4090", fitting)])
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_what_nothing_helps_is_refused_and_says_so() -> None:
     config = config_of(*WIDE, "backbone.hidden_dim=32768", "backbone.num_layers=8", "backbone.lora.rank=16")
     with pytest.raises(UserError, match=r"Nothing makes it fit, not even adapters .*choose a smaller backbone"):

@@ -36,6 +36,7 @@ def observation(prefix=None):
     return Observation(frames=frames, instruction="go 0", proprio=np.full(4, 0.04, np.float32), prefix=prefix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", list(Execution))
 def test_a_robot_gets_the_datas_entries_in_their_order_in_the_policys_terms(run, execution):
     runner = PolicyRunner.from_checkpoint(resolve_checkpoint(run), execution=execution)
@@ -46,6 +47,7 @@ def test_a_robot_gets_the_datas_entries_in_their_order_in_the_policys_terms(run,
     assert (actions[:, [1, 3]] <= 0.08).all()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_says_which_grippers_are_widths_and_has_their_statistics(run):
     trained = load_policy(resolve_checkpoint(run))
     contract = trained.spec.find(None).contract
@@ -58,12 +60,14 @@ def test_a_checkpoint_says_which_grippers_are_widths_and_has_their_statistics(ru
     )
 
 
+@pytest.mark.slow
 def test_metrics_count_the_width_among_the_numbers_and_the_other_among_the_decisions(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     names = {name for row in rows for name in row}
     assert {"val/gripper_accuracy", "val/gripper", "val/arm", "val/action_error"} <= names
 
 
+@pytest.mark.slow
 def test_a_client_gets_and_sends_back_its_own_closed_and_open(run):
     engine = PolicyRunner.from_checkpoint(resolve_checkpoint(run)).engine
     seen = {"side": np.zeros((24, 20, 3), np.uint8), "instruction": "go 0", "proprio": np.full(4, 0.04, np.float32)}

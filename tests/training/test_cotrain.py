@@ -16,6 +16,8 @@ from robovlms.policy.checkpoint import load_policy, load_weights, resolve_checkp
 from robovlms.policy.policy import VLAPolicy
 from robovlms.training.warm_start import VOCABULARY_HEAD
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def said(tmp_path):

@@ -13,6 +13,8 @@ from robovlms.policy.policy import VLAPolicy
 from robovlms.training.warm_start import init_weights
 
 pytest.importorskip("peft")
+
+pytestmark = pytest.mark.slow
 FULL, RANK_4, RANK_2 = [], ["backbone.lora.rank=4"], ["backbone.lora.rank=2", "backbone.lora.alpha=3"]
 
 
@@ -54,7 +56,6 @@ def test_a_run_starts_where_another_ended_whatever_adapters_either_has(data, run
     assert load_config(checkpoint / "config.yaml").backbone.lora.rank == (4 if old == "rank_4" else 0)
 
 
-@pytest.mark.slow
 def test_fine_tuning_with_adapters_from_a_full_run_trains(data, runs, tmp_path):
     train(completed(composed(*tiny_run(data, tmp_path / "run", *RANK_4, f"trainer.init_from={runs / 'full'}"))))
     assert resolve_checkpoint(tmp_path / "run").name == "step_000004"
@@ -98,7 +99,6 @@ def test_other_actions_start_anew_and_all_else_is_kept(data, runs, tmp_path, cap
     assert "actions: dx, dy, dz, droll, dpitch, dyaw before, " in told
 
 
-@pytest.mark.slow
 def test_proprioception_that_is_new_starts_anew_and_is_calibrated(data, runs, tmp_path, caplog):
     _, _, parts = started(data, tmp_path / "look", runs / "full", *SEEN)
     assert parts == {"proprio"}

@@ -133,7 +133,7 @@ def test_sigterm_to_the_ranks_of_torchrun_saves_once_and_all_exit_0(calvin_folde
     assert len(checkpoints(run)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_ranks_end_with_a_checkpoint_when_torchrun_is_killed(calvin_folder, tmp_path):
     run = tmp_path / "run"
     with under_torchrun(calvin_folder, run) as (process, ranks):
@@ -143,7 +143,7 @@ def test_ranks_end_with_a_checkpoint_when_torchrun_is_killed(calvin_folder, tmp_
     assert len(checkpoints(run)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_torchrun_ends_when_a_rank_is_killed_and_the_other_says_why(calvin_folder, tmp_path):
     with under_torchrun(calvin_folder, tmp_path / "run") as (process, ranks):
         ranks[1].send_signal(signal.SIGKILL)

@@ -17,10 +17,12 @@ from robovlms.policy.manifest import check_checkpoint
 from robovlms.registry import PARALLEL
 from robovlms.training.checkpoints.state import TrainingState
 
+pytestmark = pytest.mark.slow
+
 ONE = (1, "ddp")
 WAYS = [ONE, (2, "ddp"), (2, "zero1"), (2, "fsdp2"), (4, "hsdp")]
 ALL_WAYS = [*WAYS, (4, "ddp"), (4, "zero1"), (4, "fsdp2")]
-SLOW = [pytest.param(*way, marks=pytest.mark.slow) for way in ALL_WAYS if way not in WAYS]
+SLOW = [pytest.param(*way, marks=pytest.mark.extended) for way in ALL_WAYS if way not in WAYS]
 OPTIONS = {"hsdp": ["parallel.shard_size=2"]}
 SMALL = ["device_batch_size=2", "trainer.max_validation_batches=null", "ema=default", "ema.decay=0.6"]
 ON = ["trainer.validate_every=null", "trainer.save_every=4 step"]  # what a resumed run still does
@@ -108,7 +110,7 @@ def assert_close(ours, theirs, atol):
         assert torch.allclose(value, theirs[name], rtol=0, atol=atol), name
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_groups_that_do_not_divide_the_processes_are_refused_with_those_that_do(data, tmp_path):
     run = overrides(data, tmp_path / "run", "fsdp2", "parallel=hsdp", "parallel.shard_size=3")
     with started(2, [run], tmp_path) as processes:
@@ -227,7 +229,7 @@ def together(data, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("name", OF_DDP)
 def test_options_of_ddp_change_no_loss_but_rounded_gradients_change_it_a_little(together, name):
     for figure in ("train/loss", "train/grad_norm"):
@@ -236,7 +238,7 @@ def test_options_of_ddp_change_no_loss_but_rounded_gradients_change_it_a_little(
     assert (ours != plain) or name != "rounded"
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("mode", ["zero1", "fsdp2"])
 @pytest.mark.parametrize("name", TOGETHER)
 def test_every_way_goes_with_whatever_is_trained(together, name, mode):

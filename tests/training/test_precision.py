@@ -148,7 +148,7 @@ def test_tables_and_frequencies_stay_fp32():
         assert all(torch.equal(value, before[key]) for key, value in backbone.named_buffers()), name
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("precision", Precision)
 def test_two_steps_and_two_more_are_four_in_every_precision(calvin_folder, tmp_path, precision):
     choice = f"precision={precision}"
@@ -160,7 +160,7 @@ def test_two_steps_and_two_more_are_four_in_every_precision(calvin_folder, tmp_p
     assert {value.dtype for value in weights(whole).values() if value.is_floating_point()} == {torch.float32}
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(Precision, 2)))
 def test_a_run_goes_on_in_another_precision_from_the_same_weights(calvin_folder, tmp_path, first, second):
     run(calvin_folder, tmp_path / "run", f"precision={first}", *TWO)

@@ -14,6 +14,8 @@ from robovlms.policy.checkpoint import load_policy, resolve_checkpoint
 from robovlms.policy.engine import PolicyEngine, unwrap
 from robovlms.types import Observation
 
+pytestmark = pytest.mark.slow
+
 ARM = [name.removesuffix(".pos") for name in ROBOTS["so101"][1]]
 CONTRACT = (
     f"names:[{','.join(ARM)}],representation:absolute,frame:joint,rotation:none,position_unit:null,"

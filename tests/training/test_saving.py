@@ -142,7 +142,7 @@ def check_goes_on(data, run):
     assert not list((run / "checkpoints").glob(".step_*"))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_many_launches_in_a_row_that_are_killed_at_random_moments_leave_whole_checkpoints(calvin_folder, tmp_path):
     run = tmp_path / "run"
     for number in range(12):
@@ -195,6 +195,7 @@ def spread(calvin_folder, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
 def test_a_damaged_shard_sends_a_run_back_to_the_newest_whole_checkpoint(
     calvin_folder, tmp_path, spread, damage, caplog

@@ -18,6 +18,8 @@ from robovlms.policy.policy import VLAPolicy
 from robovlms.training.symptoms import LANGUAGE, PICTURES, Probe, still_grippers, unlearned
 from robovlms.training.tracking import load_warnings
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"language": "language is ignored", "pictures": "proprioception is copied", "gripper": "never moves"}
 
 
@@ -55,7 +57,6 @@ def test_a_policy_that_copies_its_state_is_warned_of_kind_by_kind(folders):
     assert metrics["val/action_rmse"] < 0.3 * metrics["val/mean_action_rmse"]  # it is no bad policy otherwise
 
 
-@pytest.mark.slow
 def test_each_kind_is_logged_once_however_often_a_run_validates(folders, tmp_path, caplog):
     often = ["trainer.validate_every=20 step", "schedule.total=40 step", "optimizer.lr=1e-9"]
     with caplog.at_level(logging.WARNING):
@@ -65,7 +66,6 @@ def test_each_kind_is_logged_once_however_often_a_run_validates(folders, tmp_pat
     assert "at step 20" in told[0]
 
 
-@pytest.mark.slow
 def test_looking_changes_no_weight_no_loss_and_no_random_number(calvin_folder, tmp_path):
     for name in ("true", "false"):
         flow = ["head=flow", "head.num_heads=2", f"trainer.early_warnings={name}"]

@@ -33,6 +33,11 @@ class FoundData:
     said: str  # for people
     text: str  # of the data config
 
+    def lying_at(self, folder: Path, address: str) -> FoundData:
+        """Return it with an address of the Hub in place of the folder it was downloaded to."""
+        said, text = (told.replace(str(folder.absolute()), address) for told in (self.said, self.text))
+        return FoundData(said, text)
+
 
 def find_data(root: Path) -> FoundData:
     """Return what a folder or file holds, and its data config.

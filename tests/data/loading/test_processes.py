@@ -46,7 +46,7 @@ def start_method(request):
     multiprocessing.set_start_method(before, force=True)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("data", ["calvin", "lerobot"])
 def test_batches_are_the_same_however_loader_processes_are_started(start_method, data, tmp_path):
     config = completed(composed(f"data={data}", "view=side_wrist", "window=w4_c10"))
