@@ -35,6 +35,7 @@ def chunks_of(engine):
 
 
 def test_a_weight_is_at_most_half_a_step_from_its_integer_and_the_largest_of_a_row_is_kept():
+    torch.manual_seed(0)
     linear = nn.Linear(40, 6)
     with torch.no_grad():
         linear.weight[0] = 0
@@ -45,7 +46,8 @@ def test_a_weight_is_at_most_half_a_step_from_its_integer_and_the_largest_of_a_r
     assert found.integers[1:].abs().amax(1).tolist() == [127] * 5
     assert ((found.weight - linear.weight).abs() <= found.scale[:, None] * 0.5001).all()
     x = torch.randn(2, 3, 40)
-    torch.testing.assert_close(found(x), nn.functional.linear(x, found.weight, linear.bias))
+    summed = x.abs() @ found.weight.abs().T + linear.bias.abs()  # what rounding is relative to, where terms cancel
+    assert ((found(x) - nn.functional.linear(x, found.weight, linear.bias)).abs() <= 1e-6 * summed).all()
     assert found(x.bfloat16()).dtype is torch.bfloat16
 
 
