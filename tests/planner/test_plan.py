@@ -48,7 +48,7 @@ def test_hours_follow_from_the_windows_and_the_step(flagship: Plan) -> None:
     assert 0.2 < flagship.mfu < 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_four_windows_at_once_under_autocast_do_not_fit_and_the_changes_named_make_them_fit() -> None:
     config = config_of(*FLAGSHIP, "device_batch_size=4", "precision=bf16_autocast")
     found = make_plan(config, GPUS["a100_80gb"])
