@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from robovlms.config.choices import ArmLoss, QueryInit
 from robovlms.config.policy import HeadConfig
 from robovlms.errors import UserError
-from robovlms.heads.split import ActionDecoder, ActionSplit, OwnProjectors
+from robovlms.heads.layers.decoders import ActionDecoder, OwnProjectors
+from robovlms.heads.layers.split import ActionSplit
 from robovlms.types import Batch, Encoder, Losses
 
 Read: TypeAlias = Callable[..., Tensor]

@@ -20,9 +20,9 @@ from robovlms.heads.base import (
     newest,
     start_query,
 )
+from robovlms.heads.layers.decoders import ActionDecoder
 from robovlms.heads.noise import normal, uniform
 from robovlms.heads.schemas.denoising import DenoisingHeadConfig
-from robovlms.heads.split import ActionDecoder
 from robovlms.types import Losses
 
 NOISE, TIME = range(2)  # streams of a sample's random numbers

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robovlms.heads.base import HeadSizes, RegressionHead
+from robovlms.heads.layers.decoders import start_xavier
 from robovlms.heads.schemas.lstm import LSTMHeadConfig
-from robovlms.heads.split import start_xavier
 from robovlms.registry import HEADS
 
 

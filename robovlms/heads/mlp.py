@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robovlms.heads.base import HeadSizes, RegressionHead
+from robovlms.heads.layers.decoders import start_xavier
 from robovlms.heads.schemas.mlp import MLPHeadConfig
-from robovlms.heads.split import start_xavier
 from robovlms.registry import HEADS
 
 

@@ -26,8 +26,8 @@ from robovlms.heads.base import (
     start_query,
     vocabulary_rows,
 )
+from robovlms.heads.layers.decoders import ActionDecoder
 from robovlms.heads.schemas.tokens import TokensHeadConfig
-from robovlms.heads.split import ActionDecoder
 from robovlms.registry import HEADS
 from robovlms.types import Losses
 

@@ -16,7 +16,7 @@ from robovlms.data.opening import build_dataset, open_sources
 from robovlms.data.statistics import compute_statistics
 from robovlms.errors import NotAllowedError
 from robovlms.heads.base import HeadSizes, Targets
-from robovlms.heads.split import OwnProjector
+from robovlms.heads.layers.decoders import OwnProjector
 from robovlms.policy.checkpoint import resolve_checkpoint
 from robovlms.policy.engine import PolicyEngine, unwrap
 from robovlms.policy.policy import VLAPolicy

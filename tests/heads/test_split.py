@@ -9,7 +9,7 @@ import torch
 from test_heads import CONFIGS, LACKING, NAMES, Answers, B, D, K, W
 
 from robovlms.heads.base import HeadSizes, Prefix, Targets
-from robovlms.heads.split import ActionSplit
+from robovlms.heads.layers.split import ActionSplit
 from robovlms.registry import HEADS
 
 A = 7

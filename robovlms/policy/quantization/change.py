@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from robovlms.actions.plan import Source
-from robovlms.heads.split import ActionSplit
+from robovlms.heads.layers.split import ActionSplit
 from robovlms.policy.policy import VLAPolicy
 from robovlms.types import Observation
 
