@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from robovlms.data.editing.base import Recordings, Take
@@ -86,7 +85,7 @@ def _write(root: Path, sources: Sequence[Recordings], takes: Sequence[Take], con
     first = sources[0]
     robot_type = config.robot_type or first.robot_type
     counts: Counter[tuple[str, str]] = Counter()
-    with FolderWriter(root, fps=first.fps, robot_type=robot_type, features=dict(first.features)) as writer, ExitStack():
+    with FolderWriter(root, fps=first.fps, robot_type=robot_type, features=dict(first.features)) as writer:
         parts = [source.into(writer, [t for t in takes if t.source == i]) for i, source in enumerate(sources)]
         for take in track(takes, f"writing {root.name}", len(takes), "episode"):
             parts[take.source].write(take)

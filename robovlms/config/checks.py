@@ -11,7 +11,7 @@ from robovlms.config.data import (
     MixtureDataConfig,
 )
 from robovlms.config.policy import HeadConfig, StructureConfig, ViewConfig, WindowConfig
-from robovlms.config.training import EMAConfig, OptimizerConfig, PrecisionConfig, Rounding
+from robovlms.config.training import EMAConfig, OptimizerConfig, ParallelConfig, PrecisionConfig, Rounding
 from robovlms.errors import NotAllowedError, UserError
 from robovlms.registry import nearest
 
@@ -140,8 +140,10 @@ def check_mixture(data: MixtureDataConfig) -> None:
                 raise UserError(f"data.sources.{name}.{option} is ignored: set the mixture's data.{option}.")
 
 
-def check_rounding(optimizer: OptimizerConfig, precision: PrecisionConfig, ema: EMAConfig | None) -> None:
-    """Refuse to round weights that are not bfloat16, and to average those that are.
+def check_rounding(
+    optimizer: OptimizerConfig, precision: PrecisionConfig, ema: EMAConfig | None, parallel: ParallelConfig
+) -> None:
+    """Refuse to round weights that are not bfloat16, and to average or to share those that are.
 
     Raises:
         UserError: names both options.
@@ -158,4 +160,9 @@ def check_rounding(optimizer: OptimizerConfig, precision: PrecisionConfig, ema: 
         raise UserError(
             f"{option} keeps no float32 weights, which ema={ema.name} averages: choose optimizer.rounding=masters, or "
             "ema=null."
+        )
+    if parallel.shares_weights:
+        raise UserError(
+            f"{option} is not available with parallel={parallel.name}, whose processes share float32 weights, 4 bytes "
+            "each divided by their number: leave it at masters, or choose parallel=ddp or zero1."
         )

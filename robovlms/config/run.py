@@ -77,7 +77,7 @@ class TrainConfig(Checked):
                 f"batch_size={self.batch_size} is not a multiple of device_batch_size={self.device_batch_size}: "
                 f"change one of them."
             )
-        check_rounding(self.optimizer, self.precision, self.ema)
+        check_rounding(self.optimizer, self.precision, self.ema, self.parallel)
         self._check_evaluation()
 
     def _check_evaluation(self) -> None:

@@ -88,6 +88,11 @@ class ParallelConfig:
     reduce_dtype: ReduceDtype = ReduceDtype.fp32
     timeout_s: int = number(1800, at_least=1)  # that a process waits for the others before it gives up
 
+    @property
+    def shares_weights(self) -> bool:
+        """Tell whether every process keeps a part of the weights, in float32."""
+        return False
+
 
 @dataclass(kw_only=True)
 class ClusterConfig:

@@ -277,6 +277,9 @@ def test_the_only_data_set_below_a_folder_is_taken_and_of_several_one_must_be_ch
     shutil.copytree(tmp_path / "all/one/data", tmp_path / "all/one/more")
     with pytest.raises(UserError, match=r"holds 2 data sets, set it to one of them: .*one/data .*one/more"):
         find_data(tmp_path / "all")
+    shutil.move(tmp_path / "all/one/more", tmp_path / "all/other")  # one beside the folder of another is no choice
+    with pytest.raises(UserError, match=r"holds 2 data sets, set it to one of them: .*one/data .*all/other"):
+        find_data(tmp_path / "all")
 
 
 def test_a_folder_of_no_known_format_says_what_was_looked_for_and_what_lies_there(tmp_path):

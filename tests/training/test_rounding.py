@@ -124,6 +124,8 @@ def test_a_weight_is_changed_part_by_part_as_it_would_be_whole(monkeypatch, roun
         (["precision=fp32"], "precision=fp32 trains float32 ones"),
         (["precision=bf16_autocast"], "precision=bf16_autocast trains float32 ones"),
         (["precision=bf16", "ema=default"], "ema=null"),
+        (["precision=bf16", "parallel=fsdp2"], "parallel=fsdp2, whose processes share"),
+        (["precision=bf16", "parallel=hsdp"], "choose parallel=ddp or zero1"),
     ],
 )
 def test_rounding_what_is_not_bfloat16_is_refused(calvin_folder, tmp_path, given, named):

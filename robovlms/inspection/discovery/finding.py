@@ -76,20 +76,28 @@ def _preset(root: Path, option: str) -> str | None:
     return preset_of(open_folder(root).name) if option == "rlds" else None
 
 
+def _below(root: Path, depth: int) -> list[tuple[Path, Format]]:
+    """Return the data sets up to `depth` folders below one, with their formats; none within another."""
+    found: list[tuple[Path, Format]] = []
+    for path in sorted(root.iterdir()) if root.is_dir() and depth else []:
+        if path.is_dir():
+            held = recognise(path)
+            found += _below(path, depth - 1) if held is None or held.option is None else [(path, held)]
+    return found
+
+
 def _locate(root: Path) -> tuple[Path, Format]:
     """Return the folder of a data set, `root` itself or the only one of it or just below, and its format."""
     if (held := recognise(root)) is not None:
         if held.option == "calvin" and not (root / "training").is_dir():
             root = root.parent  # one split of it was given
         return root, held
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
-    for level in (folders, [inner for path in folders for inner in sorted(path.iterdir()) if inner.is_dir()]):
-        below = [(path, each) for path in level if (each := recognise(path)) is not None and each.option]
-        if len(below) == 1:
-            return below[0]
-        if below:
-            held_below = "; ".join(f"{path} ({each.name})" for path, each in below[:MAX_LISTED])
-            raise UserError(f"data.root={root} holds {len(below)} data sets, set it to one of them: {held_below}.")
+    below = _below(root, depth=2)
+    if len(below) == 1:
+        return below[0]
+    if below:
+        held_below = "; ".join(f"{path} ({each.name})" for path, each in below[:MAX_LISTED])
+        raise UserError(f"data.root={root} holds {len(below)} data sets, set it to one of them: {held_below}.")
     for above in root.parents[:2]:
         if (held := recognise(above)) is not None and held.option:
             raise UserError(f"data.root={root} lies within {held.name}: set data.root={above}.")

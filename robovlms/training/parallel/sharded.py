@@ -20,8 +20,6 @@ from torch.distributed.tensor import DTensor
 
 from robovlms.config.choices import Precision, ReduceDtype
 from robovlms.config.run import TrainConfig
-from robovlms.config.training import Rounding
-from robovlms.errors import UserError
 from robovlms.policy.policy import VLAPolicy
 from robovlms.training.checkpoints.pieces import Piece
 from robovlms.training.optimizer.precision import MasterWeights, compute_in_bf16, load_masters
@@ -75,15 +73,9 @@ class Sharded(Parallelism):
         """Group the processes.
 
         Raises:
-            UserError: they do not divide into groups, or weights are to be bfloat16 alone.
+            UserError: they do not divide into groups.
         """
         super().__init__(config, accelerator)
-        if config.optimizer.rounding is not Rounding.masters:
-            raise UserError(
-                f"optimizer.rounding={config.optimizer.rounding} is not available with parallel={config.parallel.name},"
-                " whose processes share float32 weights, 4 bytes each divided by their number: leave it at masters, or "
-                "choose parallel=ddp or zero1."
-            )
         self.mesh()
 
     def mesh(self) -> DeviceMesh:

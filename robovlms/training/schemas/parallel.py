@@ -32,6 +32,11 @@ class FSDP2Config(ParallelConfig):
 
     reshard_after_forward: bool = True  # false keeps gathered layers until backward: more memory, less traffic
 
+    @property
+    def shares_weights(self) -> bool:
+        """Say that every process keeps a part of the weights."""
+        return True
+
 
 @schema("parallel/hsdp")
 @dataclass(kw_only=True)
