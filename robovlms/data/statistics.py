@@ -181,7 +181,9 @@ def load_steps(dataset: WindowDataset, whole: Statistics) -> list[Statistics]:
         return [Statistics(**row, num_rows=int(n)) for row, n in zip(rows, arrays["num_rows"], strict=True)]
 
     path = _place("steps", dataset, MAX_CHUNK_STEPS, k)
-    steps, _ = keep(path, lambda: _relative_steps(dataset), to_arrays, from_arrays)
+    steps, is_kept = keep(path, lambda: _relative_steps(dataset), to_arrays, from_arrays)
+    origin = f"kept in {path}" if is_kept else "computed"
+    log.info("%s: statistics of %d steps of a chunk, %s", dataset.source.name, k, origin)
     return [whole.put(places, step) for step in steps]
 
 

@@ -1,4 +1,6 @@
-"""Runs on relative actions: they resume, their checkpoints ask for a state and act from it, alone and in mixtures."""
+"""Runs on relative actions, in a mixture with absolute ones: natively read, packed, resumed, in one process or two; what
+their checkpoints ask for and give.
+"""
 
 import json
 
@@ -6,9 +8,12 @@ import numpy as np
 import pytest
 from calvin_folder import assert_same_state, losses, tiny_run
 from composing import completed, composed
+from launching import launch
 from robot_folders import ROBOTS, write_robot
 
+from robovlms.commands.convert_data import convert_data
 from robovlms.commands.train import train
+from robovlms.config.commands import ConvertDataConfig
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import load_policy, resolve_checkpoint
 from robovlms.policy.engine import PolicyEngine, unwrap
@@ -22,7 +27,9 @@ CONTRACT = (
     "gripper_closed:-1,gripper_open:1,continuous_grippers:[gripper],control_hz:30"
 )
 
-SHORT = ["schedule.total=2 step", "schedule.warmup=1 step", "trainer.save_every=1 step"]
+SHORT = ["schedule.total=4 step", "schedule.warmup=1 step", "trainer.save_every=2 step",
+         "trainer.max_validation_batches=null"]  # fmt: skip
+NAMES = ("relative", "absolute")
 
 
 def options(root, output_dir, *extra):
@@ -36,24 +43,57 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mixed(root, tmp_path_factory):
-    """Return the options of a mixture of an arm's relative and absolute actions, and its run."""
-    both = ["data=mixture", "+data@data.sources.relative=so101", "+data@data.sources.absolute=so101"]
-    both += [f"data.sources.{name}.{option}" for name in ("relative", "absolute")
-             for option in (f"root={root}", "validation_fraction=0.25")]  # fmt: skip
-    both += [f"data.contract={{{CONTRACT}}}", "data.sources.relative.convert.relative_to=state"]
-    run = tmp_path_factory.mktemp("run")
-    train(completed(composed(*options(root, run / "whole", *both))))
-    return both, run
+def both(root, tmp_path_factory):
+    """Return the options of a mixture of an arm's relative and absolute actions."""
+    cache = tmp_path_factory.mktemp("cache")
+    lines = ["data=mixture", *(f"+data@data.sources.{name}=so101" for name in NAMES)]
+    lines += [f"data.sources.{name}.{option}" for name in NAMES
+              for option in (f"root={root}", "validation_fraction=0.25", f"cache_dir={cache}")]  # fmt: skip
+    return [*lines, f"data.contract={{{CONTRACT}}}", "data.sources.relative.convert.relative_to=state"]
 
 
-def test_one_step_and_a_resume_equal_two_steps_bit_for_bit(root, mixed):
-    both, run = mixed
-    for total in (1, 2):
+@pytest.fixture(scope="module")
+def run(root, both, tmp_path_factory):
+    """Return the folder of runs, of which the first, `whole`, is done."""
+    folder = tmp_path_factory.mktemp("run")
+    train(completed(composed(*options(root, folder / "whole", *both))))
+    return folder
+
+
+def assert_two_and_two_steps_are_the_four_of(whole, root, part, *extra):
+    for total in (2, 4):
         resume = ["trainer.resume=auto", f"schedule.total={total} step"]
-        train(completed(composed(*options(root, run / "part", *both, *resume))))
-    assert_same_state(run / "whole", run / "part")
-    assert losses(run / "whole") == losses(run / "part")
+        train(completed(composed(*options(root, part, *extra, *resume))))
+    assert_same_state(whole, part)
+    assert losses(whole) == losses(part)
+
+
+def test_two_steps_and_two_resumed_equal_four_bit_for_bit(root, both, run):
+    assert_two_and_two_steps_are_the_four_of(run / "whole", root, run / "part", *both)
+
+
+def test_packed_copies_give_the_same_run_whole_and_resumed_bit_for_bit(root, both, run):
+    packing = composed(*both, "view=side_wrist", "pack.workers=1", config_name="convert_data")
+    summaries = convert_data(completed(packing, schema=ConvertDataConfig))
+    assert len(summaries) == 4  # two splits of two sources
+    packed = [*both, *(f"data.sources.{name}.cache=packed" for name in NAMES)]
+    train(completed(composed(*options(root, run / "packed", *packed))))
+    assert losses(run / "whole") == losses(run / "packed")
+    assert statistics(run / "whole") == statistics(run / "packed")
+    assert_two_and_two_steps_are_the_four_of(run / "packed", root, run / "packed_part", *packed)
+
+
+def statistics(folder):
+    return (resolve_checkpoint(folder) / "action_stats.json").read_text()
+
+
+def test_two_processes_have_the_statistics_and_the_losses_of_one(root, both, run, tmp_path):
+    fresh = [f"data.sources.{name}.cache_dir={tmp_path}" for name in NAMES]
+    launch(2, [options(root, run / "two", *both, *fresh)], tmp_path)
+    for name in ("train/loss", "train/grad_norm", "val/loss", "val/action_error", "val/relative/mean_action_error"):
+        assert losses(run / "two", name) == pytest.approx(losses(run / "whole", name), abs=1e-5)
+    assert statistics(run / "two") == statistics(run / "whole")
+    assert len(list(tmp_path.glob("steps-*.npz"))) == 1
 
 
 def look(step, names, proprio):
@@ -62,8 +102,7 @@ def look(step, names, proprio):
     return Observation(frames=frames, instruction="wave", proprio=proprio)
 
 
-def test_a_checkpoint_asks_for_the_state_and_gives_absolute_actions_near_it(mixed):
-    _, run = mixed
+def test_a_checkpoint_asks_for_the_state_and_gives_absolute_actions_near_it(run):
     checkpoint = resolve_checkpoint(run / "whole")
     trained = load_policy(checkpoint)
     relative, absolute = (trained.spec.find(name) for name in ("relative", "absolute"))
@@ -81,8 +120,7 @@ def test_a_checkpoint_asks_for_the_state_and_gives_absolute_actions_near_it(mixe
     assert unwrap(engine.predict([(engine.open("absolute"), look(0, ARM, None))])[0]).shape == (3, 6)
 
 
-def test_each_source_is_measured_against_its_own_mean_action(mixed):
-    _, run = mixed
+def test_each_source_is_measured_against_its_own_mean_action(run):
     rows = [json.loads(line) for line in (run / "whole/metrics.jsonl").read_text().splitlines()]
     found = {name: value for row in rows for name, value in row.items()}
     assert np.isfinite([found[f"val/{name}/mean_action_error"] for name in ("relative", "absolute")]).all()
