@@ -76,7 +76,7 @@ class ConvertConfig:
     rotation_unit: float | None = number(None, above=0)
     control_hz: float | None = number(None, above=0, at_most=10_000)  # below the recorded rate
     relative_to: RelativeTo = RelativeTo.none  # while it learns; what a robot gets is absolute in any case
-    # entries; null: all that proprioception records under the same name, but for grippers
+    # entries; null: all that proprioception records under the same name, but for grippers, which must be named
     relative: list[str] | None = None
 
 
