@@ -95,7 +95,10 @@ def relative_entries(data: DataConfig, contract: ActionContract, proprio_names: 
     """
     names, states = contract.names, list(proprio_names)
     recorded = data.contract  # as which a gripper's state is written
-    half, middle = (recorded.gripper_open - recorded.gripper_closed) / 2, recorded.gripper_open + recorded.gripper_closed
+    half, middle = (
+        (recorded.gripper_open - recorded.gripper_closed) / 2,
+        recorded.gripper_open + recorded.gripper_closed,
+    )
     rotations, positions = _turning(contract), {i for arm in arms(names) for i in position_entries(names, arm)}
     found = []
     for name in relative_names(data, contract):

@@ -39,28 +39,58 @@ def compute_statistics(plan: DataPlan, windows: list[WindowDataset]) -> dict[str
     """Return the action statistics of every source's training windows, computed or from `statistics_file`, by name."""
     found = {}
     for source, dataset in zip(plan.sources, windows, strict=True):
-        normalization = source.config.normalization
-        if normalization.statistics_file is not None:
-            if source.relative:
-                raise UserError(
-                    "data.normalization.statistics_file has no statistics of every step of a chunk, which "
-                    "data.convert.relative_to=state needs: leave it out, and they are computed."
-                )
-            path = Path(normalization.statistics_file).expanduser()
-            stats = import_statistics(path, normalization.statistics_key, len(source.contract.names))
-        else:
-            rows, origin = load_rows(dataset, MAX_STATS_ROWS)
-            check_numbers(source, dataset, rows.actions)
-            stats = Statistics.compute(rows.actions)
-            log.info("%s: statistics of %s, %s", source.name, _share(stats, dataset.num_steps), origin)
-            if source.relative:
-                stats = replace(stats, steps=load_steps(dataset, stats))
-        findings = relative_findings(stats, source.relative) if source.relative else []
-        findings += sparse_findings(stats, normalization, source.contract.names, source.contract.binary)
-        for finding in findings:
-            log.warning("%s: %s", source.name, finding)
-        found[source.name] = stats
+        with plan.naming(source):
+            found[source.name] = _statistics(source, dataset)
     return found
+
+
+def _statistics(source: Source, dataset: WindowDataset) -> Statistics:
+    normalization = source.config.normalization
+    if normalization.statistics_file is not None:
+        stats = _given(source, Path(normalization.statistics_file), dataset.chunk_size)
+    else:
+        rows, origin = load_rows(dataset, MAX_STATS_ROWS)
+        check_numbers(source, dataset, rows.actions)
+        stats = Statistics.compute(rows.actions)
+        log.info("%s: statistics of %s, %s", source.name, _share(stats, dataset.num_steps), origin)
+        if source.relative:
+            names = [entry.name for entry in source.relative]
+            stats = replace(stats, steps=load_steps(dataset, stats), relative=names)
+    findings = relative_findings(stats, source.relative) if source.relative else []
+    findings += sparse_findings(stats, normalization, source.contract.names, source.contract.binary)
+    for finding in findings:
+        log.warning("%s: %s", source.name, finding)
+    return stats
+
+
+def _given(source: Source, path: Path, chunk_size: int) -> Statistics:
+    """Return what a source's `statistics_file` holds, with those of every step of a chunk where its actions need them.
+
+    Raises:
+        UserError: it has none, of too few steps, or of other relative entries.
+    """
+    key, names = source.config.normalization.statistics_key, [entry.name for entry in source.relative]
+    stats = import_statistics(path.expanduser(), key, len(source.contract.names))
+    if not names:
+        return stats.absolute
+    option = f"data.normalization.statistics_file={path}"
+    to_do = "Leave it out, and they are computed; or give action_stats.json of a checkpoint that was trained so."
+    if not stats.steps:
+        raise UserError(
+            f"{option} has no statistics of every step of a chunk, which data.convert.relative_to=state needs. {to_do}"
+        )
+    if set(stats.relative) != set(names):
+        there = ", ".join(stats.relative) or "entries that it does not name"
+        raise UserError(
+            f"{option} has statistics of {there} relative to the state, and this run learns {', '.join(names)} so "
+            f"(data.convert.relative). {to_do}"
+        )
+    if len(stats.steps) < chunk_size:
+        raise UserError(
+            f"{option} has statistics of chunks of {len(stats.steps)} steps, less than "
+            f"window.chunk_size={chunk_size}. {to_do}"
+        )
+    return replace(stats, steps=stats.steps[:chunk_size])
 
 
 def _share(stats: Statistics, num_steps: int) -> str:

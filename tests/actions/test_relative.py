@@ -168,9 +168,9 @@ def test_of_two_grippers_one_may_be_relative_and_the_other_a_decision():
     names = ["left/gripper", "left/j1", "right/gripper", "right/j1"]
     source = source_of(names, names, convert={"relative": ["right/gripper", "left/j1"]},
                        continuous_grippers=["right/gripper"], mode=NormalizationMode.identity)  # fmt: skip
-    normalizer = ActionNormalizer(
-        source.config.normalization, replace(Statistics.compute(np.zeros((1, 4), np.float32)),
-        steps=[Statistics.compute(np.zeros((1, 4), np.float32))]), names, source.contract.binary, source.relative)  # fmt: skip
+    none = Statistics.compute(np.zeros((1, 4), np.float32))
+    stats = replace(none, steps=[none])
+    normalizer = ActionNormalizer(source.config.normalization, stats, names, source.contract.binary, source.relative)
     state = torch.tensor([0.2, 10.0, 0.5, 7.0])
     assert normalizer.normalize(torch.tensor([[1.0, 12.0, 0.75, 7.0]]), state).tolist() == [[1, 2, 0.25, 7]]
 
@@ -189,10 +189,14 @@ def test_a_robot_sends_what_the_policy_sees_then_what_actions_are_relative_to():
         ({"proprio_names": ["q1", "q2"]}, r"data\.proprio_names=\['q1', 'q2'\] has no shoulder, elbow: set"),
         ({"proprio_names": ["shoulder"], "convert": {"relative": JOINTS[:2]}}, "has no elbow: set data.proprio_key"),
         ({"convert": {"relative": ["wrist"]}}, "relative has wrist, not among shoulder, elbow"),
-        ({"convert": {"relative": ["gripper"]}},
-         r"open or closed is a decision(.|\n)*or set data\.contract\.continuous_grippers=\[gripper\]"),
-        ({"convert": {"relative": ["gripper"]}, "continuous_grippers": ["gripper"], "proprio_names": JOINTS[:2]},
-         "has no gripper: set data.proprio_key"),
+        (
+            {"convert": {"relative": ["gripper"]}},
+            r"open or closed is a decision(.|\n)*or set data\.contract\.continuous_grippers=\[gripper\]",
+        ),
+        (
+            {"convert": {"relative": ["gripper"]}, "continuous_grippers": ["gripper"], "proprio_names": JOINTS[:2]},
+            "has no gripper: set data.proprio_key",
+        ),
         ({"convert": {"relative": []}}, "needs proprioception of the same names"),
     ],
 )

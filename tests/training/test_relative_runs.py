@@ -1,13 +1,14 @@
-"""Runs on relative actions, in a mixture with absolute ones: natively read, packed, resumed, in one process or two; what
-their checkpoints ask for and give.
+"""Runs on relative actions, in a mixture with absolute ones: read natively, packed, resumed, in one process or two, from
+the weights of another; what their checkpoints ask for and give.
 """
 
 import json
 
 import numpy as np
 import pytest
+import torch
 from calvin_folder import assert_same_state, losses, tiny_run
-from composing import completed, composed
+from composing import completed, composed, plan_of
 from launching import launch
 from robot_folders import ROBOTS, write_robot
 
@@ -17,6 +18,8 @@ from robovlms.config.commands import ConvertDataConfig
 from robovlms.errors import UserError
 from robovlms.policy.checkpoint import load_policy, resolve_checkpoint
 from robovlms.policy.engine import PolicyEngine, unwrap
+from robovlms.policy.policy import VLAPolicy
+from robovlms.training.warm_start import init_weights
 from robovlms.types import Observation
 
 pytestmark = pytest.mark.slow
@@ -124,3 +127,65 @@ def test_each_source_is_measured_against_its_own_mean_action(run):
     rows = [json.loads(line) for line in (run / "whole/metrics.jsonl").read_text().splitlines()]
     found = {name: value for row in rows for name, value in row.items()}
     assert np.isfinite([found[f"val/{name}/mean_action_error"] for name in ("relative", "absolute")]).all()
+
+
+ALONE = ["data=so101", "data.validation_fraction=0.25"]
+RELATIVE = [*ALONE, "data.convert.relative_to=state"]
+
+
+def warmed(root, folder, run, *extra):
+    """Return a policy that starts from the weights of another run."""
+    config = completed(composed(*options(root, folder, *extra)))
+    policy = VLAPolicy.from_config(config, plan_of(config))
+    parts = init_weights(policy, config, resolve_checkpoint(run))
+    return policy, parts
+
+
+def test_a_relative_run_starts_from_a_relative_one_and_moves_with_the_state_at_once(root, run, tmp_path):
+    old = load_policy(resolve_checkpoint(run / "whole")).policy.state_dict()
+    policy, parts = warmed(root, tmp_path, run / "whole", f"data.root={root}", *RELATIVE)
+    assert parts == set()
+    assert all(torch.equal(value, old[key]) for key, value in policy.state_dict().items())
+    stats = resolve_checkpoint(run / "whole") / "action_stats.json"
+    given = [f"data.root={root}", f"data.normalization.statistics_file={stats}",
+             "data.normalization.statistics_key=relative", f"trainer.init_from={run / 'whole'}",
+             "optimizer.lr=1e-12"]  # fmt: skip
+    train(completed(composed(*options(root, tmp_path / "run", *RELATIVE, *given))))
+    before, after = (
+        PolicyEngine.from_checkpoint(resolve_checkpoint(each)) for each in (run / "whole", tmp_path / "run")
+    )
+    for offset in (0, 50):
+        seen = look(0, ARM, np.full(5, offset, np.float32))
+        was = unwrap(before.predict([(before.open("relative"), seen)])[0])
+        np.testing.assert_allclose(unwrap(after.predict([(after.open(), seen)])[0]), was, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["data.convert.relative=[elbow_flex]", "data.convert.relative_to=state"],
+         "are shoulder_pan, shoulder_lift, elbow_flex, wrist_flex, wrist_roll, those of lerobot now elbow_flex"),
+        (["data.convert.relative=[elbow_flex,gripper]", "data.convert.relative_to=state"], "now elbow_flex, gripper"),
+    ],
+)  # fmt: skip
+def test_other_relative_entries_than_those_of_any_old_source_are_refused(root, run, tmp_path, changes, said):
+    with pytest.raises(UserError, match=rf"trainer\.init_from(.|\n)*{said}(.|\n)*Set data\.convert\.relative_to and"):
+        warmed(root, tmp_path, run / "whole", f"data.root={root}", *ALONE, *changes)
+
+
+def test_a_source_is_held_against_the_old_one_of_its_name(root, both, run, tmp_path):
+    warmed(root, tmp_path, run / "whole", *both)
+    swapped = [line.replace(".relative.convert", ".absolute.convert") for line in both]
+    with pytest.raises(UserError, match=r"that relative learned(.|\n)*shoulder_pan(.|\n)*of relative now none"):
+        warmed(root, tmp_path, run / "whole", *swapped)
+    warmed(root, tmp_path, run / "whole", *ALONE, f"data.root={root}")  # its name is new: as any of them
+
+
+def test_absolute_weights_are_not_taken_for_relative_ones_nor_the_reverse(root, tmp_path):
+    where = [f"data.root={root}", "schedule.total=1 step", "trainer.save_every=1 step"]
+    for name, kind in (("relative", RELATIVE), ("absolute", ALONE)):
+        train(completed(composed(*options(root, tmp_path / name, *kind, *where))))
+    with pytest.raises(UserError, match=r"state are shoulder_pan, .*, those of lerobot now none"):
+        warmed(root, tmp_path, tmp_path / "relative", *ALONE, *where)
+    with pytest.raises(UserError, match="state are none, those of lerobot now shoulder_pan"):
+        warmed(root, tmp_path, tmp_path / "absolute", *RELATIVE, *where)

@@ -109,7 +109,7 @@ def _statistics(dataset: WindowDataset, converted: np.ndarray) -> Statistics:
     if normalization.statistics_file is None:
         return Statistics.compute(converted)
     path = Path(normalization.statistics_file).expanduser()
-    return import_statistics(path, normalization.statistics_key, converted.shape[1])
+    return import_statistics(path, normalization.statistics_key, converted.shape[1]).absolute
 
 
 def _conversion(dataset: WindowDataset, pieces: list[Piece]) -> list[EntryRoundTrip]:
