@@ -1,5 +1,5 @@
-"""Runs on relative actions, in a mixture with absolute ones: read natively, packed, resumed, in one process or two, from
-the weights of another; what their checkpoints ask for and give.
+"""Runs on relative actions, in a mixture with absolute ones: read natively, packed, resumed, in one process or two,
+from the weights of another; what their checkpoints ask for and give.
 """
 
 import json
