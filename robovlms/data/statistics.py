@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float32, Float64
 
 from robovlms.actions.checks import Severity, numeric_findings, representation_findings, sparse_findings
+from robovlms.actions.contract import write_grippers
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.actions.relative import RelativeActions, relative_findings
 from robovlms.actions.statistics import COLUMNS, Statistics, import_statistics
@@ -109,10 +110,8 @@ def check_numbers(source: Source, dataset: WindowDataset, rows: Float32[np.ndarr
         UserError: they cannot mean what the contract says.
     """
     recorded = source.config.contract
-    closed, opened = recorded.gripper_closed, recorded.gripper_open
-    contract = replace(source.contract, gripper_closed=closed, gripper_open=opened)
-    rows = rows.copy()
-    rows[:, contract.grippers] = closed + (rows[:, contract.grippers] + 1) / 2 * (opened - closed)
+    contract = replace(source.contract, gripper_closed=recorded.gripper_closed, gripper_open=recorded.gripper_open)
+    rows = write_grippers(rows, contract)
     findings = numeric_findings(rows, contract, contract.names)
     findings += representation_findings(_first_rows(dataset), recorded)
     for finding in findings:
