@@ -41,7 +41,7 @@ class Statistics:
         exact = rows.astype(np.float64)
         columns = {"mean": exact.mean(0), "std": exact.std(0), "min": exact.min(0), "max": exact.max(0)}
         columns |= dict(zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True))
-        return cls(**{key: value.tolist() for key, value in columns.items()}, num_rows=len(rows), steps=[])
+        return cls(**{key: value.tolist() for key, value in columns.items()}, num_rows=len(rows), steps=[], relative=[])
 
     @property
     def absolute(self) -> Statistics:
@@ -60,7 +60,7 @@ class Statistics:
         """
         empty = {name: [0.0] * size for name in COLUMNS}
         steps = [step.scatter(places, size) for step in self.steps]
-        blank = Statistics(**empty, num_rows=0, steps=[])
+        blank = Statistics(**empty, num_rows=0, steps=[], relative=[])
         return replace(blank.put(places, self), steps=steps, relative=self.relative)
 
     def put(self, places: list[int], other: Statistics) -> Statistics:
@@ -72,7 +72,7 @@ class Statistics:
             return [there.get(place, value) for place, value in enumerate(values)]
 
         columns = {name: with_others(getattr(self, name), getattr(other, name)) for name in COLUMNS}
-        return Statistics(**columns, num_rows=other.num_rows, steps=[])
+        return Statistics(**columns, num_rows=other.num_rows, steps=[], relative=[])
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, without steps where there are none."""
