@@ -18,7 +18,9 @@ def trained():
     return relative_arm()
 
 
-def test_a_control_step_gives_what_the_engine_gives_and_moves_with_the_state(trained):
+@pytest.mark.parametrize("options", [[], ["data.convert.relative=[shoulder_lift,wrist_flex,wrist_roll,gripper]"]])
+def test_a_control_step_gives_what_the_engine_gives_and_moves_with_the_state(options):
+    trained = relative_arm(*options)
     (source,), normalizers = trained.plan.sources, trained.plan.normalizers(trained.statistics)
     engine = PolicyEngine(trained.policy, [(source, normalizers[0])], window_size=2)
     size = trained.policy.processor.image_spec.size
