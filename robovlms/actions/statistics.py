@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from robovlms.errors import UserError
 from robovlms.files import refuse_pointer
 
+STATS = "action_stats.json"  # in the folders of our runs and checkpoints
 COLUMNS = ("mean", "std", "min", "max", "q01", "q10", "q50", "q90", "q99")
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
@@ -110,7 +111,7 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
     relative actions have those of every step of a chunk, and the names of the relative entries.
 
     Args:
-        path: the JSON file.
+        path: the JSON file, or a run or checkpoint of ours.
         key: the data set within it, for OpenVLA's.
         dim: entries of our actions, grippers included.
 
@@ -119,8 +120,10 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
         UserError: none of these layouts, the key is not there, or it has fewer entries than `dim`.
     """
     option = f"data.normalization.statistics_file={path}"
+    if path.is_dir():
+        path = path / STATS
     if not path.is_file():
-        raise FileNotFoundError(f"{option} does not exist.")
+        raise FileNotFoundError(f"{option}: {path} does not exist.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("norm_stats", content)

@@ -92,7 +92,7 @@ class NormalizationConfig:
     mu: float = number(0.0, at_least=0)
     # of the bounds that becomes [-1, 1], about their middle; 0.65 in RoboVLMs' runs on RLDS data
     share: float = number(1.0, above=0, at_most=1)
-    statistics_file: str | None = None  # of RoboVLMs, OpenVLA or openpi, instead of those of the data
+    statistics_file: str | None = None  # of RoboVLMs, OpenVLA, openpi or a run of ours, instead of those of the data
     statistics_key: str | None = None  # data set within such a file
 
     def check(self, option: str) -> None:

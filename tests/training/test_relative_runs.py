@@ -146,8 +146,7 @@ def test_a_relative_run_starts_from_a_relative_one_and_moves_with_the_state_at_o
     policy, parts = warmed(root, tmp_path, run / "whole", f"data.root={root}", *RELATIVE)
     assert parts == set()
     assert all(torch.equal(value, old[key]) for key, value in policy.state_dict().items())
-    stats = resolve_checkpoint(run / "whole") / "action_stats.json"
-    given = [f"data.root={root}", f"data.normalization.statistics_file={stats}",
+    given = [f"data.root={root}", f"data.normalization.statistics_file={run / 'whole'}",
              "data.normalization.statistics_key=relative", f"trainer.init_from={run / 'whole'}",
              "optimizer.lr=1e-12"]  # fmt: skip
     train(completed(composed(*options(root, tmp_path / "run", *RELATIVE, *given))))
