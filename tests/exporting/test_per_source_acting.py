@@ -126,23 +126,21 @@ def test_an_export_asks_which_source_by_its_own_option(checkpoint, tmp_path, ask
 
 @pytest.mark.parametrize("head", ["lstm", "flow", *(pytest.param(head, marks=pytest.mark.slow)
                                                     for head in HEADS if head not in ("lstm", "flow"))])  # fmt: skip
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_control_step_gives_the_chunks_of_its_source(tmp_path, head, source):
+def test_a_control_step_gives_the_chunks_of_its_source(tmp_path, head):
     made = make_checkpoint(tmp_path, head)
     trained = load_policy(made)
-    number = list(SOURCES).index(source)
-    normalizer = trained.plan.normalizers(trained.statistics)[number]
-    size = trained.policy.processor.image_spec.size
-    step = ControlStep(trained.policy.eval(), trained.plan.sources[number], normalizer, 4, (size, size))
-    inputs = step.example(1, 5)
-    for number, expected in enumerate(expected_of(made, source)):
-        seen = look(number, SOURCES[source])
-        ids, mask = trained.policy.processor.text([seen.instruction])
-        inputs |= {FRAMES + view: torch.from_numpy(frame)[None] for view, frame in seen.frames.items()}
-        with torch.no_grad():
-            outputs = step(inputs | {"text_ids": ids, "text_mask": mask})
-        np.testing.assert_allclose(outputs["actions"][0].numpy(), expected, atol=1e-5)
-        inputs |= {name: outputs[NEXT + name] for name in ("features", "count")}
+    normalizers, size = trained.plan.normalizers(trained.statistics), trained.policy.processor.image_spec.size
+    for source, normalizer in zip(trained.plan.sources, normalizers, strict=True):
+        step = ControlStep(trained.policy.eval(), source, normalizer, 4, (size, size))
+        inputs = step.example(1, 5)
+        for number, expected in enumerate(expected_of(made, source.name)):
+            seen = look(number, SOURCES[source.name])
+            ids, mask = trained.policy.processor.text([seen.instruction])
+            inputs |= {FRAMES + view: torch.from_numpy(frame)[None] for view, frame in seen.frames.items()}
+            with torch.no_grad():
+                outputs = step(inputs | {"text_ids": ids, "text_mask": mask})
+            np.testing.assert_allclose(outputs["actions"][0].numpy(), expected, atol=1e-5)
+            inputs |= {name: outputs[NEXT + name] for name in ("features", "count")}
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def test_nothing_of_a_trace_is_left_behind() -> None:
     assert found.kernels
 
 
-@pytest.mark.parametrize("head", ["lstm", "flow"])
+@pytest.mark.parametrize("head", ["lstm", pytest.param("flow", marks=pytest.mark.slow)])
 def test_a_mixtures_projectors_of_each_source_are_counted_as_they_are_built(head: str, tmp_path: Path) -> None:
     small = ["head.num_layers=1", *(["head.num_heads=2"] if head == "flow" else [])]
     both = [line for line in mixture(tmp_path, tmp_path, tmp_path) if not line.startswith("head.")]
