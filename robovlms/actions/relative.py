@@ -95,16 +95,13 @@ def relative_entries(data: DataConfig, contract: ActionContract, proprio_names: 
     """
     names, states = contract.names, list(proprio_names)
     recorded = data.contract  # as which a gripper's state is written
-    half, middle = (
-        (recorded.gripper_open - recorded.gripper_closed) / 2,
-        recorded.gripper_open + recorded.gripper_closed,
-    )
+    closed, opened = recorded.gripper_closed, recorded.gripper_open
     rotations, positions = _turning(contract), {i for arm in arms(names) for i in position_entries(names, arm)}
     found = []
     for name in relative_names(data, contract):
         entry = RelativeEntry(name=name, action=names.index(name), state=states.index(name))
         if entry.action in contract.grippers:
-            entry = replace(entry, unit=half, zero=middle / 2)
+            entry = replace(entry, unit=(opened - closed) / 2, zero=(opened + closed) / 2)
         elif entry.action in positions:
             entry = replace(entry, unit=_known_unit("position_unit", contract, name))
         elif entry.action in rotations:
