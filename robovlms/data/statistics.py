@@ -48,7 +48,7 @@ def compute_statistics(plan: DataPlan, windows: list[WindowDataset]) -> dict[str
 def _statistics(source: Source, dataset: WindowDataset) -> Statistics:
     normalization = source.config.normalization
     if normalization.statistics_file is not None:
-        stats = _given(source, Path(normalization.statistics_file), dataset.chunk_size)
+        stats = given_statistics(source, Path(normalization.statistics_file), dataset.chunk_size)
     else:
         rows, origin = load_rows(dataset, MAX_STATS_ROWS)
         check_numbers(source, dataset, rows.actions)
@@ -64,7 +64,7 @@ def _statistics(source: Source, dataset: WindowDataset) -> Statistics:
     return stats
 
 
-def _given(source: Source, path: Path, chunk_size: int) -> Statistics:
+def given_statistics(source: Source, path: Path, chunk_size: int) -> Statistics:
     """Return what a source's `statistics_file` holds, with those of every step of a chunk where its actions need them.
 
     Raises:
