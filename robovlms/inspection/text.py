@@ -68,8 +68,10 @@ def replay_lines(replay: ReplayReport) -> list[str]:
             f"Replay: recorded actions come back from the policy's words within {worst.error:.1g} of their range "
             f"({worst.name}, {worst.rows} rows)"
         )
-        if beyond := [f"{entry.name} {entry.beyond}" for entry in replay.round_trip if entry.beyond]:
-            lines.append(f"  rows beyond the bounds of the normalisation: {', '.join(beyond)}")
+        for undone in dict.fromkeys(entry.undone for entry in replay.round_trip):
+            entries = [entry for entry in replay.round_trip if entry.undone == undone]
+            if beyond := [f"{entry.name} {entry.beyond}" for entry in entries if entry.beyond]:
+                lines.append(f"  rows beyond the bounds, {undone}: {', '.join(beyond)}")
     if replay.following:
         lines.append("States follow the actions, moves summed over half a second:")
         lines += _align([["", *FOLLOWING], *([entry.name, *following_cells(entry)] for entry in replay.following)])
