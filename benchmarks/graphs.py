@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from robovlms.backbones.base import Backbone
+from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.config.choices import CompileMode, ModelSize, Structure
 from robovlms.config.policy import BackboneConfig
 from robovlms.heads.base import HeadSizes
@@ -32,14 +34,21 @@ HEADER = "| family | training forward | acting forward | `layers`: what is compi
 def make_policy(family: str) -> VLAPolicy:
     """Return a tiny policy, the same at every call."""
     torch.manual_seed(0)
-    made = BACKBONES.get(family)
-    options = {"size": ModelSize.tiny, "attn_implementation": made.attentions[0]}  # as a run's config says
-    backbone = made.tiny() if family == "nano" else made.from_config(BackboneConfig(name=family, **options))
+    backbone = make_backbone(family)
     sizes = HeadSizes(
         feature_dim=backbone.hidden_dim, action_dim=ACTIONS, binary=(ACTIONS - 1,), window_size=WINDOW, chunk_size=CHUNK
     )
     head = HEADS.get("mlp")(MLPHeadConfig(name="mlp", hidden_dim=16), sizes)
     return VLAPolicy(backbone, head, Structure.policy_head, Processor(backbone, VIEWS, max_text_tokens=64))
+
+
+def make_backbone(family: str) -> Backbone:
+    """Return a tiny backbone with the attention that its runs have."""
+    made = BACKBONES.get(family)
+    if not issubclass(made, HuggingFaceBackbone):
+        return made.tiny()
+    attention = made.attentions[0]
+    return made.from_config(BackboneConfig(name=family, size=ModelSize.tiny, attn_implementation=attention))
 
 
 def make_batch(policy: VLAPolicy) -> Batch:

@@ -24,7 +24,6 @@ from robovlms.types import Batch
 log = logging.getLogger(__name__)
 
 MAX_GRAPHS = 32  # the one that was not used for longest is forgotten
-WARM_UPS = 2  # what libraries do in their first calls cannot be captured
 
 Input: TypeAlias = Batch | Tensor | None
 Function: TypeAlias = Callable[..., Tensor]
@@ -148,32 +147,33 @@ def with_room(given: Input, size: int) -> Input:
 
 
 def cuda_capture(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Capture what a function launches on the current GPU, as `Capture` says.
+    """Capture what a function launches on a GPU, as `Capture` says.
 
-    Its memory comes from a pool that all graphs share: outputs stay alive, and no two graphs run at the same time.
-    Weights that autocast has rounded are rounded within the graph, since those of outside are freed with the autocast.
+    It runs twice before: what libraries do in their first calls cannot be captured, and what waits for the GPU is found
+    before a capture would fail. Memory comes from a pool that all graphs share: outputs stay alive, and no two graphs
+    run at the same time. Weights that autocast rounds are rounded within the graph: those of outside are freed with it.
 
     Raises:
         RuntimeError: it waits for the GPU, or does something else that cannot be captured.
     """
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        for number in range(WARM_UPS):
-            torch.cuda.set_sync_debug_mode("error" if number else "default")  # its first call may allocate and wait
-            try:
+    with torch.cuda.device(run().device):
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.cuda.stream(side):
                 run()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-    current.wait_stream(side)
-    torch.clear_autocast_cache()
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, pool=shared_pool(), stream=side, capture_error_mode="thread_local"):
-            output = run()
-    finally:
-        torch.cuda.set_stream(current)  # where capturing failed, torch does not
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        current.wait_stream(side)
         torch.clear_autocast_cache()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=shared_pool(), stream=side, capture_error_mode="thread_local"):
+                output = run()
+        finally:
+            torch.cuda.set_stream(current)  # where capturing failed, torch does not
+            torch.clear_autocast_cache()
     return graph.replay, output
 
 
