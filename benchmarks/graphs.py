@@ -21,7 +21,7 @@ from robovlms.config.policy import BackboneConfig
 from robovlms.heads.base import HeadSizes
 from robovlms.heads.schemas.mlp import MLPHeadConfig
 from robovlms.images.processor import Processor
-from robovlms.policy import compiling
+from robovlms.policy.graphs import compiling
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import BACKBONES, HEADS
 from robovlms.types import Batch

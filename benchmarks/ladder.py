@@ -36,8 +36,8 @@ import transformers
 from ladder_measures import WARM, Stopwatch, control, planned_gb, seconds_of
 from ladder_models import Acting, Rung, Sizes
 
-from robovlms.config.choices import CompileMode, CudaGraph, EngineDtype, FrameCache, Precision, Structure
-from robovlms.policy import compiling
+from robovlms.config.choices import CompileMode, EngineDtype, FrameCache, Precision, Structure
+from robovlms.policy.graphs import compiling
 
 SPECIFIED = 989e12  # FLOP/s of a H100 or H200 in bf16, dense, as published
 TOLERANCE = 1e-3  # of losses
@@ -68,10 +68,10 @@ ACTING = (
     BF16,
     Acting(name="bf16 compile=layers", compile=CompileMode.layers),
     Acting(name="bf16 compile=model: vision as CUDA graph", compile=CompileMode.model),
-    Acting(name="bf16 cuda_graph=auto", cuda_graph=CudaGraph.auto),
-    Acting(name="bf16 compile=layers cuda_graph=auto", compile=CompileMode.layers, cuda_graph=CudaGraph.auto),
+    Acting(name="bf16 cuda_graph=true", cuda_graph=True),
+    Acting(name="bf16 compile=layers cuda_graph=true", compile=CompileMode.layers, cuda_graph=True),
     Acting(name="bf16 interleaved exact", structure=Structure.interleaved),
-    Acting(name="bf16 interleaved exact cuda_graph=auto", structure=Structure.interleaved, cuda_graph=CudaGraph.auto),
+    Acting(name="bf16 interleaved exact cuda_graph=true", structure=Structure.interleaved, cuda_graph=True),
     Acting(name="bf16 interleaved staggered", structure=Structure.interleaved, cache=FrameCache.staggered),
 )
 
@@ -233,7 +233,7 @@ class Ladder:
         """Measure control steps and serving."""
         for acting in ACTING:
             labels = {"what": "control", "model": model, "rung": acting.name}
-            if (acting.compile is CompileMode.model or acting.cuda_graph is CudaGraph.auto) and not self.is_cuda:
+            if (acting.compile is CompileMode.model or acting.cuda_graph) and not self.is_cuda:
                 self.row(labels, lambda: {"skipped": "CUDA graphs need a GPU"})
                 continue
             needs = "control" if acting.compile is CompileMode.off else "control, compiled"

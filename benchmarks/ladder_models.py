@@ -19,7 +19,6 @@ from robovlms.backbones.huggingface import HuggingFaceBackbone
 from robovlms.backbones.trainable import select_trainable
 from robovlms.config.choices import (
     CompileMode,
-    CudaGraph,
     EngineDtype,
     FrameCache,
     ModelSize,
@@ -265,7 +264,7 @@ class Acting:
     structure: Structure = Structure.policy_head
     dtype: EngineDtype = EngineDtype.bf16
     compile: CompileMode = CompileMode.off
-    cuda_graph: CudaGraph = CudaGraph.off
+    cuda_graph: bool = False
     cache: FrameCache = FrameCache.exact
 
 

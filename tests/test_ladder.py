@@ -14,7 +14,7 @@ from ladder_models import Sizes
 from robovlms.config.choices import ModelSize, Structure
 from robovlms.config.policy import BackboneConfig
 from robovlms.errors import UserError
-from robovlms.policy import compiling
+from robovlms.policy.graphs import compiling
 
 
 @pytest.fixture

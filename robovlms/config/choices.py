@@ -242,13 +242,6 @@ class CompileMode(StrEnum):
     model = auto()
 
 
-class CudaGraph(StrEnum):
-    """Whether an engine launches what it computes as CUDA graphs."""
-
-    off = auto()  # kernel by kernel
-    auto = "auto"  # where there is a GPU, what can be captured
-
-
 class Precision(StrEnum):
     """Arithmetic of forward and backward; the optimizer changes float32, but for other `rounding`s."""
 

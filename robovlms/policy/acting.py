@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from robovlms.backbones.layout import KVCache
 from robovlms.config.choices import Structure
 from robovlms.heads.base import Prefix
-from robovlms.policy.graphs import Function, Graphs, Input
+from robovlms.policy.graphs.cuda import Function, Graphs, Input
 from robovlms.policy.memory import Frame, Memory, Stream, StreamMemory
 from robovlms.policy.policy import FeatureReader, VLAPolicy
 from robovlms.types import Batch
@@ -150,8 +150,8 @@ class BatchedPolicy:
         actions: Float[Tensor, "b k a"] | None,
         weight: Float[Tensor, "b k"] | None,
     ) -> Float[Tensor, "b k a"]:
-        prefix, sizes = prefix_of(actions, weight), features.shape[:2]
-        return self.policy.head.act(lambda queries: features, *sizes, prefix, action_dims, lengths, source)
+        (b, w), prefix = features.shape[:2], prefix_of(actions, weight)
+        return self.policy.head.act(lambda queries: features, b, w, prefix, action_dims, lengths, source)
 
     def _advance(self, memories: Sequence[Memory]) -> None:
         """Let the head go on by the frames that it has not read, from every frame that a window may begin with."""

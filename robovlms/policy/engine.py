@@ -30,9 +30,9 @@ from robovlms.errors import UserError
 from robovlms.heads.base import Prefix
 from robovlms.policy.acting import BatchedPolicy, CompiledForSizes
 from robovlms.policy.checkpoint import EMA, load_policy
-from robovlms.policy.compiling import compile_policy
 from robovlms.policy.execution import ChunkExecutor, check_execute_steps
-from robovlms.policy.graphs import graphs_for
+from robovlms.policy.graphs.compiling import compile_policy
+from robovlms.policy.graphs.cuda import graphs_for
 from robovlms.policy.memory import start_memory
 from robovlms.policy.policy import VLAPolicy, load_average
 from robovlms.policy.quantization.change import EPISODES, action_change, synthetic_observations

@@ -10,12 +10,12 @@ from tape import Captures
 from test_engine import INSTRUCTIONS, SOURCES, observe
 from test_parity import ALLOWED, HEAD_CONFIGS, make_policy
 
-from robovlms.config.choices import CompileMode, CudaGraph, EngineDtype, Execution, FrameCache, HeadKind, Structure
+from robovlms.config.choices import CompileMode, EngineDtype, Execution, FrameCache, HeadKind, Structure
 from robovlms.config.closed_loop import EngineConfig
 from robovlms.errors import UserError
-from robovlms.policy import graphs
 from robovlms.policy.engine import PolicyEngine
-from robovlms.policy.graphs import Graphs
+from robovlms.policy.graphs import cuda
+from robovlms.policy.graphs.cuda import Graphs
 from robovlms.registry import BACKBONES
 from robovlms.types import Batch
 
@@ -26,7 +26,7 @@ W = 4
 def captures(monkeypatch):
     """Capture on a CPU as on a GPU."""
     captures = Captures()
-    monkeypatch.setitem(graphs.CAPTURES, "cpu", captures)
+    monkeypatch.setitem(cuda.CAPTURES, "cpu", captures)
     return captures
 
 
@@ -43,9 +43,7 @@ def make_engine(policy, window_size=W, **options):
 
 def both(policy, window_size=W, **options):
     """Return an engine without graphs and one with."""
-    return [
-        make_engine(policy, window_size, cuda_graph=choice, **options) for choice in (CudaGraph.off, CudaGraph.auto)
-    ]
+    return [make_engine(policy, window_size, cuda_graph=choice, **options) for choice in (False, True)]
 
 
 def play(engine, counts, instruction="open the drawer", source="play", **options):
@@ -146,11 +144,11 @@ def test_what_looks_at_numbers_or_grows_is_left_out_and_the_log_says_so(structur
     caplog.set_level(logging.INFO, "robovlms")
     engines = [
         PolicyEngine(policy, SOURCES, window_size=w, cache=cache, config=EngineConfig(device="cpu", cuda_graph=choice))
-        for choice in (CudaGraph.off, CudaGraph.auto)
+        for choice in (False, True)
     ]
     found = [play(engine, [1] * (W + 3)) for engine in engines]
     assert np.array_equal(*found)
-    assert f"engine.cuda_graph=auto: {said}" in caplog.text
+    assert f"engine.cuda_graph=true: {said}" in caplog.text
     assert captures.taken  # of the images
 
 
@@ -209,13 +207,13 @@ def test_what_cannot_be_captured_is_computed_and_named_once(caplog):
 def test_without_a_gpu_it_is_said_and_nothing_is_captured(caplog):
     caplog.set_level(logging.INFO, "robovlms")
     plain, captured = both(make_policy("nano", Structure.one_step, "mlp"), 1)
-    assert "engine.cuda_graph=auto: cpu has no CUDA graphs" in caplog.text
+    assert "engine.cuda_graph=true: cpu has no CUDA graphs" in caplog.text
     assert np.array_equal(play(plain, [1, 1, 1]), play(captured, [1, 1, 1]))
 
 
 def test_a_vision_tower_that_captures_itself_is_refused_beside_graphs():
-    config = EngineConfig(compile=CompileMode.model, cuda_graph=CudaGraph.auto)
-    with pytest.raises(UserError, match=r"engine\.cuda_graph=auto with engine\.compile=model is not allowed"):
+    config = EngineConfig(compile=CompileMode.model, cuda_graph=True)
+    with pytest.raises(UserError, match=r"engine\.cuda_graph=true with engine\.compile=model is not allowed"):
         config.check("engine")
 
 

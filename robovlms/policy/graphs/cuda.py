@@ -12,13 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cache, partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from robovlms.config.choices import CudaGraph
 from robovlms.types import Batch
 
 log = logging.getLogger(__name__)
@@ -49,10 +48,10 @@ class Graphs:
         """Log what of a policy no graph is made of, once and for all."""
         if is_staggered:
             log.info(
-                "engine.cuda_graph=auto: structure.cache=staggered reads behind a cache that grows, without graphs"
+                "engine.cuda_graph=true: structure.cache=staggered reads behind a cache that grows, without graphs"
             )
         if acts_on_host:
-            log.info("engine.cuda_graph=auto: the head looks at what it writes, so it reads and decodes without graphs")
+            log.info("engine.cuda_graph=true: the head looks at what it writes, so it reads and decodes without graphs")
 
     def __len__(self) -> int:
         """Return how many graphs there are."""
@@ -157,7 +156,7 @@ def cuda_capture(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]
         RuntimeError: it waits for the GPU, or does something else that cannot be captured.
     """
     with torch.cuda.device(run().device):
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(current)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -178,7 +177,7 @@ def cuda_capture(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]
 
 
 @cache
-def shared_pool() -> tuple[int, int]:
+def shared_pool() -> Any:
     """Return the memory pool of this process's graphs."""
     return torch.cuda.graph_pool_handle()
 
@@ -186,13 +185,13 @@ def shared_pool() -> tuple[int, int]:
 CAPTURES: dict[str, Capture] = {"cuda": cuda_capture}  # by type of device
 
 
-def graphs_for(device: torch.device, choice: CudaGraph) -> Graphs | None:
-    """Return what captures the steps of an engine on a device; None: nothing does, and where that was not asked for, it
-    is said.
+def graphs_for(device: torch.device, is_wanted: bool) -> Graphs | None:
+    """Return what captures the steps of an engine on a device; None: nothing does, and where that was wanted, the log
+    says so.
     """
-    if choice is CudaGraph.off:
+    if not is_wanted:
         return None
     if device.type in CAPTURES:
         return Graphs(CAPTURES[device.type])
-    log.info("engine.cuda_graph=auto: %s has no CUDA graphs; control steps run without", device.type)
+    log.warning("engine.cuda_graph=true: %s has no CUDA graphs; control steps run without", device.type)
     return None

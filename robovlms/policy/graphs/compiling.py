@@ -35,5 +35,6 @@ def repeated_layers(module: nn.Module) -> list[nn.Module]:
 
 def are_layers(module: nn.Module) -> TypeGuard[nn.ModuleList]:
     """Whether a module is a list of several modules that are called, which lists are not."""
-    is_list = isinstance(module, nn.ModuleList) and len(module) > 1
-    return is_list and not any(isinstance(layer, nn.ModuleList) for layer in module)
+    if not isinstance(module, nn.ModuleList) or len(module) < 2:
+        return False
+    return not any(isinstance(layer, nn.ModuleList) for layer in module)
