@@ -42,7 +42,7 @@ class Graphs:
     def __init__(self, capture: Capture, max_graphs: int = MAX_GRAPHS) -> None:
         self._capture, self._max_graphs = capture, max_graphs
         self._graphs: OrderedDict[tuple[object, ...], Graph | None] = OrderedDict()  # None: met once
-        self._refused: set[str] = set()  # names of functions
+        self._refused: set[tuple[object, ...]] = set()
 
     def say_what_is_left_out(self, acts_on_host: bool, is_staggered: bool) -> None:
         """Log what of a policy no graph is made of, once and for all."""
@@ -64,31 +64,29 @@ class Graphs:
             function: known by its name.
             inputs: on the device.
         """
-        name = function.__name__
-        if name in self._refused:
-            return function(*inputs)
         shapes = tuple(None if tensor is None else (tensor.shape[1:], tensor.dtype) for tensor in leaves(inputs))
         size = 1 << (num_rows(inputs) - 1).bit_length()
-        key = (name, size, shapes)
-        is_new = key not in self._graphs
-        graph = self._graphs.pop(key, None)
-        if graph is None and not is_new:
-            graph = self._try(function, inputs, size)
-        if name not in self._refused:
-            self._graphs[key] = graph
-        while len(self._graphs) > self._max_graphs:
+        key = (function.__name__, size, shapes)
+        if key in self._refused:
+            return function(*inputs)
+        is_known, graph = key in self._graphs, self._graphs.pop(key, None)
+        if is_known and graph is None:
+            try:
+                graph = Graph(function, inputs, size, self._capture)
+            except RuntimeError as error:
+                self._refuse(key, error)
+                return function(*inputs)
+        self._graphs[key] = graph
+        if len(self._graphs) > self._max_graphs:
             self._graphs.popitem(last=False)
         return function(*inputs) if graph is None else graph(inputs)
 
-    def _try(self, function: Function, inputs: Sequence[Input], size: int) -> Graph | None:
-        """Capture a function; None: it cannot be."""
-        try:
-            return Graph(function, inputs, size, self._capture)
-        except RuntimeError as error:
-            self._refused.add(function.__name__)
-            reason = str(error).splitlines()[0]
-            log.warning("engine.cuda_graph: %s runs without, since %s", function.__name__.strip("_"), reason)
-            return None
+    def _refuse(self, key: tuple[object, ...], error: RuntimeError) -> None:
+        """Note that a function cannot be captured for some shapes; its first time is logged."""
+        name, reason = str(key[0]).strip("_"), str(error).splitlines()[0]
+        if not any(key[0] == other[0] for other in self._refused):
+            log.warning("engine.cuda_graph: %s runs without where shapes are as now, since %s", name, reason)
+        self._refused.add(key)
 
 
 class Graph:
