@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float64
 
 from robovlms.actions.checks import Finding, Severity
-from robovlms.actions.contract import is_constant
+from robovlms.actions.contract import is_constant, write_grippers
 from robovlms.actions.conversion import ActionConverter
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.statistics import Statistics, import_statistics
@@ -109,7 +109,7 @@ def _statistics(dataset: WindowDataset, converted: np.ndarray) -> Statistics:
     if normalization.statistics_file is None:
         return Statistics.compute(converted)
     path = Path(normalization.statistics_file).expanduser()
-    return import_statistics(path, normalization.statistics_key, converted.shape[1])
+    return import_statistics(path, normalization.statistics_key, converted.shape[1]).absolute
 
 
 def _conversion(dataset: WindowDataset, pieces: list[Piece]) -> list[EntryRoundTrip]:
@@ -119,8 +119,7 @@ def _conversion(dataset: WindowDataset, pieces: list[Piece]) -> list[EntryRoundT
     recorded = np.concatenate([actions for actions, _, _ in pieces]).astype(np.float64)
     back = np.concatenate([undo(converted, proprio, np.arange(len(converted))) for _, converted, proprio in pieces])
     back = back.astype(np.float64)
-    opening = (back[:, source.grippers] + 1) / 2
-    back[:, source.grippers] = source.gripper_closed + opening * (source.gripper_open - source.gripper_closed)
+    back = write_grippers(back, source)
     nothing = np.zeros(recorded.shape)
     largest = max(float(np.abs(values).max()) for _, values, _ in pieces)
     return _entries("conversion", source, recorded, back, nothing, largest)
