@@ -33,11 +33,11 @@ import ladder_models as models
 import numpy as np
 import torch
 import transformers
-from ladder_measures import WARM, Stopwatch, control, graph, planned_gb, seconds_of
+from ladder_measures import WARM, Stopwatch, control, planned_gb, seconds_of
 from ladder_models import Acting, Rung, Sizes
 
 from robovlms.config.choices import CompileMode, EngineDtype, FrameCache, Precision, Structure
-from robovlms.policy import compiling
+from robovlms.policy.graphs import compiling
 
 SPECIFIED = 989e12  # FLOP/s of a H100 or H200 in bf16, dense, as published
 TOLERANCE = 1e-3  # of losses
@@ -68,7 +68,10 @@ ACTING = (
     BF16,
     Acting(name="bf16 compile=layers", compile=CompileMode.layers),
     Acting(name="bf16 compile=model: vision as CUDA graph", compile=CompileMode.model),
+    Acting(name="bf16 cuda_graph=true", cuda_graph=True),
+    Acting(name="bf16 compile=layers cuda_graph=true", compile=CompileMode.layers, cuda_graph=True),
     Acting(name="bf16 interleaved exact", structure=Structure.interleaved),
+    Acting(name="bf16 interleaved exact cuda_graph=true", structure=Structure.interleaved, cuda_graph=True),
     Acting(name="bf16 interleaved staggered", structure=Structure.interleaved, cache=FrameCache.staggered),
 )
 
@@ -230,14 +233,11 @@ class Ladder:
         """Measure control steps and serving."""
         for acting in ACTING:
             labels = {"what": "control", "model": model, "rung": acting.name}
-            if acting.compile is CompileMode.model and not self.is_cuda:
+            if (acting.compile is CompileMode.model or acting.cuda_graph) and not self.is_cuda:
                 self.row(labels, lambda: {"skipped": "CUDA graphs need a GPU"})
                 continue
             needs = "control" if acting.compile is CompileMode.off else "control, compiled"
             self.row(labels, partial(control, model, acting, self.sizes), needs)
-        if self.is_cuda:
-            labels = {"what": "control", "model": model, "rung": "bf16, VLAPolicy.read as one CUDA graph, no head"}
-            self.row(labels, partial(graph, model, BF16, self.sizes), "control")
         self.serve(model, (1, 4, 16, 64) if self.is_cuda else (1, 4))
 
 

@@ -112,34 +112,6 @@ def control(model: str, acting: Acting, sizes: Sizes) -> dict[str, Any]:
     return {"first_step_s": warm[0] / 1000, **percentiles(taken)}
 
 
-def graph(model: str, acting: Acting, sizes: Sizes) -> dict[str, Any]:
-    """Return how long `VLAPolicy.read` of a newest frame takes as one CUDA graph: no option of the product's."""
-    engine = models.make_engine(model, acting, sizes)
-    policy = engine.policy
-    seen = models.observations(policy, sizes.tokens(model))[0]
-    frame, queries = models.one_frame(policy, seen, sizes.device), policy.head.queries(1, 1)
-    hosts = {view: pixels.cpu().pin_memory() for view, pixels in frame.frames.items()}
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM):
-                policy.read(frame, queries)
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph):
-            features = policy.read(frame, queries)
-
-    def step() -> float:
-        start = time.perf_counter()
-        for view, pixels in hosts.items():
-            frame.frames[view].copy_(pixels, non_blocking=True)
-        graph.replay()
-        features.cpu()
-        return 1000 * (time.perf_counter() - start)
-
-    return percentiles([step() for _ in range(CONTROL_STEPS)][WARM:])
-
-
 def percentiles(milliseconds: list[float]) -> dict[str, float]:
     """Return the middle and the slow end of times."""
     return {"p50_ms": float(np.percentile(milliseconds, 50)), "p99_ms": float(np.percentile(milliseconds, 99))}

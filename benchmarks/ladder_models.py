@@ -51,7 +51,7 @@ from robovlms.policy.engine import PolicyEngine
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import BACKBONES, HEADS
 from robovlms.training.schemas.parallel import DDPConfig
-from robovlms.types import Batch, ImageSpec, Observation, Sample
+from robovlms.types import ImageSpec, Observation, Sample
 
 NAMES = ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
 PIXELS = {"side": 200, "wrist": 84}  # CALVIN's cameras
@@ -264,6 +264,7 @@ class Acting:
     structure: Structure = Structure.policy_head
     dtype: EngineDtype = EngineDtype.bf16
     compile: CompileMode = CompileMode.off
+    cuda_graph: bool = False
     cache: FrameCache = FrameCache.exact
 
 
@@ -278,7 +279,11 @@ def make_engine(model: str, acting: Acting, sizes: Sizes, max_batch_size: int = 
         window_size=window,
         cache=acting.cache,
         config=EngineConfig(
-            device=sizes.device, dtype=acting.dtype, compile=acting.compile, max_batch_size=max_batch_size
+            device=sizes.device,
+            dtype=acting.dtype,
+            compile=acting.compile,
+            cuda_graph=acting.cuda_graph,
+            max_batch_size=max_batch_size,
         ),
     )
 
@@ -293,10 +298,3 @@ def observations(policy: VLAPolicy, tokens: int) -> list[Observation]:
         )
         for _ in range(16)
     ]
-
-
-def one_frame(policy: VLAPolicy, seen: Observation, device: str) -> Batch:
-    """Return a batch of one frame, on the device."""
-    ids = torch.tensor(policy.backbone.tokenize([policy.backbone.prompt.format(instruction=seen.instruction)]))
-    frames = {view: torch.from_numpy(pixels)[None, None] for view, pixels in seen.frames.items()}
-    return Batch(frames=frames, text_ids=ids, text_mask=torch.ones_like(ids, dtype=torch.bool)).to(device)

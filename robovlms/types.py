@@ -53,13 +53,15 @@ class Tensors:
 
     def to(self, device: torch.device | str) -> Any:
         """Return the same on `device`; copies overlap with work already queued there."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Any:
         """Return it in page-locked memory (called by the DataLoader when it pins)."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Any:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Any:
+        """Return the same with a function of each tensor in its place."""
+
         def apply(value: object) -> object:
             if isinstance(value, Tensor):
                 return function(value)

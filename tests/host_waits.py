@@ -22,6 +22,11 @@ READS = ("_local_scalar_dense", "equal.default", "is_nonzero")
 SIZES = ("nonzero", "masked_select", "_unique", "unique", "repeat_interleave.Tensor", "bincount")
 METHODS = ("cpu", "numpy", "tolist", "item")
 
+# What a GPU does not wait for, by family: F.one_hot looks for numbers out of range on a CPU alone.
+ONLY_ON_A_CPU = {
+    "gemma4": {"_local_scalar_dense.default in transformers/models/gemma4/modeling_gemma4.py:_avg_pool_by_positions"}
+}
+
 
 class Waits(TorchDispatchMode):
     """Counts what would make the host wait for a GPU, by what and where."""

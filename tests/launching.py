@@ -24,7 +24,7 @@ from robovlms.cli.main import train as train_command
 from robovlms.cli.output import report, set_up_output
 from robovlms.commands import train
 from robovlms.config.run import TrainConfig
-from robovlms.policy import compiling
+from robovlms.policy.graphs import compiling
 
 TESTS = Path(__file__).parent
 PATIENCE_S = 120  # that a launch may take, and every run in it again

@@ -81,13 +81,19 @@ class EngineConfig:
     max_batch_size: int = number(32, at_least=1, at_most=4096)  # rows in one forward
     max_wait_ms: float = number(2.0, at_least=0, at_most=10_000)  # that a request waits for others to share a forward
     compile: CompileMode = CompileMode.off
+    cuda_graph: bool = False  # launch what it computes as CUDA graphs
     quantize: Quantization | None = None  # the backbone's matrices, which are not computed with but stored so
     # that `quantize` may make, at most, in normalised units (the arm's range is 2, and so is a gripper that changes its
     # mind), for synthetic observations; unset: any
     max_action_change: float | None = number(None, above=0, at_most=2)
 
     def check(self, option: str) -> None:
-        """Refuse a bound on what is not done."""
+        """Refuse a bound on what is not done, and graphs of graphs."""
+        if self.cuda_graph and self.compile is CompileMode.model:
+            raise UserError(
+                f"{option}.cuda_graph=true with {option}.compile=model is not allowed, which captures the vision tower "
+                f"itself: set {option}.compile=layers or off, or leave {option}.cuda_graph out."
+            )
         if self.max_action_change is not None and self.quantize is None:
             raise UserError(
                 f"{option}.max_action_change={self.max_action_change} bounds what {option}.quantize changes: set "

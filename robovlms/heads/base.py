@@ -114,6 +114,7 @@ class ActionHead(nn.Module, ABC):
     needs_chunks: bool = False  # whether it wants `calibrate` before the first step
     carries_state: bool = False  # whether it is an LSTM, say, that goes on from frame to frame: `advance`
     reads_again: bool = False  # whether `act` asks queries that depend on the answers before
+    acts_on_host: bool = False  # whether `act` looks at numbers on the way, so that no CUDA graph is made of it
     chunk_size: int  # k
 
     @abstractmethod

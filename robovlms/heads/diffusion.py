@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from robovlms.heads.base import HeadSizes, Prefix, Targets
@@ -51,17 +51,10 @@ class DiffusionHead(DenoisingHead):
     ) -> Float[Tensor, "b w k e"]:
         """Compare the noise at a step."""
         step = (uniform * len(self.alphas)).long()
-        noisy = self.add_noise(self.split.continuous(targets.actions).float(), noise, step[..., None, None])
+        noisy = add_noise(self.split.continuous(targets.actions).float(), noise, self.alphas[step[..., None, None]])
         time = step / len(self.alphas)
         estimate = self.estimate(features, noisy, time, targets.mask, targets.action_dims, source=targets.source)
         return (estimate.float() - noise).square()
-
-    def add_noise(
-        self, chunks: Float[Tensor, "#b n k e"], noise: Float[Tensor, "#b n k e"], step: Int64[Tensor, "*#b"]
-    ) -> Float[Tensor, "_b n k e"]:
-        """Return chunks as they are at a training step, 0 the least noisy."""
-        alpha = self.alphas[step]
-        return alpha.sqrt() * chunks + (1 - alpha).sqrt() * noise
 
     def sample(
         self, estimate: Callable[[Tensor, float], Tensor], start: Float[Tensor, "b 1 k e"], prefix: Prefix
@@ -69,9 +62,8 @@ class DiffusionHead(DenoisingHead):
         """Take `num_steps` steps from the noisiest training step to the chunk."""
         x, count = start, len(self.alphas)
         for (step, following), fresh in zip(pairwise(self.steps), self.fresh, strict=True):
-            here = torch.tensor(step, device=x.device)
-            x = inpaint(x, prefix, self.add_noise(prefix.actions[:, None], start, here))
             alpha, before = self.alpha(step), self.alpha(following)
+            x = inpaint(x, prefix, add_noise(prefix.actions[:, None], start, alpha))
             noise = estimate(x, step / count)
             clean = ((x - (1 - alpha).sqrt() * noise) / alpha.sqrt()).clamp(-1, 1)
             sigma = self.fresh_share(step, following)
@@ -88,6 +80,13 @@ class DiffusionHead(DenoisingHead):
         """Return the standard deviation of the noise that is drawn anew between two steps: eta times DDPM's."""
         alpha, before = self.alpha(step), self.alpha(following)
         return self.eta * ((1 - before) / (1 - alpha) * (1 - alpha / before)).sqrt()
+
+
+def add_noise(
+    chunks: Float[Tensor, "#b n k e"], noise: Float[Tensor, "#b n k e"], alpha: Float[Tensor, "*#b"]
+) -> Float[Tensor, "_b n k e"]:
+    """Return chunks with so much noise that they are a share `alpha` of the variance."""
+    return alpha.sqrt() * chunks + (1 - alpha).sqrt() * noise
 
 
 def signal_shares(count: int) -> Float[Tensor, "n"]:

@@ -31,7 +31,7 @@ class FastHead(ActionHead):
     `head.tokenizer`, or fitted to the training set, and travels with the weights.
     """
 
-    needs_chunks = reads_again = True
+    needs_chunks = reads_again = acts_on_host = True
 
     def __init__(self, config: FastHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)

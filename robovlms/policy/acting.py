@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from robovlms.backbones.layout import KVCache
 from robovlms.config.choices import Structure
 from robovlms.heads.base import Prefix
+from robovlms.policy.graphs.cuda import Function, Graphs, Input
 from robovlms.policy.memory import Frame, Memory, Stream, StreamMemory
 from robovlms.policy.policy import FeatureReader, VLAPolicy
 from robovlms.types import Batch
@@ -29,7 +30,11 @@ class BatchedPolicy:
     """A policy that acts on many memories at once."""
 
     def __init__(
-        self, policy: VLAPolicy, max_batch_size: int, encode: Callable[[Tensor], Tensor] | None = None
+        self,
+        policy: VLAPolicy,
+        max_batch_size: int,
+        encode: Callable[[Tensor], Tensor] | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
         """Take what acts.
 
@@ -37,8 +42,9 @@ class BatchedPolicy:
             policy: in evaluation.
             max_batch_size: rows in one forward, of images as of sequences.
             encode: the backbone's `encode`, perhaps compiled.
+            graphs: what calls all that can be captured; None: it is called as it is.
         """
-        self.policy, self.max_batch_size = policy, max_batch_size
+        self.policy, self.max_batch_size, self.graphs = policy, max_batch_size, graphs
         self.encode = encode or policy.backbone.encode
         self.device = next(policy.parameters()).device
 
@@ -64,6 +70,10 @@ class BatchedPolicy:
                     chunks |= dict(zip(some, made, strict=True))
         return [chunks[row] for row in range(len(memories))]
 
+    def _call(self, function: Function, *inputs: Input) -> Tensor:
+        """Call what can be captured."""
+        return function(*inputs) if self.graphs is None else self.graphs(function, *inputs)
+
     def _pieces(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
         size = self.max_batch_size
         return (items[first : first + size] for first in range(0, len(items), size))
@@ -76,13 +86,13 @@ class BatchedPolicy:
                 self._read_alone(some)
             return
         for some in self._pieces([frame for frame in frames if frame.image is None]):
-            for frame, image in zip(some, self._encode(some), strict=True):
+            for frame, image in zip(some, self._call(self.encode, self._images(some)), strict=True):
                 frame.image, frame.step = image.clone(), replace(frame.step, frames={})  # not the whole batch's
         for unread in self._pieces([each for memory in memories for each in unread_of(memory)]):
             self._read_behind(unread)
 
-    def _encode(self, frames: Sequence[Frame]) -> Float[Tensor, "n 1 v m e"]:
-        """Encode the images of frames, whose cameras may be of different sizes."""
+    def _images(self, frames: Sequence[Frame]) -> Float[Tensor, "n 1 v c h x"]:
+        """Return the images of frames, whose cameras may be of different sizes."""
         views, sizes = self.policy.processor.views, dict[tuple[torch.Size, ...], list[int]]()
         for i, frame in enumerate(frames):
             sizes.setdefault(tuple(frame.step.frames[view].shape for view in views), []).append(i)
@@ -92,14 +102,17 @@ class BatchedPolicy:
             none = torch.zeros(len(places), 0, dtype=torch.long)
             batch = Batch(frames=pixels, text_ids=none, text_mask=none.bool()).to(self.device)
             images |= dict(zip(places, self.policy.processor.images(batch), strict=True))
-        return self.encode(torch.stack([images[i] for i in range(len(frames))]))
+        return torch.stack([images[i] for i in range(len(frames))])
 
     def _read_alone(self, frames: Sequence[Frame]) -> None:
         """Read each frame on its own. Its pixels are kept for an instruction that changes, its image tokens are not."""
         batch = stack_windows([[frame] for frame in frames]).to(self.device)
-        features = self.policy.ask(self._encode(frames), batch, self.policy.head.queries(len(frames), 1))
+        features = self._call(self._encode_and_ask, self._images(frames), batch)
         for frame, row in zip(frames, features, strict=True):
             frame.features = row[0].clone()
+
+    def _encode_and_ask(self, images: Float[Tensor, "n 1 v c h x"], batch: Batch) -> Float[Tensor, "n 1 q d"]:
+        return self.policy.ask(self.encode(images), batch, self.policy.head.queries(len(images), 1))
 
     def _read_behind(self, unread: Sequence[tuple[Stream, list[Frame]]]) -> None:
         """Read frames behind what their streams have read."""
@@ -118,15 +131,27 @@ class BatchedPolicy:
             oldest = [memory.frames[0].state for memory in memories]
             newest = stack_windows([[memory.frames[-1]] for memory in memories]).to(self.device)
             states = torch.stack([state for state in oldest if state is not None])
-            return self.policy.head.act_on(states, newest.source)
+            return self._call(self.policy.head.act_on, states, newest.source)
         rows = [features_of(memory) or [] for memory in memories]
         counts = [len(row) for row in rows]
         lengths = torch.tensor(counts)
         read = torch.stack([features for row in rows for features in row])  # at once: a call for each would cost more
         features = pad_sequence(list(torch.split(read, counts)), batch_first=True)
         newest = stack_windows([[memory.frames[-1]] for memory in memories]).to(self.device)
-        sizes = (*features.shape[:2], prefix, newest.action_dims, lengths.to(self.device), newest.source)
-        return self.policy.head.act(lambda queries: features, *sizes)
+        given = (features, lengths.to(self.device), newest.action_dims, newest.source, *(prefix or (None, None)))
+        return self._call(self._decode_features, *given)
+
+    def _decode_features(
+        self,
+        features: Float[Tensor, "b w q d"],
+        lengths: Int64[Tensor, "b"],
+        action_dims: Bool[Tensor, "b a"] | None,
+        source: Int64[Tensor, "b"] | None,
+        actions: Float[Tensor, "b k a"] | None,
+        weight: Float[Tensor, "b k"] | None,
+    ) -> Float[Tensor, "b k a"]:
+        (b, w), prefix = features.shape[:2], prefix_of(actions, weight)
+        return self.policy.head.act(lambda queries: features, b, w, prefix, action_dims, lengths, source)
 
     def _advance(self, memories: Sequence[Memory]) -> None:
         """Let the head go on by the frames that it has not read, from every frame that a window may begin with."""
@@ -135,7 +160,7 @@ class BatchedPolicy:
             begun = [(first, frames[-1]) for frames in unread for first in frames]
             features = torch.stack([each.features for _, each in begun if each.features is not None])
             states = torch.stack([head.new_state() if first.state is None else first.state for first, _ in begun])
-            advanced = torch.split(head.advance(features, states), [len(frames) for frames in unread])
+            advanced = torch.split(self._call(head.advance, features, states), [len(frames) for frames in unread])
             for frames, rows in zip(unread, advanced, strict=True):
                 for first, state in zip(frames, rows.clone(), strict=True):  # its own memory, not the whole batch's
                     first.state = state
@@ -143,8 +168,19 @@ class BatchedPolicy:
     def _read_and_decode(self, memories: Sequence[Memory], prefix: Prefix | None) -> Float[Tensor, "b k a"]:
         """Let the head ask about whole windows, of encoded images."""
         windows = [list(memory.frames) for memory in memories]
-        batch, image = stack_windows(windows).to(self.device), stack_images(windows)
-        return FeatureReader(self.policy, image, batch).act(prefix)
+        given = (stack_images(windows), stack_windows(windows).to(self.device), *(prefix or (None, None)))
+        if self.policy.head.acts_on_host:
+            return self._ask_and_decode(*given)
+        return self._call(self._ask_and_decode, *given)
+
+    def _ask_and_decode(
+        self,
+        image: Float[Tensor, "b w v m e"],
+        batch: Batch,
+        actions: Float[Tensor, "b k a"] | None,
+        weight: Float[Tensor, "b k"] | None,
+    ) -> Float[Tensor, "b k a"]:
+        return FeatureReader(self.policy, image, batch).act(prefix_of(actions, weight))
 
 
 class CompiledForSizes:
@@ -223,6 +259,11 @@ def mask_of(lengths: Sequence[int]) -> Bool[Tensor, "b w"] | None:
     if len(set(lengths)) == 1:
         return None
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def prefix_of(actions: Float[Tensor, "b k a"] | None, weight: Float[Tensor, "b k"] | None) -> Prefix | None:
+    """Return a prefix of its tensors; None: there is none."""
+    return None if actions is None or weight is None else Prefix(actions, weight)
 
 
 def stack_prefixes(prefixes: Sequence[Prefix | None], device: torch.device) -> Prefix | None:

@@ -30,8 +30,9 @@ from robovlms.errors import UserError
 from robovlms.heads.base import Prefix
 from robovlms.policy.acting import BatchedPolicy, CompiledForSizes
 from robovlms.policy.checkpoint import EMA, load_policy
-from robovlms.policy.compiling import compile_policy
 from robovlms.policy.execution import ChunkExecutor, check_execute_steps
+from robovlms.policy.graphs.compiling import compile_policy
+from robovlms.policy.graphs.cuda import graphs_for
 from robovlms.policy.memory import start_memory
 from robovlms.policy.policy import VLAPolicy, load_average
 from robovlms.policy.quantization.change import EPISODES, action_change, synthetic_observations
@@ -83,11 +84,14 @@ class PolicyEngine:
         self._numbers = count(1)
         self._batched = BatchedPolicy(policy, config.max_batch_size)
         self._store_weights(config)
+        encode, self.graphs = None, graphs_for(self.device, config.cuda_graph)
+        if self.graphs is not None:
+            self.graphs.say_what_is_left_out(policy.head.acts_on_host, cache is FrameCache.staggered)
         if config.compile is CompileMode.model:
             encode = CompiledForSizes(policy.backbone.encode, config.max_batch_size)
-            self._batched = BatchedPolicy(policy, config.max_batch_size, encode)
         elif config.compile is CompileMode.layers:
             compile_policy(policy, CompileMode.layers)
+        self._batched = BatchedPolicy(policy, config.max_batch_size, encode, self.graphs)
 
     @classmethod
     def from_checkpoint(cls, folder: Path, config: EngineConfig | None = None) -> PolicyEngine:

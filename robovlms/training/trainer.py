@@ -25,7 +25,7 @@ from robovlms.actions.statistics import STATS, Statistics, save_statistics
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
 from robovlms.policy.checkpoint import CONFIG, STATE, Trained, save_config
-from robovlms.policy.compiling import compile_policy
+from robovlms.policy.graphs.compiling import compile_policy
 from robovlms.policy.policy import VLAPolicy, named_tensors
 from robovlms.training.checkpoints import run_folder as files
 from robovlms.training.checkpoints.run_folder import RunFolder, check_init_from

@@ -15,7 +15,7 @@ from calvin_folder import losses, make_calvin_folder, tiny_run
 from composing import completed, composed
 from torch._dynamo.utils import counters
 from robovlms.commands import train as command
-from robovlms.policy import compiling
+from robovlms.policy.graphs import compiling
 from robovlms.training.trainer import Trainer
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from calvin_folder import make_calvin_folder, tiny_run
 from composing import BACKBONES, completed, composed
-from host_waits import Waits
+from host_waits import ONLY_ON_A_CPU, Waits
 from small_heads import small_head
 
 from robovlms.commands.train import train
@@ -35,12 +35,6 @@ def waits_of_a_step(monkeypatch, folder, output_dir, *options, structure=Structu
     train(replace(config, structure=replace(config.structure, name=structure), **parts))
     assert len(taken) == 2
     return waits.found
-
-
-ONLY_ON_A_CPU = {
-    "gemma4": {"_local_scalar_dense.default in transformers/models/gemma4/modeling_gemma4.py:_avg_pool_by_positions"}
-}
-"""What a GPU does not wait for: F.one_hot looks for numbers out of range on a CPU alone."""
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import nn
 
 from robovlms.config.choices import CompileMode
@@ -27,5 +29,12 @@ def repeated_layers(module: nn.Module) -> list[nn.Module]:
     """Return the layers that a model has several of, the outermost ones: alike ones share a graph."""
     found: list[nn.Module] = []
     for child in module.children():
-        found += child if isinstance(child, nn.ModuleList) and len(child) > 1 else repeated_layers(child)
+        found += child if are_layers(child) else repeated_layers(child)
     return found
+
+
+def are_layers(module: nn.Module) -> TypeGuard[nn.ModuleList]:
+    """Whether a module is a list of several modules that are called, which lists are not."""
+    if not isinstance(module, nn.ModuleList) or len(module) < 2:
+        return False
+    return not any(isinstance(layer, nn.ModuleList) for layer in module)

@@ -1,0 +1,1 @@
+"""What a policy computes as graphs: those of torch.compile, and those of CUDA."""
