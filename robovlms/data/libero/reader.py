@@ -2,6 +2,7 @@
 
     /data                       attributes problem_info, env_args (JSON), num_demos, total
     /data/demo_0/actions        T x 7: position and axis-angle deltas, controller units; gripper -1 open, +1 closed
+    /data/demo_0/states         T x n: MuJoCo's time, positions and velocities before each action; attribute model_file
     /data/demo_0/obs/...        T rows each: agentview_rgb, eye_in_hand_rgb, ee_states, gripper_states (LIBERO);
                                 agentview_image, robot0_eef_pos (robomimic)
 
@@ -21,11 +22,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from robovlms.data.files.hdf5 import child, is_group, read_pictures
+from robovlms.data.files.hdf5 import child, dataset, is_group, naming, read_pictures, read_rows
 from robovlms.data.files.hdf5_reader import Demonstration, Hdf5Reader
 from robovlms.data.libero.schema import LiberoDataConfig
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS
+from robovlms.types import SimulatorState
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,20 @@ class LiberoReader(Hdf5Reader):
     def _pictures(self, view: str, found: Any, steps: Int64[np.ndarray, "w"]) -> UInt8[np.ndarray, "w _h _x c"]:
         pictures = read_pictures(found, steps)
         return np.ascontiguousarray(pictures[:, ::-1, ::-1]) if self._config.flip else pictures
+
+    def simulator_state(self, episode: int) -> SimulatorState | None:
+        """Return row 0 of `states` with the scene in `model_file`; `dones` or `rewards` say whether it was solved."""
+        demo = self._demos[episode]
+        with naming(demo.file):
+            group = self._group(demo)
+            if child(group, "states") is None:
+                return None
+            values = read_rows(dataset(group, "states"), np.arange(1))[0].astype(np.float64).reshape(-1)
+            ends = [dataset(group, key)[()] for key in ("dones", "rewards") if child(group, key) is not None]
+            model = group.attrs.get("model_file")
+            model = model.decode("utf-8") if isinstance(model, bytes) else model
+        solved = any(bool((end > 0).any()) for end in ends) if ends else None
+        return SimulatorState(values=values, model=model if isinstance(model, str) else None, solved=solved)
 
     def _instruction(self, path: Path, file: Any) -> str:
         data, text = _data(file), self._config.instruction
