@@ -1,6 +1,7 @@
 """Demonstrations of LIBERO and robomimic: HDF5 files with one group a demonstration.
 
     /data                       attributes problem_info, env_args (JSON), num_demos, total
+    /data/demo_0                attribute ep_meta (JSON): RoboCasa's, with the instruction as `lang`
     /data/demo_0/actions        T x 7: position and axis-angle deltas, controller units; gripper -1 open, +1 closed
     /data/demo_0/states         T x n: MuJoCo's time, positions and velocities before each action; attribute model_file
     /data/demo_0/obs/...        T rows each: agentview_rgb, eye_in_hand_rgb, ee_states, gripper_states (LIBERO);
@@ -89,8 +90,10 @@ class LiberoReader(Hdf5Reader):
         solved = any(bool((end > 0).any()) for end in ends) if ends else None
         return SimulatorState(values=values, model=model if isinstance(model, str) else None, solved=solved)
 
-    def _instruction(self, path: Path, file: Any) -> str:
+    def _instruction(self, path: Path, file: Any, group: str) -> str:
         data, text = _data(file), self._config.instruction
+        if text is None:
+            text = told_in_episode(file[group]) if is_group(child(file, group)) else None
         if text is None and "problem_info" in data.attrs:
             told: Any = _json_attribute(path, data, "problem_info").get("language_instruction")
             is_list = isinstance(told, list) and all(isinstance(t, str) for t in told)
@@ -108,6 +111,16 @@ class LiberoReader(Hdf5Reader):
         options = _json_attribute(path, data, "env_args").get("env_kwargs")
         hz = options.get("control_freq") if isinstance(options, dict) else None
         return float(hz) if isinstance(hz, int | float) else None
+
+
+def told_in_episode(demo: Any) -> str | None:
+    """Return the instruction in a demonstration's own `ep_meta`, as RoboCasa records it; None: there is none."""
+    try:
+        told = json.loads(demo.attrs.get("ep_meta", "{}"))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    text = told.get("lang") if isinstance(told, dict) else None
+    return text if isinstance(text, str) and text.strip() else None
 
 
 def instruction_of(path: Path) -> str | None:

@@ -34,6 +34,7 @@ from robovlms.inspection.discovery.folder import (
     ask,
     found,
     spread,
+    tell,
 )
 from robovlms.inspection.discovery.names import GENERIC
 
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 MODALITY_PATH = "meta/modality.json"
 NUMBERS = ("float32", "float64", "int64", "int32", "uint8", "bool")
+DEPTH = re.compile(r"(^|[._/])depth($|[._/\d])")
 BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 
 
@@ -60,7 +62,7 @@ def describe_lerobot(root: Path) -> Folder:
     state = choose_state(columns, action)
     state = _named(state, info, modality, "state") if state else None
     cameras, episodes, options, notes = _cameras(info)
-    options = {"action_key": found(action.key, action.choice or f"{INFO_PATH}: features")} | options
+    options = {"action_key": tell(action.key, action.choice or f"{INFO_PATH}: features")} | options
     options["language_key"] = _language(columns)
     if not all(text.strip() for text in tasks.values()):
         options["instruction"] = ask("what does the robot do? e.g. 'put the cup on the plate'; a task's text is empty")
@@ -101,15 +103,25 @@ def _named(vector: Vector, info: DatasetInfo, modality: dict[str, Any], group: s
     if len(spec.parts) == 1 and (sliced := _sliced(modality.get(group), vector)) is not None:
         return put_together(vector, sliced, f"{MODALITY_PATH}: slices of {vector.key}")
     if len(spec.parts) > 1:
-        return put_together(vector, [
-            name for key, part in spec.parts for name in _entries_of(key, part)
-        ], f"{INFO_PATH}: the columns' names")  # fmt: skip
+        stems = _stems([key for key, _ in spec.parts])
+        names = [name for (_, part), stem in zip(spec.parts, stems, strict=True) for name in _entries_of(stem, part)]
+        return put_together(vector, names, f"{INFO_PATH}: the columns' names")
     return put_together(vector, names, f"{INFO_PATH}: features" + ("" if names else ", which name no entry"))
 
 
-def _entries_of(key: str, part: slice) -> list[str]:
-    """Name the entries of a column by the last part of its key."""
-    stem, count = key.rpartition(".")[2], part.stop - part.start
+def _stems(keys: list[str]) -> list[str]:
+    """Return the last parts of keys, as many as tell them apart."""
+    parted = [key.split(".") for key in keys]
+    for count in range(1, max(map(len, parted)) + 1):
+        stems = ["_".join(parts[-count:]) for parts in parted]
+        if len(set(stems)) == len(set(keys)):
+            return stems
+    return keys
+
+
+def _entries_of(stem: str, part: slice) -> list[str]:
+    """Name the entries of a column."""
+    count = part.stop - part.start
     return [stem] if count == 1 else [f"{stem}_{i + 1}" for i in range(count)]
 
 
@@ -137,7 +149,9 @@ def _language(columns: dict[str, int]) -> Answer:
 def _cameras(info: DatasetInfo) -> tuple[list[Camera], list[EpisodeFiles], dict[str, Answer], list[str]]:
     """Return the cameras whose files are there, all episodes, whether some must be left out, and what was left out."""
     notes = [f"{key} records depth, which policies do not see: left out" for key in info.depth_keys]
-    keys = [key for key in info.keys("image", "video") if key not in info.depth_keys]
+    called = [key for key in info.keys("image", "video") if DEPTH.search(key) and key not in info.depth_keys]
+    notes += [f"{key} is depth by its name, which policies do not see: left out" for key in called]
+    keys = [key for key in info.keys("image", "video") if key not in (*info.depth_keys, *called)]
     videos = [key for key in keys if key in info.keys("video")]
     episodes = read_episodes(info, videos)
     lacking = {key: [each.index for each in episodes if not each.videos[key].path.is_file()] for key in videos}
