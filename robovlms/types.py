@@ -141,7 +141,7 @@ class Observation:
 class SimulatorState:
     """What a recording holds of the simulator that it was made in, at an episode's first action."""
 
-    values: Float64[np.ndarray, "_n"]  # MuJoCo's time, positions and velocities
+    values: Float64[np.ndarray, "_n"]  # MuJoCo's time, positions and velocities; CALVIN's robot_obs and scene_obs
     model: str | None = None  # the scene, as MuJoCo's XML
     solved: bool | None = None  # whether the task was solved in the end; None: the recording does not say
 

@@ -12,7 +12,13 @@ from robovlms.terminal import printable
 
 SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")  # columns of the tables of statistics
 FOLLOWING = ("steps later", "gain", "correlation", "drift")  # heads of the table of states and actions
-SOLVED = ("episodes", "solved as recorded", "solved again", "without the noise")  # heads of the table of replays
+SOLVED = (
+    "episodes",
+    "solved as recorded",
+    "solved again",
+    "without noise",
+    "not normalised",
+)  # heads of the table of replays
 IDLE = ("at ends", "inside", "longest at ends", "inside")  # heads of the table of idle steps
 MAX_INSTRUCTIONS, MAX_OUTLIERS, MAX_TASKS = 20, 10, 10
 MAX_NUMBERS = 200  # characters of the episodes' numbers; the JSON has all
@@ -97,7 +103,7 @@ def simulation_lines(simulation: SimulationReport | None) -> list[str]:
 
 def solved_cells(task: TaskReplay) -> list[str]:
     """Return the cells of a task below the heads `SOLVED`."""
-    numbers = (task.episodes, task.recorded, task.solved, task.without_noise)
+    numbers = (task.episodes, task.recorded, task.solved, task.without_noise, task.uncut)
     return ["" if number is None else str(number) for number in numbers]
 
 

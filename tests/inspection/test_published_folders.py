@@ -85,3 +85,23 @@ def test_a_camera_that_is_depth_by_its_name_alone_is_left_out_and_named(tmp_path
     found = find_data(write_lerobot(tmp_path / "x", ["left_arm_1"], paths_of(1), cameras=cameras))
     assert "note: observation.depth.front is depth by its name" in found.said
     assert list(values(store("data", "robot.yaml", found.text)).views) == ["side"]
+
+
+def test_a_width_that_no_file_has_is_refused_before_anything_is_written(tmp_path):
+    root = write_lerobot(tmp_path / "x", None, paths_of(3))
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"]["action"]["shape"] = [5]
+    path.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"episode_000000\.parquet: 'action' has \[3\] entries a frame, but .* says 5"):
+        find_data(root)
+
+
+def test_an_action_that_is_no_vector_is_named_with_its_shape(tmp_path):
+    root = write_lerobot(tmp_path / "x", None, paths_of(3))
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"]["action"]["shape"] = [1, 3]
+    path.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"no column of actions.*action \(its shape \[1, 3\] is no vector\)"):
+        find_data(root)

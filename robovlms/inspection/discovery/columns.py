@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +18,13 @@ WHOLE_ACTION = ("action", "actions")
 WHOLE_STATE = ("observation.state", "observation/state", "state", "observations/qpos", "observation.qpos", "proprio")
 
 
-def choose_action(columns: dict[str, int], root: Path) -> Vector:
+def choose_action(columns: dict[str, int], root: Path, unread: Sequence[str] = ()) -> Vector:
     """Return the columns of the action: one called so, or those of its parts.
 
     Args:
         columns: width by key, in the order of the folder.
         root: for the error.
+        unread: what else there is, with why it is no vector, for the error.
 
     Raises:
         UserError: there is none.
@@ -35,7 +36,8 @@ def choose_action(columns: dict[str, int], root: Path) -> Vector:
     if not parts:
         raise UserError(
             f"{root} has no column of actions: looked for one called action, or action.<part>; there are "
-            f"{', '.join(columns) or 'none'}. Write the data config by hand: data=<format> data.action_key=<columns>."
+            f"{', '.join([*columns, *unread]) or 'none'}. Write the data config by hand: data=<format> "
+            "data.action_key=<columns>."
         )
     if len(parts) == 1:
         ((key, width),) = parts.items()

@@ -58,7 +58,8 @@ def describe_lerobot(root: Path) -> Folder:
     shapes = {key: info.features[key]["shape"] for key in info.keys(*NUMBERS)}
     vectors = {key: shape for key, shape in shapes.items() if len(shape) == 1 and key not in BOOKKEEPING}
     columns = {key: int(shape[0]) for key, shape in vectors.items()}
-    action = _named(choose_action(columns, root), info, modality, "action")
+    unread = [f"{key} (its shape {list(shape)} is no vector)" for key, shape in shapes.items() if len(shape) > 1]
+    action = _named(choose_action(columns, root, unread), info, modality, "action")
     state = choose_state(columns, action)
     state = _named(state, info, modality, "state") if state else None
     cameras, episodes, options, notes = _cameras(info)
@@ -188,20 +189,25 @@ def _rows(
     state: Vector | None,
     shapes: dict[str, list[int]],
 ) -> list[Rows]:
-    """Read the numbers of some episodes; those of files that cannot be read are left to the reader to refuse."""
+    """Read the numbers of some episodes; those of single files that cannot be read are left to the reader to refuse.
+
+    Raises:
+        UserError, FileNotFoundError: there are files, and none of them can be read; it is the first one's fault.
+    """
     specs = [VectorSpec(vector.key, "", shapes, info.root) if vector else None for vector in (action, state)]
     by_file: dict[Path, list[EpisodeFiles]] = {}
     for episode in episodes:
         by_file.setdefault(episode.file, []).append(episode)
     files = list(by_file)
-    read, rows = 0, []
+    read, rows = 0, list[Rows]()
+    faults = list[UserError | FileNotFoundError]()
     for place in spread(len(files)):
         path, members = files[place], by_file[files[place]]
         try:
             columns = read_numbers(path, members, sorted({key for spec in specs if spec for key in spec.keys}))
             actions, states = (spec.take(columns, path).astype(np.float64) if spec else None for spec in specs)
         except (UserError, FileNotFoundError) as error:
-            log.warning("not looked into: %s", error)
+            faults.append(error)
             continue
         for episode in (members[i] for i in spread(len(members))):
             part = slice(episode.row, episode.row + episode.length)
@@ -210,4 +216,8 @@ def _rows(
             read += episode.length
         if read > MAX_ROWS:
             break
+    if faults and not rows:
+        raise faults[0]
+    for fault in faults:
+        log.warning("not looked into: %s", fault)
     return rows
