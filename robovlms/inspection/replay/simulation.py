@@ -49,6 +49,11 @@ class TaskReplay:
         """Return how many should be solved."""
         return self.episodes if self.recorded is None else self.recorded
 
+    @property
+    def at_best(self) -> int:
+        """Return how many are solved, with the normalisation or without."""
+        return self.solved if self.uncut is None else self.uncut
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationReport:
@@ -188,8 +193,8 @@ def _cut_off(report: SimulationReport) -> Iterator[Finding]:
 
 def _findings(report: SimulationReport, *, is_compared: bool) -> list[Finding]:
     found = list(_cut_off(report))
-    failing = [task for task in report.tasks if task.solved < task.wanted]
-    bad = [task for task in failing if task.solved < WELL * task.wanted]
+    failing = [task for task in report.tasks if task.at_best < task.wanted]
+    bad = [task for task in failing if task.at_best < WELL * task.wanted]
     for severity, tasks in ((Severity.error, bad), (Severity.warning, [task for task in failing if task not in bad])):
         if not tasks:
             continue

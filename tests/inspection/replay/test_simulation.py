@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from line_simulator import GO, Line
 
+from robovlms.actions.checks import Severity
 from robovlms.actions.plan import DataPlan
 from robovlms.commands.collect_demos import collect_demos
 from robovlms.config.choices import NormalizationMode
@@ -22,12 +22,13 @@ from robovlms.data.base import EpisodeInfo
 from robovlms.data.opening import native_reader
 from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
+from robovlms.inspection.index_page import write_index
 from robovlms.inspection.replay.simulation import replay_in
 from robovlms.inspection.replay.starts import find_task
+from robovlms.inspection.report import inspect_dataset
+from robovlms.inspection.text import format_report
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Task
-
-sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
 
 SIM = SimConfig(name="line", episodes=4, max_steps=50)
 
@@ -138,3 +139,36 @@ def test_a_task_is_found_by_its_files_name_then_by_its_instruction_where_that_is
     assert find_task(tasks, EpisodeInfo(1, "lift", "SCENE1_lift_demo")) is tasks[1]
     assert find_task(tasks, EpisodeInfo(1, "Push it ", "other_demo")) is tasks[2]
     assert find_task(tasks, EpisodeInfo(1, "lift", "other_demo")) is None
+
+
+def test_what_the_normalisation_cuts_off_is_told_apart_from_wrong_actions(collected):
+    """The hand goes 0.25 in a step, and bounds of 0.02 leave a tenth of it."""
+    bounds = NormalizationConfig(mode=NormalizationMode.bounds, low=-0.02, high=0.02)
+    report, findings = replay_in(Line(SIM), windows(collected, normalization=bounds))
+    (task,) = report.tasks
+    assert task.uncut == 4
+    assert task.solved < 4
+    (finding,) = findings
+    assert finding.severity is Severity.warning
+    assert (
+        f"without the normalisation, which cuts off what is needed: go 4 instead of {task.solved} of 4" in finding.what
+    )
+
+
+def test_the_text_and_the_page_have_a_table_of_it(collected, tmp_path):
+    dataset = windows(collected)
+    options = {"name": "line", "split": "train", "max_frames": 10_000, "outlier_iqr": 3.0}
+    report = inspect_dataset(dataset, simulator=Line(SIM), **options)
+    lines = format_report(report).splitlines()
+    assert "Recorded actions, through the policy's words and back, played again in sim=line:" in lines
+    assert ["go", "4", "4", "4"] in [line.split()[:4] for line in lines]
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"")
+    page = write_index(report, tmp_path / "index.html", pages=[], sheet=sheet).read_text()
+    assert "played again in sim=line" in page
+    assert (
+        "In the simulator"
+        not in write_index(
+            inspect_dataset(dataset, **options), tmp_path / "index.html", pages=[], sheet=sheet
+        ).read_text()
+    )
