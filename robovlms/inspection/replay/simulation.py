@@ -247,8 +247,8 @@ def _states(
 
 
 def _judge(data: DataConfig, names: list[str], rows: ScannedRows, entries: list[EntryReplay]) -> list[Finding]:
-    """Return what is wrong with the hand's pose; of other entries, such as fingers, whose way depends on what they touch,
-    only that they go the other way. Without a pose all entries are judged.
+    """Return what is wrong with the hand's pose, or without one with any entry. Of what is beside it, such as fingers,
+    whose way depends on what they touch, only that it goes the other way is said.
     """
     pose = sorted({i for arm in arms(names) for i in position_entries(names, arm)} | {
         i for arm in arms(names) for i in rotation_entries(names, data.proprio_rotation, arm)
