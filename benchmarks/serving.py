@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py [--rounds 5] [--seconds 3] [--size 96] [--output serving.json]
 
-The policy is that of experiment=quickstart (nano, lstm, two views, proprioception) with structure=policy_head and a
-window of 8 frames, untrained. Two servers, `python scripts/serve.py`, run all the time, one with
+The policy is that of experiment=quickstart (nano, two views, proprioception) with an LSTM of one layer,
+structure=policy_head and a window of 8 frames, untrained. Two servers, `python scripts/serve.py`, run all the time, one with
 engine.max_batch_size=32 and one with 1; rounds go from one to the other, so that what else the machine does meets both.
 Each server has one thread of torch; clients (serving_clients.py) share one process. `bare` is the engine's own step for
 one session, in this process. On two cores, the server computes on one; its network and the clients have the other.
@@ -40,7 +40,8 @@ from robovlms.types import Observation
 ROOT = Path(__file__).parents[1]
 NUMBERS, BATCHED, UNBATCHED = (1, 8, 32, 128), 32, 1
 PROMISED_TIMES, PROMISED_MS = 4.0, 2.0
-QUICKSTART = ("experiment=quickstart", "structure=policy_head", "window=w8_c10")
+LSTM = ("head=lstm", "head.loss=l1", "head.hidden_dim=256", "head.num_layers=1")
+QUICKSTART = ("experiment=quickstart", "structure=policy_head", "window=w8_c10", *LSTM)
 
 
 def make_checkpoint(run: Path) -> Path:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import sys
+from importlib.util import find_spec
 
 from robovlms.cli import launch
 from robovlms.errors import LostProcessError
@@ -41,9 +42,15 @@ def report(error: Exception, schema: type) -> tuple[int, str]:
     The status is 2 for what the user can fix, 1 for the rest, which comes with its traceback. The module that knows the
     words of Hydra's errors is imported here, when there is an error.
     """
-    from robovlms.cli.errors import explain
+    if isinstance(error, ModuleNotFoundError) and find_spec("hydra") is None:
+        message: str | None = (
+            f"{sys.executable} has no {error.name}: it is not the Python that robovlms was installed in. Activate that "
+            "environment (. .venv/bin/activate), or install it here as README.md says."
+        )
+    else:
+        from robovlms.cli.errors import explain
 
-    message = explain(error, schema)
+        message = explain(error, schema)
     status, reason = (2, message) if message is not None else (1, f"{type(error).__name__}: {error}")
     if not launch.speaks(is_cause=status == 2 and not isinstance(error, LostProcessError)):
         return status, reason

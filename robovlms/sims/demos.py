@@ -132,7 +132,7 @@ def save_demo(path: Path, demo: Demo | None) -> None:
         arrays = {f"frames.{view}": frames for view, frames in demo.frames.items()}
         arrays |= {"actions": demo.actions, "proprio": demo.proprio}
     with atomic_file(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez(file, **arrays)
 
 
 def load_demo(path: Path) -> Demo:

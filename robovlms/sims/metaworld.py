@@ -17,7 +17,13 @@ from robovlms.config.data import ActionContract
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Episode, Simulator, Step, Task, check_action, choose_tasks
 from robovlms.sims.metaworld_tasks import TASKS
-from robovlms.sims.rendering import check_pictures, make_renderer, renderer_name, simulator_imports
+from robovlms.sims.rendering import (
+    check_pictures,
+    make_renderer,
+    out_of_sight_left_out,
+    renderer_name,
+    simulator_imports,
+)
 from robovlms.sims.schemas.metaworld import MAX_STEPS, MetaWorldSimConfig
 from robovlms.types import Observation
 
@@ -183,7 +189,8 @@ class _Scene:
         self._env.close()
 
     def _draw(self, camera: str) -> UInt8[np.ndarray, "_h _x c"]:
-        self._renderer.update_scene(self._env.data, camera=camera, scene_option=self._options)
+        with out_of_sight_left_out(self._env.model, self._env.data, camera):
+            self._renderer.update_scene(self._env.data, camera=camera, scene_option=self._options)
         image: UInt8[np.ndarray, "_h _x c"] = self._renderer.render()
         return image
 

@@ -54,3 +54,11 @@ def test_a_question_or_a_mistake_is_answered_in_a_second_without_heavy_imports_o
     assert "imported: []" in result.stderr
     assert list(tmp_path.iterdir()) == []
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0  # 0.1 to 0.6 s on an idle core
+
+
+def test_a_python_without_the_project_is_told_which_environment_to_use(tmp_path):
+    command = [sys.executable, "-S", str(ROOT / "train.py"), "--cfg", "job"]  # -S: no site-packages
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {sys.executable} has no hydra")  # and no traceback before it
+    assert ".venv/bin/activate" in done.stderr

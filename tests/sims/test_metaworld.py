@@ -1,4 +1,5 @@
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import NormalizationMode
 from robovlms.config.closed_loop import CollectConfig
 from robovlms.config.data import NormalizationConfig
+from robovlms.sims import metaworld
 from robovlms.sims.demos import Lesson, record_demo
 from robovlms.sims.metaworld import MARKED_GOALS, SOFT_GRIP_EFFORT, MetaWorld
 from robovlms.sims.metaworld_tasks import OPPOSITES, WORDS
@@ -101,6 +103,26 @@ def test_both_views_show_the_scene_the_right_way_up(sim):
     sky, table = frames["side"][:5, -5:].reshape(-1, 3), frames["side"][-5:, -5:].reshape(-1, 3)
     assert np.ptp(sky.mean(axis=0)) < 10  # grey
     assert table[:, 0].mean() > table[:, 2].mean() + 10  # wood
+
+
+@pytest.mark.parametrize("name", ["drawer-close", "window-open", "pick-place"])
+def test_what_a_camera_cannot_see_is_not_drawn_and_leaves_no_trace(name, monkeypatch):
+    simulator = MetaWorld(config(tasks=[name], image_size=48, control_hz=20, max_steps=20))
+
+    def play_on(steps):
+        yield start(simulator).frames
+        for _ in range(steps):
+            yield simulator.step(simulator.expert(simulator.tasks()[0])).observation.frames
+
+    with monkeypatch.context() as patched:
+        patched.setattr(metaworld, "out_of_sight_left_out", lambda *_: nullcontext())
+        everything = list(play_on(12))
+        all_geoms = simulator._current._renderer.scene.ngeom
+    for whole, drawn in zip(everything, play_on(12), strict=True):
+        for view, picture in whole.items():
+            np.testing.assert_array_equal(picture, drawn[view])
+    assert simulator._current._renderer.scene.ngeom < all_geoms - 10  # of the wrist, which is drawn last
+    simulator.close()
 
 
 def test_the_seed_alone_decides_where_an_episode_starts(sim):
