@@ -164,13 +164,13 @@ def inspect_dataset(
         simulator: in which recorded actions are played again; None: in none.
     """
     reader, contract = dataset.reader, dataset.converter.source
+    simulation, unsolved = (None, []) if simulator is None else replay_in(simulator, dataset)  # may refuse: first
     stretches = choose_stretches(reader.episodes, max_frames)
     rows = scan_numbers(reader, stretches)
     views, faults = scan_pictures(reader, stretches)
     findings = all_findings(dataset, rows, views, faults)
     tables, conversion = _tables(dataset, rows)
     replay, broken = prove_replay(dataset, rows)
-    simulation, unsolved = (None, []) if simulator is None else replay_in(simulator, dataset)
     idleness = measure_idleness(dataset, rows)
     findings += [*conversion, *broken, *unsolved, *quality_findings(dataset, rows, idleness)]
     outliers, num_outliers = find_outliers(dataset, rows, outlier_iqr)

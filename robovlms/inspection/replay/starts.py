@@ -94,7 +94,7 @@ def _of_state(simulator: Simulator, reader: Reader, episode: int) -> Start | str
     state = reader.simulator_state(episode)
     if state is None:
         return (
-            "their folder does not say where they began, as HDF5 of LIBERO (`states`) and folders of "
+            "their folder does not say where they began, as CALVIN's frames, HDF5 of LIBERO (`states`) and folders of "
             f"scripts/collect_demos.py (meta/{STARTS_FILE}) do; an older one of these, an edited or a packed one does "
             "not: collect again into another folder"
         )
