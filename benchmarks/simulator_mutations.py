@@ -72,7 +72,7 @@ MUTATIONS = [
     Mutation("frame: 90 degrees about z", lambda rows: rows @ TURN, "rotated by 90 degrees about z: frame"),
     Mutation("rate: every action twice", lambda rows: np.repeat(rows, 2, axis=0)[: len(rows)], "off by 2"),
     Mutation("rate: every second action", lambda rows: rows[::2], "off by 2"),
-    Mutation("gripper inverted", _times(1, 1, 1, 1, 1, 1, -1), "gripper looks inverted"),
+    Mutation("gripper inverted", _times(1, 1, 1, 1, 1, 1, -1), r"(gripper looks|left and right look) inverted"),
 ]
 
 
