@@ -3,8 +3,9 @@
     python benchmarks/serving.py [--rounds 5] [--seconds 3] [--size 96] [--output serving.json]
 
 The policy is that of experiment=quickstart (nano, two views, proprioception) with an LSTM of one layer,
-structure=policy_head and a window of 8 frames, untrained. Two servers, `python scripts/serve.py`, run all the time, one with
-engine.max_batch_size=32 and one with 1; rounds go from one to the other, so that what else the machine does meets both.
+structure=policy_head and a window of 8 frames, untrained. Two servers, `python scripts/serve.py`, run all the time, one
+with engine.max_batch_size=32 and one with 1; rounds go from one to the other, so that what else the machine does meets
+both.
 Each server has one thread of torch; clients (serving_clients.py) share one process. `bare` is the engine's own step for
 one session, in this process. On two cores, the server computes on one; its network and the clients have the other.
 """

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 
+import numpy as np
+from jaxtyping import Shaped
+
 from robovlms.actions.statistics import Statistics
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Rotation
 from robovlms.config.data import GRIPPER, ActionContract, DataConfig, gripper_entries
@@ -140,6 +143,14 @@ def check_layout(contract: ActionContract) -> None:
         raise UserError("frame=tcp moves with the hand, so nothing absolute can be given in it: use world or base.")
     if contract.gripper_open == contract.gripper_closed:
         raise UserError("data.contract.gripper_open and gripper_closed are equal: say which value means what.")
+
+
+def write_grippers(actions: Shaped[np.ndarray, "n a"], contract: ActionContract) -> Shaped[np.ndarray, "n a"]:
+    """Return actions whose grippers, of -1 (closed) to +1 (open), are from `gripper_closed` to `gripper_open`."""
+    written, places = actions.copy(), contract.grippers
+    opening = (actions[:, places] + 1) / 2
+    written[:, places] = contract.gripper_closed + opening * (contract.gripper_open - contract.gripper_closed)
+    return written
 
 
 def check_names(contract: ActionContract) -> None:

@@ -144,6 +144,17 @@ class ActionNormalizer:
         arm = arm * self._half[:count] + self._center[:count]
         return self.relative.add(torch.where(self._binary, actions, arm), state)
 
+    def beyond(
+        self, actions: Float[Tensor, "*n k a"], state: Float[Tensor, "*n p"] | None = None
+    ) -> Float[Tensor, "*n k a"]:
+        """Return how far actions are outside the bounds that `normalize` cuts off at, as a share of their distance; 0
+        within, and where nothing is cut off. Arguments are as in `normalize`.
+        """
+        count, values = actions.shape[-2], self.relative.subtract(actions.float(), state)
+        low, high = self._clip_low[:count], self._clip_high[:count]
+        outside = torch.maximum(low - values, values - high).clamp(min=0) / (high - low).clamp(min=1e-12)
+        return outside.masked_fill(self._binary, 0)
+
     def rest(
         self,
         chunk: Float[Tensor, "k a"],

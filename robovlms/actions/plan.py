@@ -73,8 +73,16 @@ class Source:
         return self.proprio_names[: len(self.proprio_dims)]
 
 
-def find_source(sources: Sequence[Source], name: str | None, taken: ActionContract | None = None) -> Source:
+def find_source(
+    sources: Sequence[Source], name: str | None, taken: ActionContract | None = None, *, option: str = "source"
+) -> Source:
     """Return a source by name; the only one needs none, nor does the only one whose actions are those `taken`.
+
+    Args:
+        sources: of a policy.
+        name: of one of them.
+        taken: what a simulator's actions mean.
+        option: that names it, for messages.
 
     Raises:
         UserError: there are several and none is named, or there is none of that name.
@@ -86,11 +94,9 @@ def find_source(sources: Sequence[Source], name: str | None, taken: ActionContra
     if name in by_name:
         return by_name[name]
     if len(sources) == 1:
-        raise UserError(
-            f"evaluation.source={name}: the policy was trained on one data set, {sources[0].name}; omit it."
-        )
+        raise UserError(f"{option}={name}: the policy was trained on one data set, {sources[0].name}; omit it.")
     raise UserError(
-        f"evaluation.source={name}: the policy was trained on several data sets, and each has its own statistics. "
+        f"{option}={name}: the policy was trained on several data sets, and each has its own statistics. "
         f"Choose one of {', '.join(by_name)}.{nearest(name or '', by_name)}"
     )
 
@@ -131,13 +137,15 @@ class DataPlan:
         """Tell whether samples of several sources may meet in a batch."""
         return isinstance(self.config, MixtureDataConfig)
 
-    def find(self, name: str | None, taken: ActionContract | None = None) -> Source:
-        """Return a source by name; the only one needs none, nor does the only one whose actions are those `taken`.
+    def find(
+        self, name: str | None, taken: ActionContract | None = None, *, option: str = "evaluation.source"
+    ) -> Source:
+        """Return a source as `find_source` does.
 
         Raises:
             UserError: there are several and none is named, or there is none of that name.
         """
-        return find_source(self.sources, name, taken)
+        return find_source(self.sources, name, taken, option=option)
 
     def normalizers(self, statistics: dict[str, Statistics]) -> list[ActionNormalizer]:
         """Return each source's normaliser of the policy's action entries, by the source's number.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,7 @@ class RelativeEntry:
     action: int  # its place in an action
     state: int  # its place in an observation's proprioception
     unit: float = 1.0  # of the action, in that of proprioception
+    zero: float = 0.0  # of the action, in that of proprioception: where a gripper that speaks -1 to +1 is half open
     turn: float | None = None  # a full turn, in the action's unit, of an angle from -turn / 2 to turn / 2
 
 
@@ -54,10 +55,15 @@ def relative_names(data: DataConfig, contract: ActionContract) -> list[str]:
     arm = [name for i, name in enumerate(contract.names) if i not in contract.grippers]
     recorded = data.proprio_names
     names = [name for name in arm if name in recorded] if asked is None else asked
-    if wrong := [name for name in names if name not in arm]:
+    if decided := [contract.names[i] for i in contract.binary if contract.names[i] in names]:
         raise UserError(
-            f"data.convert.relative has {', '.join(wrong)}, not among {', '.join(arm)}; grippers stay absolute."
+            f"data.convert.relative has {', '.join(decided)}: open or closed is a decision, and no difference from a "
+            f"state. Leave it out, or set data.contract.continuous_grippers=[{','.join(decided)}] where it is an "
+            "opening width."
         )
+    if wrong := [name for name in names if name not in contract.names]:
+        possible = [*arm, *contract.continuous_grippers]
+        raise UserError(f"data.convert.relative has {', '.join(wrong)}, not among {', '.join(possible)}.")
     if not names or (missing := [name for name in names if name not in recorded]):
         lacking = ", ".join(missing if names else arm)
         raise UserError(
@@ -79,28 +85,40 @@ def relative_entries(data: DataConfig, contract: ActionContract, proprio_names: 
     """Return where the relative entries of a contract stand, and how the units compare.
 
     Args:
-        data: whose proprioception has positions in metres and angles of rotations in radians.
+        data: whose proprioception has positions in metres, angles of rotations in radians, and openings of grippers as
+            its actions record them, from `gripper_closed` to `gripper_open`.
         contract: of the policy's actions.
         proprio_names: what an observation brings.
 
     Raises:
         UserError: as `relative_names`, or a unit is not known.
     """
-    names, rotations = contract.names, _turning(contract)
-    positions = {i for arm in arms(names) for i in position_entries(names, arm)}
+    names, states = contract.names, list(proprio_names)
+    recorded = data.contract  # as which a gripper's state is written
+    closed, opened = recorded.gripper_closed, recorded.gripper_open
+    rotations, positions = _turning(contract), {i for arm in arms(names) for i in position_entries(names, arm)}
     found = []
     for name in relative_names(data, contract):
-        place, state = names.index(name), list(proprio_names).index(name)
-        option = "position_unit" if place in positions else "rotation_unit" if place in rotations else None
-        unit = 1.0 if option is None else getattr(contract, option)
-        if unit is None:
-            raise UserError(
-                f"data.convert.relative_to=state: {name} of the action is compared with proprioception, so "
-                f"data.contract.{option} must be known: what does an entry of 1.0 stand for?"
-            )
-        turn = 2 * math.pi / unit if place in rotations else None
-        found.append(RelativeEntry(name=name, action=place, state=state, unit=unit, turn=turn))
+        entry = RelativeEntry(name=name, action=names.index(name), state=states.index(name))
+        if entry.action in contract.grippers:
+            entry = replace(entry, unit=(opened - closed) / 2, zero=(opened + closed) / 2)
+        elif entry.action in positions:
+            entry = replace(entry, unit=_known_unit("position_unit", contract, name))
+        elif entry.action in rotations:
+            unit = _known_unit("rotation_unit", contract, name)
+            entry = replace(entry, unit=unit, turn=2 * math.pi / unit)
+        found.append(entry)
     return found
+
+
+def _known_unit(option: str, contract: ActionContract, name: str) -> float:
+    unit: float | None = getattr(contract, option)
+    if unit is None:
+        raise UserError(
+            f"data.convert.relative_to=state: {name} of the action is compared with proprioception, so "
+            f"data.contract.{option} must be known: what does an entry of 1.0 stand for?"
+        )
+    return unit
 
 
 def _turning(contract: ActionContract) -> set[int]:
@@ -143,9 +161,11 @@ class RelativeActions:
         self.entries = entries
         self._turning = any(entry.turn for entry in entries)
         self._state = torch.full((action_dim,), -1)  # behind the state stands a 0
-        self._units, self._turns = torch.ones(action_dim), torch.full((action_dim,), math.inf)
+        self._units, self._zeros = torch.ones(action_dim), torch.zeros(action_dim)
+        self._turns = torch.full((action_dim,), math.inf)
         for entry in entries:
-            self._state[entry.action], self._units[entry.action] = entry.state, entry.unit
+            self._state[entry.action] = entry.state
+            self._units[entry.action], self._zeros[entry.action] = entry.unit, entry.zero
             self._turns[entry.action] = entry.turn or math.inf
 
     def subtract(
@@ -161,7 +181,7 @@ class RelativeActions:
     def _reference(self, state: Float[Tensor, "*n p"] | None) -> Float[Tensor, "*n 1 a"]:
         assert state is not None, "relative actions need the state that their chunk is predicted from"
         behind = torch.cat([state, torch.zeros_like(state[..., :1])], dim=-1)
-        return (behind[..., self._state] / self._units)[..., None, :]
+        return ((behind[..., self._state] - self._zeros) / self._units)[..., None, :]
 
     def _wrap(self, actions: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
         if not self._turning:

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from robovlms.errors import UserError
 from robovlms.files import refuse_pointer
 
+STATS = "action_stats.json"  # in the folders of our runs and checkpoints
 COLUMNS = ("mean", "std", "min", "max", "q01", "q10", "q50", "q90", "q99")
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
@@ -33,6 +34,7 @@ class Statistics:
     num_rows: int  # rows the figures are computed from; fewer than the data set's when it is large
     # of each step of a chunk, where entries are learned relative to the state; empty: all steps are alike
     steps: list[Statistics] = field(default_factory=list)
+    relative: list[str] = field(default_factory=list)  # names of these entries
 
     @classmethod
     def compute(cls, rows: Float32[np.ndarray, "r a"]) -> Statistics:
@@ -40,7 +42,12 @@ class Statistics:
         exact = rows.astype(np.float64)
         columns = {"mean": exact.mean(0), "std": exact.std(0), "min": exact.min(0), "max": exact.max(0)}
         columns |= dict(zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True))
-        return cls(**{key: value.tolist() for key, value in columns.items()}, num_rows=len(rows), steps=[])
+        return cls(**{key: value.tolist() for key, value in columns.items()}, num_rows=len(rows), steps=[], relative=[])
+
+    @property
+    def absolute(self) -> Statistics:
+        """Return those of the actions as they are recorded, where nothing is learned relative to the state."""
+        return replace(self, steps=[], relative=[])
 
     @property
     def quantile_error(self) -> float:
@@ -54,8 +61,8 @@ class Statistics:
         """
         empty = {name: [0.0] * size for name in COLUMNS}
         steps = [step.scatter(places, size) for step in self.steps]
-        blank = Statistics(**empty, num_rows=0, steps=[])
-        return replace(blank.put(places, self), steps=steps)
+        blank = Statistics(**empty, num_rows=0, steps=[], relative=[])
+        return replace(blank.put(places, self), steps=steps, relative=self.relative)
 
     def put(self, places: list[int], other: Statistics) -> Statistics:
         """Return these, where entry places[i] and the number of rows are those of `other`, entry i."""
@@ -66,12 +73,14 @@ class Statistics:
             return [there.get(place, value) for place, value in enumerate(values)]
 
         columns = {name: with_others(getattr(self, name), getattr(other, name)) for name in COLUMNS}
-        return Statistics(**columns, num_rows=other.num_rows, steps=[])
+        return Statistics(**columns, num_rows=other.num_rows, steps=[], relative=[])
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, without steps where there are none."""
         values = {name: getattr(self, name) for name in (*COLUMNS, "num_rows")}
-        return values | ({"steps": [step.to_json() for step in self.steps]} if self.steps else {})
+        if self.steps:
+            values["steps"] = [step.to_json() for step in self.steps]
+        return values | ({"relative": self.relative} if self.relative else {})
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Statistics:
@@ -98,10 +107,11 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
 
     Known are RoboVLMs ({"action": ...}), OpenVLA ({data set: {"action": ...}}, also below "norm_stats" of its
     config.json) and openpi ({"norm_stats": {"actions": ...}}, padded with zeros beyond the robot's entries). What a
-    file lacks (min, max, the middle quantiles) is taken from its q01 and q99, or from mean +- std without them.
+    file lacks (min, max, the middle quantiles) is taken from its q01 and q99, or from mean +- std without them. Ours of
+    relative actions have those of every step of a chunk, and the names of the relative entries.
 
     Args:
-        path: the JSON file.
+        path: the JSON file, or a run or checkpoint of ours.
         key: the data set within it, for OpenVLA's.
         dim: entries of our actions, grippers included.
 
@@ -110,8 +120,10 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
         UserError: none of these layouts, the key is not there, or it has fewer entries than `dim`.
     """
     option = f"data.normalization.statistics_file={path}"
+    if path.is_dir():
+        path = path / STATS
     if not path.is_file():
-        raise FileNotFoundError(f"{option} does not exist.")
+        raise FileNotFoundError(f"{option}: {path} does not exist.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("norm_stats", content)
@@ -126,7 +138,8 @@ def import_statistics(path: Path, key: str | None, dim: int) -> Statistics:
                     f"{', '.join(sorted(sets)) or 'none'}"
                 )
             found = sets[key]
-        return _from_columns(found, dim, option)
+        steps = [_from_columns(step, dim, f"{option}, a step of a chunk") for step in found.get("steps", [])]
+        return replace(_from_columns(found, dim, option), steps=steps, relative=list(found.get("relative", [])))
     except (AttributeError, KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
         refuse_pointer(path)
         raise UserError(f"{option} is not statistics of RoboVLMs, OpenVLA or openpi: {error!r}") from error

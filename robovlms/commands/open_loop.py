@@ -73,7 +73,7 @@ def write_checkpoint(config: OpenLoopConfig, checkpoint: Path, run_folder: Path)
     views = trained.view.views
     plan = DataPlan.of(fetch(moved(trained.data, config.data.root), views), views)
     windows = open_sources(plan, trained.window, config.split.value)
-    sources = plan.sources if config.source is None else [plan.find(config.source)]
+    sources = plan.sources if config.source is None else [plan.find(config.source, option="source")]
     if not any(len(windows[source.number]) for source in sources):
         raise UserError(
             f"no episode is kept for {config.split} (data.validation_fraction=0, or tasks of one episode each): set "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from robovlms.actions.statistics import STATS
 from robovlms.backbones.checkpoints.licences import CONVERTED, Licence, licence_of
 from robovlms.config.choices import ModelSize
 from robovlms.config.commands import PushToHubConfig
@@ -23,7 +24,6 @@ from robovlms.hub.repository import Repository, upload
 from robovlms.policy.checkpoint import (
     BACKBONE,
     CONFIG,
-    STATS,
     WEIGHTS,
     load_config,
     load_policy,

@@ -76,7 +76,7 @@ class ConvertConfig:
     rotation_unit: float | None = number(None, above=0)
     control_hz: float | None = number(None, above=0, at_most=10_000)  # below the recorded rate
     relative_to: RelativeTo = RelativeTo.none  # while it learns; what a robot gets is absolute in any case
-    # entries; null: all that proprioception records under the same name, but for grippers
+    # entries; null: all that proprioception records under the same name, but for grippers, which must be named
     relative: list[str] | None = None
 
 
@@ -92,7 +92,7 @@ class NormalizationConfig:
     mu: float = number(0.0, at_least=0)
     # of the bounds that becomes [-1, 1], about their middle; 0.65 in RoboVLMs' runs on RLDS data
     share: float = number(1.0, above=0, at_most=1)
-    statistics_file: str | None = None  # of RoboVLMs, OpenVLA or openpi, instead of those of the data
+    statistics_file: str | None = None  # of RoboVLMs, OpenVLA, openpi or a run of ours, instead of those of the data
     statistics_key: str | None = None  # data set within such a file
 
     def check(self, option: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float32, Float64
 
 from robovlms.actions.checks import Severity, numeric_findings, representation_findings, sparse_findings
+from robovlms.actions.contract import write_grippers
 from robovlms.actions.plan import DataPlan, Source
 from robovlms.actions.relative import RelativeActions, relative_findings
 from robovlms.actions.statistics import COLUMNS, Statistics, import_statistics
@@ -39,28 +40,58 @@ def compute_statistics(plan: DataPlan, windows: list[WindowDataset]) -> dict[str
     """Return the action statistics of every source's training windows, computed or from `statistics_file`, by name."""
     found = {}
     for source, dataset in zip(plan.sources, windows, strict=True):
-        normalization = source.config.normalization
-        if normalization.statistics_file is not None:
-            if source.relative:
-                raise UserError(
-                    "data.normalization.statistics_file has no statistics of every step of a chunk, which "
-                    "data.convert.relative_to=state needs: leave it out, and they are computed."
-                )
-            path = Path(normalization.statistics_file).expanduser()
-            stats = import_statistics(path, normalization.statistics_key, len(source.contract.names))
-        else:
-            rows, origin = load_rows(dataset, MAX_STATS_ROWS)
-            check_numbers(source, dataset, rows.actions)
-            stats = Statistics.compute(rows.actions)
-            log.info("%s: statistics of %s, %s", source.name, _share(stats, dataset.num_steps), origin)
-            if source.relative:
-                stats = replace(stats, steps=load_steps(dataset, stats))
-        findings = relative_findings(stats, source.relative) if source.relative else []
-        findings += sparse_findings(stats, normalization, source.contract.names, source.contract.binary)
-        for finding in findings:
-            log.warning("%s: %s", source.name, finding)
-        found[source.name] = stats
+        with plan.naming(source):
+            found[source.name] = _statistics(source, dataset)
     return found
+
+
+def _statistics(source: Source, dataset: WindowDataset) -> Statistics:
+    normalization = source.config.normalization
+    if normalization.statistics_file is not None:
+        stats = given_statistics(source, Path(normalization.statistics_file), dataset.chunk_size)
+    else:
+        rows, origin = load_rows(dataset, MAX_STATS_ROWS)
+        check_numbers(source, dataset, rows.actions)
+        stats = Statistics.compute(rows.actions)
+        log.info("%s: statistics of %s, %s", source.name, _share(stats, dataset.num_steps), origin)
+        if source.relative:
+            names = [entry.name for entry in source.relative]
+            stats = replace(stats, steps=load_steps(dataset, stats), relative=names)
+    findings = relative_findings(stats, source.relative) if source.relative else []
+    findings += sparse_findings(stats, normalization, source.contract.names, source.contract.binary)
+    for finding in findings:
+        log.warning("%s: %s", source.name, finding)
+    return stats
+
+
+def given_statistics(source: Source, path: Path, chunk_size: int) -> Statistics:
+    """Return what a source's `statistics_file` holds, with those of every step of a chunk where its actions need them.
+
+    Raises:
+        UserError: it has none, of too few steps, or of other relative entries.
+    """
+    key, names = source.config.normalization.statistics_key, [entry.name for entry in source.relative]
+    stats = import_statistics(path.expanduser(), key, len(source.contract.names))
+    if not names:
+        return stats.absolute
+    option = f"data.normalization.statistics_file={path}"
+    to_do = "Leave it out, and they are computed; or give action_stats.json of a checkpoint that was trained so."
+    if not stats.steps:
+        raise UserError(
+            f"{option} has no statistics of every step of a chunk, which data.convert.relative_to=state needs. {to_do}"
+        )
+    if set(stats.relative) != set(names):
+        there = ", ".join(stats.relative) or "entries that it does not name"
+        raise UserError(
+            f"{option} has statistics of {there} relative to the state, and this run learns {', '.join(names)} so "
+            f"(data.convert.relative). {to_do}"
+        )
+    if len(stats.steps) < chunk_size:
+        raise UserError(
+            f"{option} has statistics of chunks of {len(stats.steps)} steps, less than "
+            f"window.chunk_size={chunk_size}. {to_do}"
+        )
+    return replace(stats, steps=stats.steps[:chunk_size])
 
 
 def _share(stats: Statistics, num_steps: int) -> str:
@@ -79,10 +110,8 @@ def check_numbers(source: Source, dataset: WindowDataset, rows: Float32[np.ndarr
         UserError: they cannot mean what the contract says.
     """
     recorded = source.config.contract
-    closed, opened = recorded.gripper_closed, recorded.gripper_open
-    contract = replace(source.contract, gripper_closed=closed, gripper_open=opened)
-    rows = rows.copy()
-    rows[:, contract.grippers] = closed + (rows[:, contract.grippers] + 1) / 2 * (opened - closed)
+    contract = replace(source.contract, gripper_closed=recorded.gripper_closed, gripper_open=recorded.gripper_open)
+    rows = write_grippers(rows, contract)
     findings = numeric_findings(rows, contract, contract.names)
     findings += representation_findings(_first_rows(dataset), recorded)
     for finding in findings:
@@ -181,7 +210,9 @@ def load_steps(dataset: WindowDataset, whole: Statistics) -> list[Statistics]:
         return [Statistics(**row, num_rows=int(n)) for row, n in zip(rows, arrays["num_rows"], strict=True)]
 
     path = _place("steps", dataset, MAX_CHUNK_STEPS, k)
-    steps, _ = keep(path, lambda: _relative_steps(dataset), to_arrays, from_arrays)
+    steps, is_kept = keep(path, lambda: _relative_steps(dataset), to_arrays, from_arrays)
+    origin = f"kept in {path}" if is_kept else "computed"
+    log.info("%s: statistics of %d steps of a chunk, %s", dataset.source.name, k, origin)
     return [whole.put(places, step) for step in steps]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robovlms.actions.older import imply_gripper
 from robovlms.actions.plan import DataPlan
-from robovlms.actions.statistics import Statistics, load_statistics, save_statistics
+from robovlms.actions.statistics import STATS, Statistics, load_statistics, save_statistics
 from robovlms.config.choices import CheckpointChoice, ModelSize
 from robovlms.config.renamed import rename
 from robovlms.config.run import TrainConfig
@@ -33,7 +33,7 @@ from robovlms.policy.spec import SPEC, PolicySpec
 
 T = TypeVar("T")
 
-CONFIG, WEIGHTS, STATS = "config.yaml", "model.safetensors", "action_stats.json"
+CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
 EMA = "ema.safetensors"  # moving average of what is trained, of a run with `ema`
 BACKBONE, STATE = "backbone", "training_state"
 MAX_CONFIG_BYTES, MAX_DEPTH = 1_000_000, 20  # of a config that is read: ours have some kB, and 5 levels

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from robovlms.actions.contract import check_contract
+from robovlms.actions.contract import check_contract, write_grippers
 from robovlms.config.choices import CompileMode, Execution
 from robovlms.config.commands import ServeConfig
 from robovlms.config.data import ActionContract
@@ -292,7 +292,7 @@ class Client:
         answers = await asyncio.gather(*(self._ask(session, each) for session, each in asking))
         for _ in (answer for answer in answers if isinstance(answer, np.ndarray)):
             self._service.metrics.count("ok")
-        return [self._theirs(unwrap(answer)) for answer in answers]
+        return [write_grippers(unwrap(answer), self._service.contract) for answer in answers]
 
     async def _ask(self, session: Session, observation: Observation) -> Actions | Exception:
         """Return actions, or what is wrong."""
@@ -304,16 +304,6 @@ class Client:
     def close(self) -> None:
         """Leave."""
         self._service.close(self)
-
-    def _theirs(self, actions: Actions) -> Actions:
-        """Return actions with the client's grippers."""
-        contract = self._service.contract
-        opening = (actions[:, contract.grippers] + 1) / 2
-        theirs = actions.copy()
-        theirs[:, contract.grippers] = contract.gripper_closed + opening * (
-            contract.gripper_open - contract.gripper_closed
-        )
-        return theirs
 
     def _prefix(self, prefix: ActionPrefix | None) -> ActionPrefix | None:
         """Return a prefix with the policy's grippers.

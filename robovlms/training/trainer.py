@@ -21,10 +21,10 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from robovlms.actions.plan import DataPlan
-from robovlms.actions.statistics import Statistics, save_statistics
+from robovlms.actions.statistics import STATS, Statistics, save_statistics
 from robovlms.config.run import TrainConfig
 from robovlms.data.base import RobotDataset
-from robovlms.policy.checkpoint import CONFIG, STATE, STATS, Trained, save_config
+from robovlms.policy.checkpoint import CONFIG, STATE, Trained, save_config
 from robovlms.policy.compiling import compile_policy
 from robovlms.policy.policy import VLAPolicy, named_tensors
 from robovlms.training.checkpoints import run_folder as files

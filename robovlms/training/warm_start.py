@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from robovlms.actions.plan import DataPlan
+from robovlms.actions.plan import DataPlan, Source
 from robovlms.backbones.lora import merge_adapters
 from robovlms.backbones.nf4 import NF4Linear, packed_weights, plain_weights
 from robovlms.config.policy import LoRAConfig
 from robovlms.config.run import TrainConfig
+from robovlms.errors import UserError
 from robovlms.policy.checkpoint import ADVICE, CONFIG, fill, load_config, read_weights
 from robovlms.policy.manifest import check_checkpoint
 from robovlms.policy.policy import VLAPolicy
@@ -42,10 +43,13 @@ def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> set[st
 
     Raises:
         DamagedCheckpointError: a file of the checkpoint is not what was written.
-        UserError: the weights do not fit this policy.
+        UserError: the weights do not fit this policy, or its head has learned other entries relative to the state.
     """
     check_checkpoint(folder)
     saved = load_config(folder / CONFIG)
+    now, then = (DataPlan.of(each.data, each.view.views) for each in (config, saved))
+    if now.action_names == then.action_names:
+        _check_relative(now, then)
     old, new = saved.backbone, config.backbone
     weights, optional = read_weights(folder), {VOCABULARY_HEAD}
     are_same = _same_adapters(old.lora, new.lora)
@@ -58,7 +62,6 @@ def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> set[st
             weights = {moved.get(key, key): value for key, value in weights.items()}
             optional |= {key for key in known if ".lora_" in key}
         weights = packed_weights(weights, policy)
-    now, then = (DataPlan.of(each.data, each.view.views) for each in (config, saved))
     anew = _starting_anew(policy, config, now, then, {*weights, *policy.state_dict()})
     own = {key for key in policy.state_dict() if key.startswith(OWN)}
     names = [[source.name for source in plan.sources] for plan in (then, now)]
@@ -69,6 +72,37 @@ def init_weights(policy: VLAPolicy, config: TrainConfig, folder: Path) -> set[st
     )
     parts = {"head": EXTRA_STATE in anew, "proprio": policy.proprio is not None and "proprio.mean" in anew}
     return {part for part, is_anew in parts.items() if is_anew}
+
+
+def _check_relative(now: DataPlan, then: DataPlan) -> None:
+    """Refuse a source whose actions are relative where those of the old run were not, or the reverse.
+
+    A source is held against the old one of its name, or else against any of the old ones, by the entries that both
+    have.
+    """
+    for source in now.sources:
+        entries = set(_names(now, source.action_dims))
+        learned = set(_relative(now, source))
+        olds = [old for old in then.sources if old.name == source.name] or then.sources
+        if any(learned & set(_names(then, old.action_dims)) == set(_relative(then, old)) & entries for old in olds):
+            continue
+        before = ", ".join(_relative(then, olds[0])) or "none"
+        there = f"data.sources.{source.name}" if now.is_mixture else "data"
+        raise UserError(
+            f"trainer.init_from: the actions that {olds[0].name} learned relative to the state are {before}, those of "
+            f"{source.name} now {', '.join(_relative(now, source)) or 'none'}: the head would take one for the other. "
+            f"Set {there}.convert.relative_to and {there}.convert.relative as they were, or train without "
+            "trainer.init_from."
+        )
+
+
+def _names(plan: DataPlan, places: Sequence[int]) -> list[str]:
+    return [plan.action_names[place] for place in places]
+
+
+def _relative(plan: DataPlan, source: Source) -> list[str]:
+    """Name the policy's entries that a source learns relative to the state."""
+    return _names(plan, [source.action_dims[entry.action] for entry in source.relative])
 
 
 def _starting_anew(policy: VLAPolicy, config: TrainConfig, now: DataPlan, then: DataPlan, known: set[str]) -> set[str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from recordings import make_contract
 
+from robovlms.actions.conversion import ActionConverter
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.plan import Source
 from robovlms.actions.relative import relative_findings
@@ -41,7 +42,7 @@ def normalizer_of(source, chunks, states):
     absolute = Statistics.compute(chunks.reshape(-1, chunks.shape[-1]))
     relative = chunks.copy()
     for entry in source.relative:
-        relative[..., entry.action] -= states[:, None, entry.state] / np.float32(entry.unit)
+        relative[..., entry.action] -= (states[:, None, entry.state] - np.float32(entry.zero)) / np.float32(entry.unit)
     steps = [Statistics.compute(relative[:, step]) for step in range(chunks.shape[1])]
     stats = replace(absolute, steps=steps)
     return ActionNormalizer(
@@ -135,6 +136,45 @@ def test_chosen_entries_alone_are_relative_and_states_stand_in_any_order():
     assert normalizer.normalize(torch.tensor([[5.0, 7.0, 1.0]]), torch.tensor([1.0, 2.0, 3.0])).tolist() == [[5, 5, 1]]
 
 
+WIDTHS = {"continuous_grippers": ["gripper"], "gripper_closed": 0.0, "gripper_open": 80.0}
+
+
+def test_an_opening_width_stays_absolute_unless_it_is_chosen():
+    assert [entry.name for entry in source_of(**WIDTHS).relative] == ["shoulder", "elbow"]
+    chosen = source_of(convert={"relative": ["elbow", "gripper"]}, **WIDTHS).relative
+    assert [(entry.name, entry.action, entry.unit, entry.zero) for entry in chosen] == [
+        ("elbow", 1, 1.0, 0.0), ("gripper", 2, 40.0, 40.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("closed", "opened"), [(0.0, 80.0), (1.0, 0.0), (-1.0, 1.0), (0.5, 5.4)])
+def test_a_chosen_opening_width_is_the_difference_from_the_states_and_comes_back(closed, opened):
+    widths = {"gripper_closed": closed, "gripper_open": opened, "continuous_grippers": ["gripper"]}
+    source = source_of(convert={"relative": JOINTS}, mode=NormalizationMode.identity, **widths)
+    chunks, states = recording()
+    share = np.random.default_rng(1).uniform(0, 1, (len(states), 1 + K)).astype(np.float32)
+    recorded = closed + share * (opened - closed)
+    states[:, -1], actions = recorded[:, 0], np.concatenate([chunks[..., :-1], recorded[:, 1:, None]], -1)
+    converter = ActionConverter(source.config, source.contract)
+    spoken = np.stack([converter(each.astype(np.float32), None, np.arange(K)) for each in actions])
+    normalizer = normalizer_of(source, spoken, states)
+    normal = normalizer.normalize(torch.from_numpy(spoken), torch.from_numpy(states))
+    np.testing.assert_allclose(normal[..., -1], 2 * (share[:, 1:] - share[:, :1]), atol=1e-5)
+    back = normalizer.denormalize(normal, torch.from_numpy(states)).numpy()
+    np.testing.assert_allclose(back, spoken, atol=1e-6 * np.ptp(spoken))
+
+
+def test_of_two_grippers_one_may_be_relative_and_the_other_a_decision():
+    names = ["left/gripper", "left/j1", "right/gripper", "right/j1"]
+    source = source_of(names, names, convert={"relative": ["right/gripper", "left/j1"]},
+                       continuous_grippers=["right/gripper"], mode=NormalizationMode.identity)  # fmt: skip
+    none = Statistics.compute(np.zeros((1, 4), np.float32))
+    stats = replace(none, steps=[none])
+    normalizer = ActionNormalizer(source.config.normalization, stats, names, source.contract.binary, source.relative)
+    state = torch.tensor([0.2, 10.0, 0.5, 7.0])
+    assert normalizer.normalize(torch.tensor([[1.0, 12.0, 0.75, 7.0]]), state).tolist() == [[1, 2, 0.25, 7]]
+
+
 def test_a_robot_sends_what_the_policy_sees_then_what_actions_are_relative_to():
     source = source_of(seen=["gripper"])
     assert (source.proprio_names, source.seen_names) == (["gripper", "shoulder", "elbow"], ["gripper"])
@@ -149,7 +189,14 @@ def test_a_robot_sends_what_the_policy_sees_then_what_actions_are_relative_to():
         ({"proprio_names": ["q1", "q2"]}, r"data\.proprio_names=\['q1', 'q2'\] has no shoulder, elbow: set"),
         ({"proprio_names": ["shoulder"], "convert": {"relative": JOINTS[:2]}}, "has no elbow: set data.proprio_key"),
         ({"convert": {"relative": ["wrist"]}}, "relative has wrist, not among shoulder, elbow"),
-        ({"convert": {"relative": ["gripper"]}}, "grippers stay absolute"),
+        (
+            {"convert": {"relative": ["gripper"]}},
+            r"open or closed is a decision(.|\n)*or set data\.contract\.continuous_grippers=\[gripper\]",
+        ),
+        (
+            {"convert": {"relative": ["gripper"]}, "continuous_grippers": ["gripper"], "proprio_names": JOINTS[:2]},
+            "has no gripper: set data.proprio_key",
+        ),
         ({"convert": {"relative": []}}, "needs proprioception of the same names"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 from recordings import MemoryReader, make_contract
 
 from robovlms.actions.plan import DataPlan, Source
+from robovlms.actions.statistics import COLUMNS, save_statistics
 from robovlms.config.choices import NormalizationMode, ReferenceFrame, RelativeTo, Representation, Rotation
 from robovlms.config.data import ConvertConfig, DataConfig, MixtureDataConfig, NormalizationConfig
 from robovlms.config.policy import WindowConfig
@@ -163,8 +164,44 @@ def test_a_state_that_is_not_finite_is_refused_by_name(tmp_path):
         compute_statistics(DataPlan.of(source.config, ["side"]), [data])
 
 
-def test_statistics_of_other_projects_are_refused_for_relative_actions(tmp_path):
+def test_statistics_of_another_relative_run_are_taken_as_they_are_for_chunks_that_are_no_longer(tmp_path):
     config = config_of(cache_dir=str(tmp_path))
-    source = Source.of(replace(config, normalization=replace(config.normalization, statistics_file="stats.json")))
-    with pytest.raises(UserError, match="statistics_file has no statistics of every step of a chunk"):
-        compute_statistics(DataPlan.of(source.config, ["side"]), [dataset_of(source)])
+    plan = DataPlan.of(config, ["side"])
+    ours = compute_statistics(plan, [dataset_of(plan.sources[0])])["arm"]
+    assert ours.relative == ["shoulder", "elbow"]
+    save_statistics(tmp_path / "stats.json", {"other": replace(ours, mean=[7.0, 8.0, 9.0])})
+    for chunk_size in (K, 2):
+        given = given_statistics(tmp_path / "stats.json", config, chunk_size)
+        assert given.mean == [7, 8, 9]
+        for step, same in zip(given.steps, ours.steps[:chunk_size], strict=True):
+            assert [getattr(step, name) for name in COLUMNS] == [getattr(same, name) for name in COLUMNS]
+    absolute = given_statistics(tmp_path / "stats.json", config_of(RelativeTo.none, cache_dir=str(tmp_path)), K)
+    assert (absolute.mean, absolute.steps, absolute.relative) == ([7, 8, 9], [], [])
+
+
+def given_statistics(path, config, chunk_size):
+    config = replace(config, normalization=replace(config.normalization, statistics_file=str(path)))
+    plan = DataPlan.of(config, ["side"])
+    return compute_statistics(plan, [dataset_of(plan.sources[0], chunk_size=chunk_size)])["arm"]
+
+
+@pytest.mark.parametrize(
+    ("change", "chunk_size", "said"),
+    [
+        (lambda stats: stats.absolute, K, "has no statistics of every step of a chunk"),
+        (
+            lambda stats: replace(stats, relative=["elbow"]),
+            K,
+            "of elbow relative to the state, and this run learns sho",
+        ),
+        (lambda stats: replace(stats, relative=[]), K, "of entries that it does not name relative to the state"),
+        (lambda stats: stats, K + 1, r"of chunks of 3 steps, less than window\.chunk_size=4"),
+    ],
+)
+def test_statistics_of_other_actions_are_refused_for_relative_ones(tmp_path, change, chunk_size, said):
+    config = config_of(cache_dir=str(tmp_path))
+    plan = DataPlan.of(config, ["side"])
+    ours = compute_statistics(plan, [dataset_of(plan.sources[0])])["arm"]
+    save_statistics(tmp_path / "stats.json", {"other": change(ours)})
+    with pytest.raises(UserError, match=rf"statistics_file=.*stats\.json (.|\n)*{said}"):
+        given_statistics(tmp_path / "stats.json", config, chunk_size)

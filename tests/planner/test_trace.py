@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from composing import completed, composed, plan_of
+from mixed_data import mixture
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -123,3 +125,16 @@ def test_nothing_of_a_trace_is_left_behind() -> None:
     found: Trace = trace(config_of("backbone=nano", "backbone.size=tiny"), 1)
     assert torch.nn.functional.dropout.__name__ == "dropout"
     assert found.kernels
+
+
+@pytest.mark.parametrize("head", ["lstm", pytest.param("flow", marks=pytest.mark.slow)])
+def test_a_mixtures_projectors_of_each_source_are_counted_as_they_are_built(head: str, tmp_path: Path) -> None:
+    small = ["head.num_layers=1", *(["head.num_heads=2"] if head == "flow" else [])]
+    both = [line for line in mixture(tmp_path, tmp_path, tmp_path) if not line.startswith("head.")]
+    both += [f"head={head}", "head.hidden_dim=16", *small]
+    own, shared = (completed(composed(*both, f"head.per_source={on}")) for on in ("true", "false"))
+    policy = VLAPolicy.from_config(own, plan_of(own))
+    counted, without = trace(own, 2), trace(shared, 2)
+    assert counted.parameters == sum(parameter.numel() for parameter in policy.parameters())
+    added = sum(parameter.numel() for parameter in policy.head.own.parameters())
+    assert counted.parameters - without.parameters == counted.trained - without.trained == added > 0

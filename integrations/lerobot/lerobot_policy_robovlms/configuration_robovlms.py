@@ -20,13 +20,15 @@ class RobovlmsConfig(PreTrainedConfig):
     execution: str = "chunk"  # chunk, ensemble, real_time, first
     execute_steps: int = 1  # actions of a chunk before the policy is asked again
     views: dict[str, str] = field(default_factory=dict)  # our view's name to lerobot's key
+    gripper_closed: float | None = None  # what a closed gripper is to the robot; None: as the training data record it
+    gripper_open: float | None = None
 
     def validate_features(self) -> None:
         """Refuse what cannot act."""
         self.check()
 
     def check(self) -> None:
-        """Refuse a config without a checkpoint, or with a way of execution that there is not.
+        """Refuse a config without a checkpoint, with a way of execution that there is not, or half a gripper.
 
         Raises:
             UserError: names the option.
@@ -35,6 +37,10 @@ class RobovlmsConfig(PreTrainedConfig):
             raise UserError("policy.checkpoint: not set. Say e.g. --policy.checkpoint=runs/lift_cup")
         if self.execution not in list(Execution):
             raise UserError(f"policy.execution={self.execution} must be one of {', '.join(Execution)}.")
+        if (self.gripper_closed is None) != (self.gripper_open is None):
+            raise UserError("policy.gripper_closed and policy.gripper_open go together: set both, or neither.")
+        if self.gripper_closed is not None and self.gripper_closed == self.gripper_open:
+            raise UserError("policy.gripper_closed and policy.gripper_open are equal: say which value means what.")
 
     @property
     def observation_delta_indices(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from lerobot_policy_robovlms.configuration_robovlms import TRAIN, RobovlmsConfig
+from robovlms.actions.contract import write_grippers
 from robovlms.config.choices import Execution
 from robovlms.config.closed_loop import EngineConfig
 from robovlms.errors import UserError
@@ -43,6 +45,13 @@ class RobovlmsPolicy(PreTrainedPolicy):
         self._engine = PolicyEngine.from_checkpoint(folder, EngineConfig(device=config.device or "auto"))
         self.model = self._engine.policy
         self.source = self._open().source
+        recorded = self.source.config.contract
+        closed, opened = config.gripper_closed, config.gripper_open
+        self._contract = replace(
+            self.source.contract,
+            gripper_closed=recorded.gripper_closed if closed is None else closed,
+            gripper_open=recorded.gripper_open if opened is None else opened,
+        )
         self._asked: Callable[..., Any] | None = None
         self.reset()
         self._check_actions()
@@ -78,7 +87,9 @@ class RobovlmsPolicy(PreTrainedPolicy):
         self._asked = None
 
     def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
-        """Return the action that is due in every row (b, a), in the units of the checkpoint's contract."""
+        """Return the action that is due in every row (b, a), in the units of the checkpoint's contract; grippers are as
+        the robot has them.
+        """
         return self._ask(self._engine.step, batch)
 
     def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
@@ -92,7 +103,9 @@ class RobovlmsPolicy(PreTrainedPolicy):
         self._asked = ask
         self._sessions = self._sessions or [self._open() for _ in observations]
         answers = [unwrap(answer) for answer in ask(list(zip(self._sessions, observations, strict=True)))]
-        return torch.from_numpy(np.stack(answers)).to(self.config.device)
+        rows = np.stack(answers)
+        actions = write_grippers(rows.reshape(-1, rows.shape[-1]), self._contract).reshape(rows.shape)
+        return torch.from_numpy(actions).to(self.config.device)
 
     def observations(self, batch: dict[str, Any]) -> list[Observation]:
         """Return what each row sees.

@@ -41,7 +41,7 @@ class OwnProjector(nn.Module):
 
     def forward(self, values: Float[Tensor, "b *n i"], source: Int64[Tensor, "b"]) -> Float[Tensor, "b *n o"]:
         """Map every row as its source does."""
-        rows = values.reshape(len(values), -1, values.shape[-1])
+        rows = values.reshape(values.shape[0], -1, values.shape[-1])
         mapped = torch.baddbmm(self.bias[source][:, None], rows, self.weight[source].transpose(1, 2))
         return mapped.reshape(*values.shape[:-1], mapped.shape[-1])
 

@@ -10,16 +10,18 @@ import torch
 from jaxtyping import Float64
 
 from robovlms.actions.checks import Finding, Severity
-from robovlms.actions.contract import is_constant
+from robovlms.actions.contract import is_constant, write_grippers
 from robovlms.actions.conversion import ActionConverter
 from robovlms.actions.normalizer import ActionNormalizer
 from robovlms.actions.statistics import Statistics, import_statistics
 from robovlms.config.data import ActionContract, ConvertConfig, DataConfig
+from robovlms.data.statistics import given_statistics, load_steps
 from robovlms.data.windows import WindowDataset
 from robovlms.inspection.scan import ScannedRows
 
 EXACT = 1e-5  # of an entry's range, up to which it counts as what was recorded
 STEPS = 8  # of float32, that several operations may be off by
+MAX_CHUNKS = 2000  # of relative actions that are looked at
 MUCH = 0.25  # of the rows far outside the bounds, from which on they look wrong
 
 
@@ -29,7 +31,7 @@ class EntryRoundTrip:
 
     name: str
     binary: bool  # a gripper that is open or closed
-    undone: str  # "normalisation" or "conversion"
+    undone: str  # "normalisation", "difference from the state" or "conversion"
     error: float  # largest of the rows that are not cut off, as a share of the entry's range
     resolution: float  # of float32 at the largest number on the way, as a share of the range
     beyond: int  # rows outside the bounds of the normalisation, or of a gripper that is neither open nor closed
@@ -48,7 +50,8 @@ class RoundTrip:
 def round_trip(dataset: WindowDataset, rows: ScannedRows) -> RoundTrip:
     """Convert and normalise recorded rows as training does, undo it as a rollout does, and compare.
 
-    Where `data.convert.control_hz` joins several recorded steps the conversion cannot be undone; only the
+    Where actions are relative to the state, so are chunks of them, with the statistics of every step of a chunk. Where
+    `data.convert.control_hz` joins several recorded steps the conversion cannot be undone; only the
     normalisation is compared then.
 
     Raises:
@@ -60,6 +63,8 @@ def round_trip(dataset: WindowDataset, rows: ScannedRows) -> RoundTrip:
         return RoundTrip(entries=[], findings=[])
     converted = np.concatenate([piece[1] for piece in pieces])
     entries = _normalisation(dataset, converted)
+    if dataset.source.relative:
+        entries += _relative(dataset, converted)
     if not dataset.converter.is_trivial and dataset.converter.rate == 1:
         entries += _conversion(dataset, pieces)
     return RoundTrip(entries=entries, findings=[*_inexact(entries), *_cut_off(entries)])
@@ -92,13 +97,8 @@ def _normalisation(dataset: WindowDataset, converted: np.ndarray) -> list[EntryR
     target, names = dataset.converter.target, dataset.converter.target.names
     normalizer = normalizer_of(dataset, converted)
     values = torch.from_numpy(converted)
-    normalized = normalizer.normalize(values)
-    ends = torch.full((2, len(names)), 1.0)
-    low, high = normalizer.denormalize(torch.stack([-ends[0], ends[1]])).double().numpy()
-    back = normalizer.denormalize(normalized).double().numpy()
-    exact = converted.astype(np.float64)
-    at_end = normalized.abs().numpy() >= 1 - 1e-6
-    outside = np.where(at_end, np.maximum(low - exact, exact - high) / np.maximum(high - low, 1e-12), 0)
+    back = normalizer.denormalize(normalizer.normalize(values)).double().numpy()
+    exact, outside = converted.astype(np.float64), normalizer.beyond(values).double().numpy()
     outside[:, target.binary] = np.abs(np.abs(exact[:, target.binary]) - 1)
     return _entries("normalisation", target, exact, back, outside, float(np.abs(exact).max()))
 
@@ -117,7 +117,31 @@ def _statistics(dataset: WindowDataset, converted: np.ndarray) -> Statistics:
     if normalization.statistics_file is None:
         return Statistics.compute(converted)
     path = Path(normalization.statistics_file).expanduser()
-    return import_statistics(path, normalization.statistics_key, converted.shape[1])
+    return import_statistics(path, normalization.statistics_key, converted.shape[1]).absolute
+
+
+def _relative(dataset: WindowDataset, converted: np.ndarray) -> list[EntryRoundTrip]:
+    """Take from chunks the state that they are predicted from, normalise them, and undo both."""
+    target, source, normalization = dataset.converter.target, dataset.source, dataset.config.normalization
+    if normalization.statistics_file is None:
+        whole, names = Statistics.compute(converted), [entry.name for entry in source.relative]
+        stats = replace(whole, steps=load_steps(dataset, whole), relative=names)
+    else:
+        stats = given_statistics(source, Path(normalization.statistics_file), dataset.chunk_size)
+    normalizer = ActionNormalizer(normalization, stats, target.names, target.binary, source.relative)
+    chunks = dataset.chunks(MAX_CHUNKS)
+    actions, state, is_real = (torch.from_numpy(values) for values in (chunks.actions, chunks.state, chunks.mask))
+    words = normalizer.normalize(actions, state)
+    exact, back, outside = (
+        values[is_real].double().numpy()
+        for values in (actions, normalizer.denormalize(words, state), normalizer.beyond(actions, state))
+    )
+    for entry in source.relative:
+        if entry.turn:  # an angle and the same one a turn on
+            i = entry.action
+            back[:, i] += entry.turn * np.round((exact[:, i] - back[:, i]) / entry.turn)
+    found = _entries("difference from the state", target, exact, back, outside, float(np.abs(exact).max()))
+    return [found[entry.action] for entry in source.relative]
 
 
 def _conversion(dataset: WindowDataset, pieces: list[Piece]) -> list[EntryRoundTrip]:
@@ -127,8 +151,7 @@ def _conversion(dataset: WindowDataset, pieces: list[Piece]) -> list[EntryRoundT
     recorded = np.concatenate([actions for actions, _, _ in pieces]).astype(np.float64)
     back = np.concatenate([undo(converted, proprio, np.arange(len(converted))) for _, converted, proprio in pieces])
     back = back.astype(np.float64)
-    opening = (back[:, source.grippers] + 1) / 2
-    back[:, source.grippers] = source.gripper_closed + opening * (source.gripper_open - source.gripper_closed)
+    back = write_grippers(back, source)
     nothing = np.zeros(recorded.shape)
     largest = max(float(np.abs(values).max()) for _, values, _ in pieces)
     return _entries("conversion", source, recorded, back, nothing, largest)

@@ -73,4 +73,4 @@ def _statistics(data: DataConfig, names: list[str]) -> Statistics:
     low, high, count = normalization.low, normalization.high, len(names)
     ends = {"min": [low] * count, "max": [high] * count, "q01": [low] * count, "q99": [high] * count}
     middle = {key: [(low + high) / 2] * count for key in ("mean", "q10", "q50", "q90")}
-    return Statistics(std=[(high - low) / 2] * count, **ends, **middle, num_rows=0, steps=[])
+    return Statistics(std=[(high - low) / 2] * count, **ends, **middle, num_rows=0, steps=[], relative=[])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from robovlms.actions.statistics import STATS
 from robovlms.config.data import DataConfig, MixtureDataConfig
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
@@ -25,7 +26,6 @@ from robovlms.files import (
 )
 from robovlms.policy.checkpoint import (
     CONFIG,
-    STATS,
     checkpoints,
     load_config,
     resolve_checkpoint,

@@ -48,6 +48,21 @@ def test_a_preset_reads_what_the_robot_records_and_relative_chunks_of_it_come_ba
         np.testing.assert_allclose([ends.min(), ends.max()], [-1, 1], atol=1e-5)
 
 
+@pytest.mark.parametrize("preset", ["so101", "aloha_lerobot", "unitree_g1_dex1"])
+def test_opening_widths_that_are_chosen_are_relative_too_and_come_back(tmp_path, preset):
+    root = write_robot(tmp_path / "demos", preset)
+    names = opened(root, preset).data.contract.names
+    config = opened(root, preset, f"data.convert={{relative_to:state,relative:[{','.join(names)}]}}",
+                    "data.normalization.mode=identity")  # fmt: skip
+    recorded, back, plan = came_back(config)
+    np.testing.assert_allclose(back, recorded, atol=1e-5)
+    (source,) = plan.sources
+    stats = compute_statistics(plan, open_sources(plan, config.window, "train"))[source.name]
+    for gripper in source.contract.grippers:  # which is told to be where it is, and closes in 11 steps, from 1 to -1
+        assert stats.steps[0].std[gripper] < 1e-5
+        np.testing.assert_allclose([step.mean[gripper] for step in stats.steps], -2 / 11 * np.arange(4), atol=1e-5)
+
+
 @pytest.mark.parametrize("preset", ROBOTS)
 def test_a_recording_in_another_order_is_refused_by_name(tmp_path, preset):
     names = ROBOTS[preset][1]

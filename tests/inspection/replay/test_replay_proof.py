@@ -11,7 +11,7 @@ import pytest
 from recordings import NAMES, MemoryReader, make_contract, make_dataset
 from scipy.spatial import transform
 
-from robovlms.config.choices import NormalizationMode, ReferenceFrame, Representation, Rotation
+from robovlms.config.choices import NormalizationMode, ReferenceFrame, RelativeTo, Representation, Rotation
 from robovlms.config.data import ConvertConfig, DataConfig, NormalizationConfig
 from robovlms.data.base import Numbers
 from robovlms.inspection.replay.axes import describe
@@ -121,6 +121,29 @@ def test_where_the_unit_is_not_known_signs_and_axes_are_judged_all_the_same():
     for actions in reader.actions:
         actions[:, 2] *= -1
     assert moving(reader, contract=unknown)[1] == ["dz looks inverted"]
+
+
+@pytest.mark.parametrize("mode", [NormalizationMode.quantile, NormalizationMode.mean_std])
+def test_actions_relative_to_the_state_come_back_from_every_step_of_a_chunk(mode):
+    reader = MovingReader()
+    for place, states in enumerate(reader.states):  # what is asked for is the next pose; the yaw crosses half a turn
+        states[:, 5] += 3
+        following = np.concatenate([states[1:, :6], states[-1:, :6]])
+        reader.actions[place] = np.concatenate([following, reader.actions[place][:, 6:]], axis=1)
+    dataset = make_dataset(
+        reader,
+        contract=make_contract(names=[*POSE, "gripper"], representation=Representation.absolute, rotation_unit=1.0),
+        proprio_key="state",
+        proprio_names=[*POSE, "gripper"],
+        proprio_rotation=Rotation.euler,
+        convert=ConvertConfig(relative_to=RelativeTo.state),
+        normalization=NormalizationConfig(mode=mode),
+    )
+    trip = round_trip(dataset, scan_numbers(reader, choose_stretches(reader.episodes, 10_000)))
+    found = {entry.name: entry.error for entry in trip.entries if entry.undone == "difference from the state"}
+    assert list(found) == POSE
+    assert max(found.values()) < 1e-5
+    assert trip.findings == []
 
 
 def test_too_little_data_is_not_judged():

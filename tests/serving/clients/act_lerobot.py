@@ -1,6 +1,6 @@
 """lerobot's factories make our policy, anew and of a folder that it was saved to; prints what both do as JSON.
 
-python act_lerobot.py <checkpoint> <folder>
+python act_lerobot.py <checkpoint> <folder> <entries of an action> <entries of the state> <option=value ...>
 """
 
 import json
@@ -12,14 +12,14 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_policy, make_policy_config, make_pre_post_processors
 from lerobot.utils.import_utils import register_third_party_plugins
 
-CHECKPOINT, FOLDER = sys.argv[1:]
+CHECKPOINT, FOLDER, ACTIONS, STATES, *OPTIONS = sys.argv[1:]
 STEPS, RESET, SIZE = 20, 12, 40
 
 
 class World:
     """An environment's features, as `make_policy` reads them."""
 
-    features = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+    features = {"action": PolicyFeature(FeatureType.ACTION, (int(ACTIONS),))}
     features_map = {"action": "action"}
 
 
@@ -27,7 +27,9 @@ def seen(step):
     generator = np.random.default_rng(step)
     frames = {view: generator.integers(0, 256, (SIZE, SIZE, 3), np.uint8) for view in ("side", "wrist")}
     pictures = {f"observation.images.{view}": torch.from_numpy(each) for view, each in frames.items()}
-    return {key: each.permute(2, 0, 1).float() / 255 for key, each in pictures.items()} | {"task": "open the drawer"}
+    state = {"observation.state": torch.from_numpy(generator.uniform(-1, 1, int(STATES)).astype(np.float32))}
+    pictures = {key: each.permute(2, 0, 1).float() / 255 for key, each in pictures.items()}
+    return pictures | {"task": "open the drawer"} | (state if int(STATES) else {})
 
 
 def act(config):
@@ -45,7 +47,10 @@ def act(config):
 
 
 register_third_party_plugins()
-policy, processors, made = act(make_policy_config("robovlms", checkpoint=CHECKPOINT, device="cpu"))
+policy, processors, made = act(
+    make_policy_config("robovlms", checkpoint=CHECKPOINT, device="cpu",
+                       **{key: float(value) for key, _, value in (each.partition("=") for each in OPTIONS)})
+)  # fmt: skip
 for each in (policy, *processors):
     each.save_pretrained(FOLDER)
 config = type(policy.config).from_pretrained(FOLDER)

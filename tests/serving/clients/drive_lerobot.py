@@ -1,6 +1,6 @@
 """lerobot's own `RobotClient` drives a robot that remembers its actions; prints them as JSON.
 
-python drive_lerobot.py <host:port> numpy|torch <actions>
+python drive_lerobot.py <host:port> numpy|torch <actions> <joints>
 """
 
 import json
@@ -19,7 +19,7 @@ from lerobot.async_inference import robot_client
 from lerobot.async_inference.configs import RobotClientConfig
 from lerobot_robot import VIEWS, Remembering, RememberingConfig
 
-ADDRESS, KIND, COUNT = sys.argv[1], sys.argv[2], int(sys.argv[3])
+ADDRESS, KIND, COUNT, JOINTS = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 PATIENCE_S = 60
 
 
@@ -38,8 +38,8 @@ class OnceEach(Remembering):
 
 robot_client.make_robot_from_config = OnceEach
 config = RobotClientConfig(
-    policy_type="act", pretrained_name_or_path="of_the_server", robot=RememberingConfig(), actions_per_chunk=3,
-    task="open the drawer", server_address=ADDRESS, fps=30, chunk_size_threshold=0.0,
+    policy_type="act", pretrained_name_or_path="of_the_server", robot=RememberingConfig(names=JOINTS),
+    actions_per_chunk=3, task="open the drawer", server_address=ADDRESS, fps=30, chunk_size_threshold=0.0,
 )  # fmt: skip
 client = robot_client.RobotClient(config)
 assert client.start(), "the server refused"

@@ -1,4 +1,4 @@
-"""A robot of lerobot that shows noise, which the number of its actions decides, and remembers what it has performed."""
+"""A robot of lerobot that shows and feels noise, which the number of its actions decides, and remembers its actions."""
 
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ VIEWS = ("side", "wrist")
 @dataclass
 class RememberingConfig(RobotConfig):
     suffix: str = ""  # of the joints' names
+    names: str = "x,y,z,roll,pitch,yaw,gripper"
 
 
 class Remembering(Robot):
@@ -22,7 +23,7 @@ class Remembering(Robot):
 
     def __init__(self, config):
         super().__init__(config)
-        self.names = [f"{name}{config.suffix}" for name in ("x", "y", "z", "roll", "pitch", "yaw", "gripper")]
+        self.names = [f"{name}{config.suffix}" for name in config.names.split(",")]
         self.action_features = dict.fromkeys(self.names, float)
         self.observation_features = self.action_features | dict.fromkeys(VIEWS, (SIZE, SIZE, 3))
 
@@ -36,7 +37,7 @@ class Remembering(Robot):
     def get_observation(self):
         generator = np.random.default_rng(len(self.performed))
         seen = {view: generator.integers(0, 256, (SIZE, SIZE, 3), np.uint8) for view in VIEWS}
-        return dict.fromkeys(self.names, 0.5) | seen
+        return dict(zip(self.names, generator.uniform(-1, 1, len(self.names)).tolist(), strict=True)) | seen
 
     def send_action(self, action):
         self.performed.append([float(action[name]) for name in self.names])
