@@ -94,8 +94,7 @@ def _convert(dataset: WindowDataset, actions: np.ndarray, proprio: np.ndarray | 
 
 
 def _normalisation(dataset: WindowDataset, converted: np.ndarray) -> list[EntryRoundTrip]:
-    target, names = dataset.converter.target, dataset.converter.target.names
-    normalizer = normalizer_of(dataset, converted)
+    target, normalizer = dataset.converter.target, normalizer_of(dataset, converted)
     values = torch.from_numpy(converted)
     back = normalizer.denormalize(normalizer.normalize(values)).double().numpy()
     exact, outside = converted.astype(np.float64), normalizer.beyond(values).double().numpy()
