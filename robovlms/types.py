@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from PIL.Image import Resampling
 from torch import Tensor
 
@@ -137,6 +137,15 @@ class Observation:
     proprio: Any = None  # float32 "p"
     earlier: Sequence[Observation] = ()  # of the control steps before, that the policy has not been shown, oldest first
     prefix: ActionPrefix | None = None  # for a robot that executes chunks itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorState:
+    """What a recording holds of the simulator that it was made in, at an episode's first action."""
+
+    values: Float64[np.ndarray, "_n"]  # MuJoCo's time, positions and velocities; CALVIN's robot_obs and scene_obs
+    model: str | None = None  # the scene, as MuJoCo's XML
+    solved: bool | None = None  # whether the task was solved in the end; None: the recording does not say
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,6 @@
-"""Folders as owners of robots have them: LeRobot of any joints, HDF5 of robomimic and of ALOHA; made up, small."""
+"""Folders as owners of robots have them: LeRobot of any joints, HDF5 of robomimic and of ALOHA; made up, small. And
+what is found out of them, composed and opened.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from composing import composed, open_windows
 from lerobot_folder import CAMERA, encode, gray, write_v2
+
+from robovlms.cli.jobs import to_dataclass
+from robovlms.cli.option_files import OptionFile, store
+from robovlms.config.run import TrainConfig
+from robovlms.inspection.discovery.finding import find_data
 
 STEPS = 24
 G1 = [
@@ -121,3 +129,21 @@ def write_aloha(root: Path, *, episodes: int = 3, width: int = 14, cameras: Sequ
             for camera in cameras:
                 file[f"observations/images/{camera}"] = np.zeros((STEPS, 16, 16, 3), np.uint8)
     return root
+
+
+def written(root: Path) -> OptionFile:
+    """Return the data config of a folder, as `data=` takes it."""
+    return store("data", "robot.yaml", find_data(root).text)
+
+
+def values(file: OptionFile) -> Any:
+    """Return the composed `data`, typed where it is answered."""
+    return composed(f"data={file.name}", "view=all", "window=w1_c10").data
+
+
+def opened(file: OptionFile, *answers: str) -> Any:
+    """Return the first training window with the answers given on the command line."""
+    config = composed(f"data={file.name}", "view=all", "window=w1_c10", "data.num_workers=0", *answers)
+    given = {answer.partition("=")[0] for answer in answers}
+    questions = {f"data.{key}": text for key, text in file.questions.items() if f"data.{key}" not in given}
+    return open_windows(to_dataclass(config, TrainConfig, questions), "train")[0]

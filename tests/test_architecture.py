@@ -38,7 +38,7 @@ DOORS = {
     "reports": "config errors actions evaluation files backbones policy",
     "planner": "config registry errors types actions backbones policy training",
     "training": "config registry errors types files terminal actions images backbones data policy reports",
-    "inspection": "config errors types files progress terminal actions data reports",
+    "inspection": "config errors types files progress terminal actions data sims reports",
     "commands": "config registry errors types files hub progress terminal workers actions images backbones heads data "
     "sims policy evaluation reports training inspection serving exporting planner",
     "cli": "config registry errors terminal hub commands inspection policy",

@@ -30,6 +30,7 @@ from robovlms.progress import Progress, track
 from robovlms.registry import SIMULATORS
 from robovlms.sims.base import Simulator, Task
 from robovlms.sims.demos import Attempt, Lesson, load_demo, record_demo, save_demo, succeeded
+from robovlms.sims.starts import DemoStart, Starts
 from robovlms.workers import Pool
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,15 @@ def collect_demos(config: CollectConfig, sim: SimConfig, root: Path) -> Path:
     (work / REQUEST_FILE).write_text(json.dumps(episode, indent=2), encoding="utf-8")
     kept = _collect(config, sim, lessons, work)
     dataset = _assemble(kept, work, simulator, config, sim)
+    Starts(
+        sim=sim.name,
+        max_start_steps=config.max_start_steps,
+        noise=config.noise,
+        episodes=[
+            DemoStart(task=each.lesson.task.name, told=each.lesson.told.name, seed=each.seed(config.seed))
+            for each in kept
+        ],
+    ).save(dataset)
     (dataset / "meta" / REQUEST_FILE).write_text(json.dumps(request, indent=2), encoding="utf-8")
     dataset.replace(root)
     shutil.rmtree(work)

@@ -19,6 +19,8 @@ from robovlms.inspection.episode import load_replay
 from robovlms.inspection.episode_page import write_episode
 from robovlms.inspection.index_page import write_index
 from robovlms.inspection.report import Report, inspect_dataset
+from robovlms.registry import SIMULATORS
+from robovlms.sims.base import Simulator
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +40,18 @@ def inspect_data(config: InspectConfig) -> list[tuple[Report, Path]]:
     plan, folder = DataPlan.of(fetch(pin(config.data), views), views), Path(config.output_dir)
     plan.check_roots()
     datasets = [_open_source(plan, source, config) for source in plan.sources]  # all: a wrong option costs no scan
+    simulator: Simulator | None = SIMULATORS.get(config.sim.name)(config.sim) if config.sim else None
     reports = []
-    for source, dataset in zip(plan.sources, datasets, strict=True):
-        target = folder if len(plan.sources) == 1 else folder / source.name
-        name = f"{source.name}, {config.split.value}"
-        reports.append(write_inspection(dataset, source.views, target, name=name, config=config))
+    try:
+        for source, dataset in zip(plan.sources, datasets, strict=True):
+            target = folder if len(plan.sources) == 1 else folder / source.name
+            name = f"{source.name}, {config.split.value}"
+            reports.append(
+                write_inspection(dataset, source.views, target, name=name, config=config, simulator=simulator)
+            )
+    finally:
+        if simulator is not None:
+            simulator.close()
     return reports
 
 
@@ -78,7 +87,13 @@ def _open_source(plan: DataPlan, source: Source, config: InspectConfig) -> Windo
 
 
 def write_inspection(
-    dataset: WindowDataset, views: list[str], folder: Path, *, name: str, config: InspectConfig
+    dataset: WindowDataset,
+    views: list[str],
+    folder: Path,
+    *,
+    name: str,
+    config: InspectConfig,
+    simulator: Simulator | None = None,
 ) -> tuple[Report, Path]:
     """Write the folder of a data set that is open; return the report and `index.html`."""
     replay = load_replay(dataset, config.episode, config.max_page_frames)  # first: a wrong episode= costs no scan
@@ -89,6 +104,7 @@ def write_inspection(
         split=config.split.value,
         max_frames=config.max_frames_scanned,
         outlier_iqr=config.outlier_iqr,
+        simulator=simulator,
     )
     folder.mkdir(parents=True, exist_ok=True)
     report.save(folder / "report.json")

@@ -290,6 +290,8 @@ class InspectConfig(Checked):
     sheet_episodes: int = number(8, at_least=1, at_most=1000)  # rows of the contact sheet
     sheet_frames: int = number(8, at_least=1, at_most=1000)  # its columns
     max_page_frames: int = number(500, at_least=1)  # pictures per view of the page; of longer episodes every n-th
+    # play `sim.episodes` recorded episodes of every task of it again; unset: nothing is played
+    sim: SimConfig | None = None
 
     def check(self, _: str) -> None:
         """Refuse views that the data do not have, data that contradict themselves, and to write what is known."""

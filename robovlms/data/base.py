@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from robovlms.types import Sample
+from robovlms.types import Sample, SimulatorState
 
 
 class WindowIndex:
@@ -106,6 +106,10 @@ class Reader(ABC):
 
     def recorded(self, episode: int) -> int | None:
         """Return the number of an episode's first frame in a recording that episodes share, or None."""
+        return None
+
+    def simulator_state(self, episode: int) -> SimulatorState | None:
+        """Return the state of the simulator at an episode's first action, where the format records it."""
         return None
 
     @abstractmethod

@@ -100,6 +100,16 @@ _FORMATS: list[tuple[Callable[[Path, list[Path]], bool], Format]] = [  # those t
         ),
     ),
     (
+        _hdf5("joint_action", "observation"),
+        Format(
+            "RoboTwin's raw HDF5 files (/joint_action and /observation, states without actions)",
+            "convert them with RoboTwin's own scripts, which make the next state the action: process_data.sh of "
+            "policy/ACT writes what data=aloha reads, that of policy/pi0 with its convert_aloha_data_to_lerobot writes "
+            "what data=lerobot reads",
+            "*.hdf5 with /joint_action",
+        ),
+    ),
+    (
         lambda root, _: (root / "index.json").is_file() and (root / "actions.npy").is_file(),
         Format(
             "a packed copy that scripts/convert_data.py made",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robovlms.inspection.report import Histogram, Report, Table
-from robovlms.inspection.text import FOLLOWING, IDLE, following_cells, idle_cells, shorten
+from robovlms.inspection.text import FOLLOWING, IDLE, SOLVED, following_cells, idle_cells, shorten, solved_cells
 from robovlms.reports.pages import data_uri, write_page
 
 SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")
@@ -39,6 +39,11 @@ def write_index(report: Report, path: Path, *, pages: Sequence[Path], sheet: Pat
         length_bars=bars(report.lengths, 420, 70),
         following_heads=["", *FOLLOWING],
         following=[(entry.name, *following_cells(entry)) for entry in report.replay.following],
+        solved_heads=["", *SOLVED],
+        solved=[(task.task, *solved_cells(task)) for task in report.simulation.tasks] if report.simulation else [],
+        replayed_states=[(entry.name, *following_cells(entry)) for entry in report.simulation.states]
+        if report.simulation
+        else [],
         idle_heads=["", *IDLE],
         idle=idle_cells(report)[:MAX_INSTRUCTIONS],
         round_trip=[

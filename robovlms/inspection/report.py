@@ -18,7 +18,9 @@ from robovlms.data.windows import WindowDataset
 from robovlms.inspection.checks import all_findings
 from robovlms.inspection.quality import Idleness, measure_idleness, quality_findings
 from robovlms.inspection.replay.proof import ReplayReport, prove_replay
+from robovlms.inspection.replay.simulation import SimulationReport, replay_in
 from robovlms.inspection.scan import ScannedRows, ViewScan, choose_stretches, scan_numbers, scan_pictures
+from robovlms.sims.base import Simulator
 
 BINS = 24  # of every histogram
 MAX_OUTLIERS = 30  # that are named; all are counted
@@ -113,6 +115,7 @@ class Report:
     views: list[ViewReport]
     grippers: list[GripperReport]
     replay: ReplayReport
+    simulation: SimulationReport | None  # None: no simulator was asked for
     idleness: Idleness
     findings: list[Finding]
 
@@ -141,7 +144,15 @@ class Report:
         path.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames: int, outlier_iqr: float) -> Report:
+def inspect_dataset(
+    dataset: WindowDataset,
+    *,
+    name: str,
+    split: str,
+    max_frames: int,
+    outlier_iqr: float,
+    simulator: Simulator | None = None,
+) -> Report:
     """Read a data set within a budget of frames, and say what is in it.
 
     Args:
@@ -150,8 +161,10 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
         split: named in the report.
         max_frames: frames that are read; of larger data sets whole episodes, evenly spread.
         outlier_iqr: a value further outside q01 ... q99 than this many interquartile ranges is an outlier.
+        simulator: in which recorded actions are played again; None: in none.
     """
     reader, contract = dataset.reader, dataset.converter.source
+    simulation, unsolved = (None, []) if simulator is None else replay_in(simulator, dataset)  # may refuse: first
     stretches = choose_stretches(reader.episodes, max_frames)
     rows = scan_numbers(reader, stretches)
     views, faults = scan_pictures(reader, stretches)
@@ -159,7 +172,7 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
     tables, conversion = _tables(dataset, rows)
     replay, broken = prove_replay(dataset, rows)
     idleness = measure_idleness(dataset, rows)
-    findings += [*conversion, *broken, *quality_findings(dataset, rows, idleness)]
+    findings += [*conversion, *broken, *unsolved, *quality_findings(dataset, rows, idleness)]
     outliers, num_outliers = find_outliers(dataset, rows, outlier_iqr)
     lengths = np.array([episode.length for episode in reader.episodes], dtype=np.int64)
     return Report(
@@ -185,6 +198,7 @@ def inspect_dataset(dataset: WindowDataset, *, name: str, split: str, max_frames
         views=[_view(dataset, scan) for scan in views.values()],
         grippers=_grippers(rows, contract),
         replay=replay,
+        simulation=simulation,
         idleness=idleness,
         findings=sorted(findings, key=lambda finding: finding.severity is not Severity.error),
     )

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 
 from robovlms.inspection.replay.following import EntryReplay
 from robovlms.inspection.replay.proof import ReplayReport
+from robovlms.inspection.replay.simulation import SimulationReport, TaskReplay
 from robovlms.inspection.report import Report
 from robovlms.terminal import printable
 
 SHOWN = ("mean", "std", "min", "q01", "q50", "q99", "max")  # columns of the tables of statistics
 FOLLOWING = ("steps later", "gain", "correlation", "drift")  # heads of the table of states and actions
+SOLVED = (
+    "episodes",
+    "solved as recorded",
+    "solved again",
+    "without noise",
+    "not normalised",
+)  # heads of the table of replays
 IDLE = ("at ends", "inside", "longest at ends", "inside")  # heads of the table of idle steps
 MAX_INSTRUCTIONS, MAX_OUTLIERS, MAX_TASKS = 20, 10, 10
 MAX_NUMBERS = 200  # characters of the episodes' numbers; the JSON has all
@@ -38,7 +46,7 @@ def format_report(report: Report) -> str:
             f"{grip.closed:g} closed and {grip.open:g} open; open in {grip.open_share:.0%} of the rows and at the "
             f"start of {grip.starts_open_share:.0%} of the episodes; {grip.changes:.1f} changes an episode",
         ]
-    lines += ["", *replay_lines(report.replay), "", *idle_lines(report)]
+    lines += ["", *replay_lines(report.replay), *simulation_lines(report.simulation), "", *idle_lines(report)]
     for view in report.views:
         where = f", {view.longest_source}" if view.longest_source else ""
         lines.append(
@@ -80,6 +88,25 @@ def replay_lines(replay: ReplayReport) -> list[str]:
             f"  no recorded state of {', '.join(replay.not_compared)}: name it in data.proprio_names (data.proprio_key)"
         )
     return lines
+
+
+def simulation_lines(simulation: SimulationReport | None) -> list[str]:
+    """Say what recorded actions solve when they are played again, a task a line; nothing where none was played."""
+    if simulation is None:
+        return []
+    lines = [f"Recorded actions, through the policy's words and back, played again in sim={simulation.simulator}:"]
+    lines += _align([["", *SOLVED], *([task.task, *solved_cells(task)] for task in simulation.tasks)])
+    lines += [f"  left out, {count} episodes: {why}" for why, count in simulation.left_out.items()]
+    if simulation.states:
+        lines.append("Recorded states beside those of the replay:")
+        lines += _align([["", *FOLLOWING], *([entry.name, *following_cells(entry)] for entry in simulation.states)])
+    return lines
+
+
+def solved_cells(task: TaskReplay) -> list[str]:
+    """Return the cells of a task below the heads `SOLVED`."""
+    numbers = (task.episodes, task.recorded, task.solved, task.without_noise, task.uncut)
+    return ["" if number is None else str(number) for number in numbers]
 
 
 def idle_lines(report: Report) -> list[str]:

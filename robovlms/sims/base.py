@@ -17,7 +17,7 @@ from robovlms.config.closed_loop import SimConfig
 from robovlms.config.data import ActionContract
 from robovlms.errors import UserError
 from robovlms.registry import nearest
-from robovlms.types import Observation
+from robovlms.types import Observation, SimulatorState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,14 @@ class Simulator(ABC):
     @abstractmethod
     def reset(self, episode: Episode) -> Observation:
         """Start an episode from a state that depends on what it holds alone, instructions aside."""
+
+    def restore(self, episode: Episode, state: SimulatorState) -> Observation:
+        """Start an episode from a recorded state instead of from its seed.
+
+        Raises:
+            UserError: this simulator cannot, or it is the state of another scene.
+        """
+        raise UserError(f"sim={self.config.name} does not start from states that a recording holds: leave sim= out.")
 
     @abstractmethod
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:

@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 from robovlms.config.closed_loop import CollectConfig
 from robovlms.errors import UserError
 from robovlms.files import atomic_file
-from robovlms.sims.base import Simulator, Task
+from robovlms.sims.base import Simulator, Step, Task
 from robovlms.types import Observation
 
 HOLD_STEPS = 5  # recorded after success, so that a policy learns to stay there
@@ -56,6 +56,34 @@ class Attempt(NamedTuple):
         return int(np.random.SeedSequence([base, lesson, self.number]).generate_state(1)[0])
 
 
+class DisturbedScene:
+    """A simulator in which all that a demonstration's seed decides happens: scene, way to the start, and noise.
+
+    `start` is what there is to see before the first recorded action.
+    """
+
+    def __init__(self, simulator: Simulator, lesson: Lesson, seed: int, config: CollectConfig) -> None:
+        """Begin the episode, and move the hand up to `config.max_start_steps` steps in a random direction."""
+        self._simulator, self._noise = simulator, config.noise
+        self._generator = np.random.default_rng(seed)
+        self.episode = simulator.episode(replace(lesson.task, instruction=lesson.told.instruction), seed)
+        self.start = Step(simulator.reset(self.episode), 0)
+        self.steps_left = self.episode.max_steps
+        away = simulator.expert(lesson.told)
+        self._arm = [i for i in range(len(away)) if i not in simulator.contract.grippers]
+        away[self._arm] = self._generator.uniform(-1, 1, len(self._arm))
+        for _ in range(self._generator.integers(config.max_start_steps + 1)):
+            self.start = simulator.step(away)
+            self.steps_left -= 1
+
+    def step(self, action: Float32[np.ndarray, "a"]) -> Step:
+        """Execute an action, its arm with the noise that belongs to this step."""
+        disturbed, arm = action.copy(), self._arm
+        noise = self._noise * self._generator.standard_normal(len(arm))
+        disturbed[arm] = np.clip(action[arm] + noise, -1, 1)
+        return self._simulator.step(disturbed)
+
+
 def record_demo(simulator: Simulator, lesson: Lesson, seed: int, config: CollectConfig) -> Demo | None:
     """Let the expert play one episode; None if it fails.
 
@@ -68,27 +96,17 @@ def record_demo(simulator: Simulator, lesson: Lesson, seed: int, config: Collect
     `config.noise`, in action units, is executed on the arm but not recorded.
     """
     contrast = lesson.told != lesson.task
-    generator = np.random.default_rng(seed)
-    episode = simulator.episode(replace(lesson.task, instruction=lesson.told.instruction), seed)
-    observation = simulator.reset(episode)
-    steps_left = episode.max_steps
-    solved, done, holds = 0, False, False
-    start = simulator.expert(lesson.told)
-    arm = [i for i in range(len(start)) if i not in simulator.contract.grippers]
-    start[arm] = generator.uniform(-1, 1, len(arm))
-    for _ in range(generator.integers(config.max_start_steps + 1)):
-        observation, solved, done, _ = simulator.step(start)
-        steps_left -= 1
+    scene = DisturbedScene(simulator, lesson, seed, config)
+    observation, solved, done, _ = scene.start
+    steps_left, holds = scene.steps_left, False
     if contrast:
-        steps_left = min(steps_left, episode.max_steps // 2)
+        steps_left = min(steps_left, scene.episode.max_steps // 2)
     seen, actions = [], []
     while not done and steps_left > 0:
         action = simulator.expert(lesson.told)
         seen.append(observation)
         actions.append(action)
-        disturbed = action.copy()
-        disturbed[arm] = np.clip(action[arm] + config.noise * generator.standard_normal(len(arm)), -1, 1)
-        observation, solved, done, _ = simulator.step(disturbed)
+        observation, solved, done, _ = scene.step(action)
         steps_left -= 1
         if solved and not holds and not contrast:
             holds, steps_left = True, min(steps_left, HOLD_STEPS)

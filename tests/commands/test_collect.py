@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from line_simulator import BACK, GO, Line
 
-from robovlms.config.choices import ReferenceFrame, Representation
 from robovlms.config.closed_loop import CollectConfig, SimConfig
-from robovlms.config.data import ActionContract
-from robovlms.sims.base import Simulator, Step, Task
+from robovlms.sims.base import Task
 from robovlms.sims.schemas.metaworld import MetaWorldSimConfig
-from robovlms.types import Observation
 
 pytest.importorskip("metaworld", reason='pip install -e ".[metaworld]"')
 
@@ -39,45 +37,6 @@ SIM = MetaWorldSimConfig(
 )
 BUTTON = Task(name="coffee-button", instruction="press the button of the coffee machine")
 PRESS = Lesson(BUTTON, BUTTON)
-GO, BACK = Task(name="go", instruction="go", opposite="back"), Task(name="back", instruction="back", opposite="go")
-
-
-class Line(Simulator):
-    """A point that must pass 1 in the scene of "go"; experts move by 0.25, its only other entry is the gripper."""
-
-    contract = ActionContract(
-        names=["dx", "gripper"],
-        representation=Representation.delta,
-        frame=ReferenceFrame.world,
-        position_unit=1.0,
-        control_hz=1.0,
-    )
-
-    def __init__(self, config: SimConfig) -> None:
-        self.config = config
-
-    def tasks(self):
-        return [GO, BACK]
-
-    def reset(self, episode):
-        self.x, self.executed, self.solved, self.instruction = 0.0, [], False, episode.goals[0].instruction
-        return self._observe()
-
-    def step(self, action):
-        self.executed.append(action)
-        self.x += float(action[0])
-        self.solved = self.solved or self.x >= 1
-        return Step(self._observe(), int(self.solved))
-
-    def expert(self, task):
-        return np.array([0.25 if task.name == "go" else -0.25, 1], np.float32)
-
-    def close(self):
-        pass
-
-    def _observe(self):
-        proprio = np.array([self.x], np.float32)
-        return Observation(frames={"side": np.zeros((2, 2, 3), np.uint8)}, instruction="go", proprio=proprio)
 
 
 def line(max_steps=50):

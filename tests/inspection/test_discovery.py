@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from composing import composed, open_windows
+from composing import composed
 from lerobot_folder import write_v3
 from miniatures import make_miniature
-from own_folders import G1, OSC, paths_of, write_aloha, write_lerobot, write_robomimic
+from own_folders import G1, OSC, opened, paths_of, values, write_aloha, write_lerobot, write_robomimic, written
 from rlds_folder import episode, make_rlds_folder
 
 from robovlms.cli.jobs import to_dataclass
-from robovlms.cli.option_files import OptionFile, store
+from robovlms.cli.option_files import store
 from robovlms.config.run import TrainConfig
 from robovlms.errors import UserError
 from robovlms.inspection.discovery.finding import find_data
 
 pytest.importorskip("h5py")
-
-
-def written(root: Path) -> OptionFile:
-    """Return the data config of a folder, as `data=` takes it."""
-    return store("data", "robot.yaml", find_data(root).text)
-
-
-def values(file: OptionFile) -> Any:
-    """Return the composed `data`, typed where it is answered."""
-    return composed(f"data={file.name}", "view=all", "window=w1_c10").data
-
-
-def opened(file: OptionFile, *answers: str) -> Any:
-    """Return the first training window with the answers given on the command line."""
-    config = composed(f"data={file.name}", "view=all", "window=w1_c10", "data.num_workers=0", *answers)
-    given = {answer.partition("=")[0] for answer in answers}
-    questions = {f"data.{key}": text for key, text in file.questions.items() if f"data.{key}" not in given}
-    return open_windows(to_dataclass(config, TrainConfig, questions), "train")[0]
 
 
 def test_a_humanoid_with_two_hands_asks_nothing(tmp_path):

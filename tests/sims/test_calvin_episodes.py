@@ -7,13 +7,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from composing import completed, composed
 
+from robovlms.actions.plan import DataPlan
+from robovlms.data.opening import native_reader
+from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
+from robovlms.inspection.replay.simulation import replay_in
 from robovlms.sims.base import Goal
 from robovlms.sims.calvin.chains import load_chains
 from robovlms.sims.calvin.experts import PLANS
 from robovlms.sims.calvin.schema import CalvinSimConfig
 from robovlms.sims.calvin.simulator import Calvin, executable
+from robovlms.types import SimulatorState
 
 
 def made(**options) -> Calvin:
@@ -144,3 +150,50 @@ def test_a_renderer_that_draws_nothing_is_refused(sim) -> None:
     with pytest.raises(UserError, match=r"sim\.renderer=tiny \(pybullet, TinyRenderer\) gives empty pictures: side"):
         sim.reset(episode)
     sim._world._env.cameras = cameras
+
+
+def record(simulator, name, folder) -> None:
+    """Write what the expert of a task does as a segment of CALVIN's."""
+    task, training = task_of(simulator, name), folder / "training"
+    (training / "lang_annotations").mkdir(parents=True)
+    observation = simulator.reset(simulator.episode(task, 3))
+    done, frame = 0, 0
+    while True:
+        action = simulator.expert(task) if not done else np.zeros(7)
+        arrays = {"rgb_static": observation.frames["side"], "rgb_gripper": observation.frames["wrist"]}
+        state = {key: simulator._seen[key] for key in ("robot_obs", "scene_obs")}
+        np.savez(training / f"episode_{frame:07d}.npz", rel_actions=action.astype(np.float64), **arrays, **state)
+        if done:
+            break
+        observation, done, _, _ = simulator.step(action)
+        frame += 1
+    language = {"ann": ["do it"], "task": [name]}
+    np.save(training / "lang_annotations/auto_lang_ann.npy", {"language": language, "info": {"indx": [(0, frame)]}})
+
+
+def test_a_recorded_segment_is_solved_again_from_its_first_frame_and_not_with_an_axis_inverted(sim, tmp_path) -> None:
+    record(sim, "open_drawer", tmp_path)
+    names = "[x,y,z,roll,pitch,yaw,opening,q1,q2,q3,q4,q5,q6,q7,gripper]"
+    proprio = ["data.proprio_key=robot_obs", f"data.proprio_names={names}", "data.proprio_rotation=euler"]
+    bounds = ["data.normalization.low=-1", "data.normalization.high=1"]
+    data = completed(composed("data=calvin", f"data.root={tmp_path}", *bounds, *proprio)).data
+    dataset = WindowDataset(
+        native_reader(data, "train", ["side"]), DataPlan.of(data, ["side"]).sources[0], window_size=1, chunk_size=1
+    )
+    report, findings = replay_in(sim, dataset)
+    assert [(task.task, task.recorded, task.solved) for task in report.tasks] == [("open_drawer", 1, 1)]
+    assert findings == []
+    assert max(entry.drift for entry in report.states if entry.name in "xyz") < 1e-4  # m
+    for path in (tmp_path / "training").glob("*.npz"):
+        with np.load(path) as file:
+            arrays = dict(file)
+        np.savez(path, **arrays | {"rel_actions": arrays["rel_actions"] * [1, -1, 1, 1, 1, 1, 1]})
+    report, findings = replay_in(sim, dataset)
+    assert report.tasks[0].solved == 0
+    assert any("open_drawer 0 of 1" in finding.what for finding in findings)
+
+
+def test_a_state_that_is_not_calvins_is_refused(sim) -> None:
+    episode = sim.episode(task_of(sim, "open_drawer"), 0)
+    with pytest.raises(UserError, match="has 3 numbers, and those of CALVIN have 39"):
+        sim.restore(episode, SimulatorState(values=np.zeros(3)))

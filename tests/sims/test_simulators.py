@@ -13,7 +13,7 @@ from composing import completed, composed
 from robovlms.actions.contract import check_layout
 from robovlms.errors import UserError
 from robovlms.registry import SIMULATORS
-from robovlms.types import Observation
+from robovlms.types import Observation, SimulatorState
 
 
 @pytest.fixture(scope="module", params=SIMULATORS.names())
@@ -153,6 +153,12 @@ def test_an_expert_speaks_the_simulators_actions(made):
     assert action.shape == (len(simulator.contract.names),)
     assert action.dtype == np.float32
     assert action[-1] in (-1, 1)
+
+
+def test_a_recorded_state_that_is_none_of_its_own_is_refused(made):
+    _, _, simulator = made
+    with pytest.raises(UserError, match="state"):
+        simulator.restore(simulator.episode(simulator.tasks()[0], 0), SimulatorState(values=np.zeros(3)))
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ class AlohaReader(Hdf5Reader):
         pictures = read_pictures(found, steps)
         return np.ascontiguousarray(pictures[..., ::-1]) if view in self._config.bgr else pictures
 
-    def _instruction(self, path: Path, file: Any) -> str:
+    def _instruction(self, path: Path, file: Any, group: str) -> str:
         text: Any = self._config.instruction
         if text is None:
             key = self._config.language_key

@@ -29,9 +29,11 @@ from robovlms.data.splits import evenly_spaced
 from robovlms.errors import UserError
 from robovlms.progress import track
 from robovlms.registry import DATASETS
+from robovlms.types import SimulatorState
 
 ACTION_KEY = "rel_actions"  # 3 x 0.02 m, 3 x 0.05 rad (world frame), gripper -1 closed, +1 open
 ACTION_DIM = 7
+STATE_KEYS = ("robot_obs", "scene_obs")  # what CALVIN's environment starts from, 15 and 24 numbers
 MAX_STAMPS = 1000  # frames whose size and time tell whether the data changed
 
 
@@ -114,6 +116,20 @@ class CalvinReader(Reader):
     def recorded(self, episode: int) -> int | None:
         """Return the first frame's number: segments overlap."""
         return self._segments[episode].start
+
+    def simulator_state(self, episode: int) -> SimulatorState | None:
+        """Return `robot_obs` and `scene_obs` of the first frame; CALVIN annotates what its oracle saw solved.
+
+        Raises:
+            UserError: they are not there.
+        """
+        path = self._path(self._segments[episode].start)
+        try:
+            arrays = read_npz(path, list(STATE_KEYS))
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: the simulator's state cannot be read ({error.args[0]}).") from error
+        values = np.concatenate([arrays[key].astype(np.float64).reshape(-1) for key in STATE_KEYS])
+        return SimulatorState(values=values, solved=True)
 
     def location(self, episode: int, first: int, last: int) -> str:
         """Name the folder, the frames and the instruction."""

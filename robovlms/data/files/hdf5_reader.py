@@ -84,8 +84,8 @@ class Hdf5Reader(Reader):
         """Name the groups of an open file that are demonstrations; "" is the file itself."""
 
     @abstractmethod
-    def _instruction(self, path: Path, file: Any) -> str:
-        """Return what the demonstrations of an open file were told."""
+    def _instruction(self, path: Path, file: Any, group: str) -> str:
+        """Return what a demonstration of an open file was told."""
 
     @abstractmethod
     def _task(self, demo: Demonstration) -> str:
@@ -175,13 +175,13 @@ class Hdf5Reader(Reader):
         if not numbered:
             return good, []
         try:
-            instruction = self._instruction(path, file)
             self._check_rate(path, self._rate(path, file))
         except ValueError as error:
             return good, [error]
         faults = []
         for number, name in numbered:
             try:
+                instruction = self._instruction(path, file, name)
                 demo = self._look_at(path, name, _group_of(file, name), instruction)
                 good.append(replace(demo, number=number))
             except ValueError as error:

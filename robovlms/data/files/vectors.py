@@ -78,7 +78,10 @@ class VectorSpec:
         for key, size in self._sizes.items():
             rows, *found = shapes[key]
             if rows and (found or [1]) != [size]:
-                raise UserError(f"{source}: '{key}' has {found} entries a frame, but {self._source} says {size}.")
+                raise UserError(
+                    f"{source}: '{key}' has {found} entries a frame, but {self._source} says {size}: "
+                    "correct that, or record the file again."
+                )
 
     def check_width(self, names: list[str], option: str) -> None:
         """Refuse another number of names than entries."""

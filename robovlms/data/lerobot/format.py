@@ -177,7 +177,7 @@ def _is_depth(note: object) -> bool:
 
 def _number(path: Path, key: str, value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < 2**31:
-        raise UserError(f"{path}: {key}={value!r} is not a number above 0.")
+        raise UserError(f"{path}: {key}={value!r} is not a number above 0: write there what it is.")
     return float(value)
 
 

@@ -1,7 +1,9 @@
 """Demonstrations of LIBERO and robomimic: HDF5 files with one group a demonstration.
 
     /data                       attributes problem_info, env_args (JSON), num_demos, total
+    /data/demo_0                attribute ep_meta (JSON): RoboCasa's, with the instruction as `lang`
     /data/demo_0/actions        T x 7: position and axis-angle deltas, controller units; gripper -1 open, +1 closed
+    /data/demo_0/states         T x n: MuJoCo's time, positions and velocities before each action; attribute model_file
     /data/demo_0/obs/...        T rows each: agentview_rgb, eye_in_hand_rgb, ee_states, gripper_states (LIBERO);
                                 agentview_image, robot0_eef_pos (robomimic)
 
@@ -21,11 +23,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from robovlms.data.files.hdf5 import child, is_group, read_pictures
+from robovlms.data.files.hdf5 import child, dataset, is_group, naming, read_pictures, read_rows
 from robovlms.data.files.hdf5_reader import Demonstration, Hdf5Reader
 from robovlms.data.libero.schema import LiberoDataConfig
 from robovlms.errors import UserError
 from robovlms.registry import DATASETS
+from robovlms.types import SimulatorState
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +76,24 @@ class LiberoReader(Hdf5Reader):
         pictures = read_pictures(found, steps)
         return np.ascontiguousarray(pictures[:, ::-1, ::-1]) if self._config.flip else pictures
 
-    def _instruction(self, path: Path, file: Any) -> str:
+    def simulator_state(self, episode: int) -> SimulatorState | None:
+        """Return row 0 of `states` with the scene in `model_file`; `dones` or `rewards` say whether it was solved."""
+        demo = self._demos[episode]
+        with naming(demo.file):
+            group = self._group(demo)
+            if child(group, "states") is None:
+                return None
+            values = read_rows(dataset(group, "states"), np.arange(1))[0].astype(np.float64).reshape(-1)
+            ends = [dataset(group, key)[()] for key in ("dones", "rewards") if child(group, key) is not None]
+            model = group.attrs.get("model_file")
+            model = model.decode("utf-8") if isinstance(model, bytes) else model
+        solved = any(bool((end > 0).any()) for end in ends) if ends else None
+        return SimulatorState(values=values, model=model if isinstance(model, str) else None, solved=solved)
+
+    def _instruction(self, path: Path, file: Any, group: str) -> str:
         data, text = _data(file), self._config.instruction
+        if text is None:
+            text = told_in_episode(file[group]) if is_group(child(file, group)) else None
         if text is None and "problem_info" in data.attrs:
             told: Any = _json_attribute(path, data, "problem_info").get("language_instruction")
             is_list = isinstance(told, list) and all(isinstance(t, str) for t in told)
@@ -92,6 +111,16 @@ class LiberoReader(Hdf5Reader):
         options = _json_attribute(path, data, "env_args").get("env_kwargs")
         hz = options.get("control_freq") if isinstance(options, dict) else None
         return float(hz) if isinstance(hz, int | float) else None
+
+
+def told_in_episode(demo: Any) -> str | None:
+    """Return the instruction in a demonstration's own `ep_meta`, as RoboCasa records it; None: there is none."""
+    try:
+        told = json.loads(demo.attrs.get("ep_meta", "{}"))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    text = told.get("lang") if isinstance(told, dict) else None
+    return text if isinstance(text, str) and text.strip() else None
 
 
 def instruction_of(path: Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +13,18 @@ from robovlms.inspection.discovery.folder import Vector
 ACTION = re.compile(r"(^|[./_])actions?($|[./_])")
 STATE = re.compile(r"(^|[./_])(states?|qpos|proprio\w*|joint_pos\w*)($|[./_])")
 OTHER = re.compile(r"veloc|_vel|qvel|effort|torque|current|delta|noise|timestamp|is_|next[./_]|done|reward")
+GRIP = re.compile(r"gripper|(?<!end[._])effector")  # AgiBot's effector is all that holds: two grippers, or two hands
 WHOLE_ACTION = ("action", "actions")
 WHOLE_STATE = ("observation.state", "observation/state", "state", "observations/qpos", "observation.qpos", "proprio")
 
 
-def choose_action(columns: dict[str, int], root: Path) -> Vector:
+def choose_action(columns: dict[str, int], root: Path, unread: Sequence[str] = ()) -> Vector:
     """Return the columns of the action: one called so, or those of its parts.
 
     Args:
         columns: width by key, in the order of the folder.
         root: for the error.
+        unread: what else there is, with why it is no vector, for the error.
 
     Raises:
         UserError: there is none.
@@ -34,7 +36,8 @@ def choose_action(columns: dict[str, int], root: Path) -> Vector:
     if not parts:
         raise UserError(
             f"{root} has no column of actions: looked for one called action, or action.<part>; there are "
-            f"{', '.join(columns) or 'none'}. Write the data config by hand: data=<format> data.action_key=<columns>."
+            f"{', '.join([*columns, *unread]) or 'none'}. Write the data config by hand: data=<format> "
+            "data.action_key=<columns>."
         )
     if len(parts) == 1:
         ((key, width),) = parts.items()
@@ -59,8 +62,8 @@ def choose_state(columns: dict[str, int], action: Vector) -> Vector | None:
         return None
     kinds = {re.sub(r"\[.*", "", part).rpartition(".")[2] for part in action.key.split("+")}
     chosen = [key for key in parts if key.rpartition(".")[2] in kinds] or _one_kind(parts)
-    grips = [key for key in parts if "gripper" in key]
-    chosen += [key for key in grips if key not in chosen and not any("gripper" in other for other in chosen)][:1]
+    grips = [key for key in parts if GRIP.search(key)]
+    chosen += [key for key in grips if key not in chosen and not any(GRIP.search(other) for other in chosen)][:1]
     left = [key for key in parts if key not in chosen]
     why = f"guess: what goes with the action; the other columns are {', '.join(left)}" if left else ""
     return _joined(chosen, parts, why)
@@ -88,7 +91,7 @@ def _one_kind(parts: dict[str, int]) -> list[str]:
         lambda key: "delta" in key and bool(re.search("eef|ee_|pos|rot", key)) and not re.search("quat|joint", key),
         lambda key: bool(re.search("eef|ee_|pos|rot", key)) and not re.search("quat|joint|gripper", key),
     ]
-    told = [[key for key in parts if kind(key) and "gripper" not in key] for kind in kinds]
+    told = [[key for key in parts if kind(key) and not GRIP.search(key)] for kind in kinds]
     if sum(bool(each) for each in told) < 2:
         return [key for key in parts if not OTHER.search(key)] or list(parts)
     arm = next(each for each in told if each)
@@ -102,7 +105,7 @@ def _grippers(parts: Iterable[str]) -> list[str]:
     """Return one column of a gripper for each arm: what it was told rather than its width."""
     by_arm: dict[str, list[str]] = {}
     for key in parts:
-        if "gripper" in key and not OTHER.search(key):
+        if GRIP.search(key) and not OTHER.search(key):
             by_arm.setdefault(("left" if "left" in key else "right" if "right" in key else ""), []).append(key)
     return [min(keys, key=lambda key: "width" in key) for keys in by_arm.values()]
 

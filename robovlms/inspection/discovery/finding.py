@@ -77,22 +77,27 @@ def _preset(root: Path, option: str) -> str | None:
 
 
 def _below(root: Path, depth: int) -> list[tuple[Path, Format]]:
-    """Return the data sets up to `depth` folders below one, with their formats; none within another."""
+    """Return the data sets up to `depth` folders below one, with their formats, none within another that is read."""
     found: list[tuple[Path, Format]] = []
     for path in sorted(root.iterdir()) if root.is_dir() and depth else []:
         if path.is_dir():
             held = recognise(path)
-            found += _below(path, depth - 1) if held is None or held.option is None else [(path, held)]
+            found += [(path, held)] if held else []
+            found += _below(path, depth - 1) if held is None or held.option is None else []
     return found
 
 
 def _locate(root: Path) -> tuple[Path, Format]:
     """Return the folder of a data set, `root` itself or the only one of it or just below, and its format."""
-    if (held := recognise(root)) is not None:
+    held = recognise(root)
+    if held is not None and held.option:
         if held.option == "calvin" and not (root / "training").is_dir():
             root = root.parent  # one split of it was given
         return root, held
-    below = _below(root, depth=2)
+    listed_below = _below(root, depth=3)
+    below = [(path, each) for path, each in listed_below if each.option] or listed_below
+    if held is not None and not (below and below[0][1].option):
+        return root, held
     if len(below) == 1:
         return below[0]
     if below:

@@ -49,6 +49,11 @@ def guess(value: Any, why: str) -> Answer:
     return Answer(value, Kind.guess, why)
 
 
+def tell(value: Any, why: str) -> Answer:
+    """Return a value with its reason, which says itself where it is a guess."""
+    return guess(value, why.removeprefix("guess: ")) if why.startswith("guess: ") else found(value, why)
+
+
 def ask(question: str) -> Answer:
     """Return what the owner must say."""
     return Answer(MISSING, Kind.question, question)

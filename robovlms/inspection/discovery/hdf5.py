@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from robovlms.data.files.hdf5 import child, is_group, names, naming, open_hdf5, picture_size
+from robovlms.data.libero.reader import told_in_episode
 from robovlms.errors import UserError
 from robovlms.inspection.discovery.columns import choose_action, choose_state, put_together
 from robovlms.inspection.discovery.folder import Camera, Folder, Rows, Vector, ask, found, guess, spread
@@ -61,6 +62,7 @@ def describe_robomimic(root: Path) -> Folder:
         told = _attribute(file["data"], "env_args") or {"env_kwargs": _attribute(file["data"], "env_info")}
         facts = facts_of(told, action.width)
         state = _robot_state(columns, facts.is_joint)
+        lang = told_in_episode(first)
         lengths = [int(file[demo][action.key].shape[0]) for demo in demos]
         for place in spread(len(demos)):
             rows.append(_rows(file[demos[place]], action, state))
@@ -75,11 +77,11 @@ def describe_robomimic(root: Path) -> Folder:
         state=state,
         rate=rate,
         rows=rows,
-        instructions=[],
+        instructions=[] if lang is None else [lang],
         robot=facts.robot,
         options={
             "action_key": found(action.key, f"the datasets of {demos[0]}"),
-            "instruction": ask(WHAT_IS_DONE),
+            "instruction": ask(WHAT_IS_DONE) if lang is None else found(None, "ep_meta of each demonstration: lang"),
             "flip": guess(False, "robomimic turns its pictures upright; true if they are upside down"),
         },
         contract=facts.contract,

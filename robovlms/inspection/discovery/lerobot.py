@@ -34,6 +34,7 @@ from robovlms.inspection.discovery.folder import (
     ask,
     found,
     spread,
+    tell,
 )
 from robovlms.inspection.discovery.names import GENERIC
 
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 MODALITY_PATH = "meta/modality.json"
 NUMBERS = ("float32", "float64", "int64", "int32", "uint8", "bool")
+DEPTH = re.compile(r"(^|[._/])depth($|[._/\d])")
 BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 
 
@@ -56,11 +58,12 @@ def describe_lerobot(root: Path) -> Folder:
     shapes = {key: info.features[key]["shape"] for key in info.keys(*NUMBERS)}
     vectors = {key: shape for key, shape in shapes.items() if len(shape) == 1 and key not in BOOKKEEPING}
     columns = {key: int(shape[0]) for key, shape in vectors.items()}
-    action = _named(choose_action(columns, root), info, modality, "action")
+    unread = [f"{key} (its shape {list(shape)} is no vector)" for key, shape in shapes.items() if len(shape) > 1]
+    action = _named(choose_action(columns, root, unread), info, modality, "action")
     state = choose_state(columns, action)
     state = _named(state, info, modality, "state") if state else None
     cameras, episodes, options, notes = _cameras(info)
-    options = {"action_key": found(action.key, action.choice or f"{INFO_PATH}: features")} | options
+    options = {"action_key": tell(action.key, action.choice or f"{INFO_PATH}: features")} | options
     options["language_key"] = _language(columns)
     if not all(text.strip() for text in tasks.values()):
         options["instruction"] = ask("what does the robot do? e.g. 'put the cup on the plate'; a task's text is empty")
@@ -101,15 +104,25 @@ def _named(vector: Vector, info: DatasetInfo, modality: dict[str, Any], group: s
     if len(spec.parts) == 1 and (sliced := _sliced(modality.get(group), vector)) is not None:
         return put_together(vector, sliced, f"{MODALITY_PATH}: slices of {vector.key}")
     if len(spec.parts) > 1:
-        return put_together(vector, [
-            name for key, part in spec.parts for name in _entries_of(key, part)
-        ], f"{INFO_PATH}: the columns' names")  # fmt: skip
+        stems = _stems([key for key, _ in spec.parts])
+        names = [name for (_, part), stem in zip(spec.parts, stems, strict=True) for name in _entries_of(stem, part)]
+        return put_together(vector, names, f"{INFO_PATH}: the columns' names")
     return put_together(vector, names, f"{INFO_PATH}: features" + ("" if names else ", which name no entry"))
 
 
-def _entries_of(key: str, part: slice) -> list[str]:
-    """Name the entries of a column by the last part of its key."""
-    stem, count = key.rpartition(".")[2], part.stop - part.start
+def _stems(keys: list[str]) -> list[str]:
+    """Return the last parts of keys, as many as tell them apart."""
+    parted = [key.split(".") for key in keys]
+    for count in range(1, max(map(len, parted)) + 1):
+        stems = ["_".join(parts[-count:]) for parts in parted]
+        if len(set(stems)) == len(set(keys)):
+            return stems
+    return keys
+
+
+def _entries_of(stem: str, part: slice) -> list[str]:
+    """Name the entries of a column."""
+    count = part.stop - part.start
     return [stem] if count == 1 else [f"{stem}_{i + 1}" for i in range(count)]
 
 
@@ -137,7 +150,9 @@ def _language(columns: dict[str, int]) -> Answer:
 def _cameras(info: DatasetInfo) -> tuple[list[Camera], list[EpisodeFiles], dict[str, Answer], list[str]]:
     """Return the cameras whose files are there, all episodes, whether some must be left out, and what was left out."""
     notes = [f"{key} records depth, which policies do not see: left out" for key in info.depth_keys]
-    keys = [key for key in info.keys("image", "video") if key not in info.depth_keys]
+    called = [key for key in info.keys("image", "video") if DEPTH.search(key) and key not in info.depth_keys]
+    notes += [f"{key} is depth by its name, which policies do not see: left out" for key in called]
+    keys = [key for key in info.keys("image", "video") if key not in (*info.depth_keys, *called)]
     videos = [key for key in keys if key in info.keys("video")]
     episodes = read_episodes(info, videos)
     lacking = {key: [each.index for each in episodes if not each.videos[key].path.is_file()] for key in videos}
@@ -174,20 +189,25 @@ def _rows(
     state: Vector | None,
     shapes: dict[str, list[int]],
 ) -> list[Rows]:
-    """Read the numbers of some episodes; those of files that cannot be read are left to the reader to refuse."""
+    """Read the numbers of some episodes; those of single files that cannot be read are left to the reader to refuse.
+
+    Raises:
+        UserError, FileNotFoundError: there are files, and none of them can be read; it is the first one's fault.
+    """
     specs = [VectorSpec(vector.key, "", shapes, info.root) if vector else None for vector in (action, state)]
     by_file: dict[Path, list[EpisodeFiles]] = {}
     for episode in episodes:
         by_file.setdefault(episode.file, []).append(episode)
     files = list(by_file)
-    read, rows = 0, []
+    read, rows = 0, list[Rows]()
+    faults = list[UserError | FileNotFoundError]()
     for place in spread(len(files)):
         path, members = files[place], by_file[files[place]]
         try:
             columns = read_numbers(path, members, sorted({key for spec in specs if spec for key in spec.keys}))
             actions, states = (spec.take(columns, path).astype(np.float64) if spec else None for spec in specs)
         except (UserError, FileNotFoundError) as error:
-            log.warning("not looked into: %s", error)
+            faults.append(error)
             continue
         for episode in (members[i] for i in spread(len(members))):
             part = slice(episode.row, episode.row + episode.length)
@@ -196,4 +216,8 @@ def _rows(
             read += episode.length
         if read > MAX_ROWS:
             break
+    if faults and not rows:
+        raise faults[0]
+    for fault in faults:
+        log.warning("not looked into: %s", fault)
     return rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from robovlms.actions.contract import POSITION_NAMES
 from robovlms.config.choices import Rotation
 from robovlms.config.data import GRIPPER
 from robovlms.inspection.discovery import evidence
-from robovlms.inspection.discovery.folder import Answer, Camera, Folder, Kind, Rows, ask, found, guess
+from robovlms.inspection.discovery.folder import Answer, Camera, Folder, Kind, Rows, ask, found, guess, tell
 from robovlms.inspection.discovery.names import EntryNames, entry_names
 from robovlms.inspection.discovery.presets import preset_of_robot
 
@@ -56,9 +55,8 @@ def propose(folder: Folder) -> Proposal:
     answers |= options
     if state is not None and folder.state is not None:
         why = folder.state.choice or "the policy sees it beside the pictures; null, with proprio_names=[], hides it"
-        make = guess if why.startswith("guess: ") else found
-        answers["proprio_key"] = make(folder.state.key, why.removeprefix("guess: "))
-        answers["proprio_names"] = _from(state_told, state.names)
+        answers["proprio_key"] = tell(folder.state.key, why)
+        answers["proprio_names"] = tell(state.names, state_told)
         if state.rotation is not Rotation.none:
             answers["proprio_rotation"] = found(str(state.rotation), "by the entries' names")
     return Proposal(folder, answers)
@@ -86,10 +84,6 @@ def name_views(cameras: Sequence[Camera]) -> dict[str, Camera]:
 
 def _camera_note(camera: Camera) -> str:
     return f"{camera.size[0]} x {camera.size[1]} px" if camera.size else ""
-
-
-def _from(told_by: str, value: Any) -> Answer:
-    return guess(value, told_by.removeprefix("guess: ")) if told_by.startswith("guess: ") else found(value, told_by)
 
 
 def _action_names(folder: Folder) -> tuple[EntryNames, str]:
@@ -146,7 +140,7 @@ def _contract(folder: Folder, names: EntryNames, told_by: str, state: EntryNames
     told = {"representation": said or evidence.representation(names, folder.rows, pairs)}
     is_delta = told["representation"].value != "absolute"
     written = [_with_d(name) for name in names.names] if names.is_pose and is_delta else names.names
-    told["names"] = _from(told_by, written)
+    told["names"] = tell(written, told_by)
     told |= _pose(folder, names, pairs, is_delta) if names.is_pose else _joints(folder, names)
     if names.grippers:
         known = preset_of_robot(folder.robot, folder.action.width)

@@ -12,7 +12,18 @@ from robovlms.data.rlds.steps import read_numbers, read_texts
 from robovlms.data.rlds.tfrecord import parse_example, scan_records
 from robovlms.errors import UserError
 from robovlms.inspection.discovery.columns import choose_action, choose_state, put_together
-from robovlms.inspection.discovery.folder import MAX_EPISODES, Answer, Camera, Folder, Rows, Vector, ask, found, guess
+from robovlms.inspection.discovery.folder import (
+    MAX_EPISODES,
+    Answer,
+    Camera,
+    Folder,
+    Rows,
+    Vector,
+    ask,
+    found,
+    guess,
+    tell,
+)
 
 SEVEN = ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
 
@@ -54,7 +65,7 @@ def describe_rlds(root: Path) -> Folder:
         rate=ask("how many actions a second were recorded? RLDS does not say"),
         rows=rows,
         instructions=instructions,
-        options={"action_key": found(action.key, action.choice or "features.json"), "language_key": language}
+        options={"action_key": tell(action.key, action.choice or "features.json"), "language_key": language}
         | split_options,
     )
 

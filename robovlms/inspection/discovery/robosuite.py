@@ -12,7 +12,9 @@ from typing import Any
 from robovlms.inspection.discovery.folder import Answer, ask, found, guess
 
 POSE = ("dx", "dy", "dz", "drx", "dry", "drz")
+FIXED = {"OSC_POSE": POSE, "IK_POSE": POSE, "OSC_POSITION": POSE[:3]}  # entries of controllers of a hand
 SOURCE = "env_args or env_info of /data"
+GRIPPER = {"gripper_closed": found(1, "robosuite: +1 closes"), "gripper_open": found(-1, "robosuite: -1 opens")}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ def facts_of(env_args: dict[str, Any], width: int) -> Facts:
     controller = _controller(options.get("controller_configs"))
     kind = str(controller.get("type", ""))
     arm = _arm(kind, width, len(robots))
+    if arm is None and kind in FIXED and _has_base(options.get("controller_configs")) and width > len(FIXED[kind]) + 1:
+        names = [*FIXED[kind], "gripper", *(f"base_{i + 1}" for i in range(width - len(FIXED[kind]) - 1))]
+        source = f"guess: {SOURCE}: controller {kind}, and behind the gripper what moves the base, as RoboCasa has it"
+        return Facts(names, source, robot, rate, False, _motion(controller, False, kind) | GRIPPER)
     if arm is None:
         return Facts(robot=robot, rate=rate)
     arms = [""] if len(robots) < 2 else [f"robot{i}/" for i in range(len(robots))]
@@ -47,10 +53,7 @@ def facts_of(env_args: dict[str, Any], width: int) -> Facts:
     is_joint = kind.startswith("JOINT")
     contract = _motion(controller, is_joint, kind)
     if grip:
-        contract |= {
-            "gripper_closed": found(1, "robosuite: +1 closes"),
-            "gripper_open": found(-1, "robosuite: -1 opens"),
-        }
+        contract |= GRIPPER
     return Facts(names, f"{SOURCE}: controller {kind}", robot, rate, is_joint, contract)
 
 
@@ -64,10 +67,16 @@ def _controller(configs: Any) -> dict[str, Any]:
     return configs if isinstance(configs, dict) else {}
 
 
+def _has_base(configs: Any) -> bool:
+    """Tell whether a robot of robosuite 1.5 drives, too."""
+    configs = configs[0] if isinstance(configs, list) and configs else configs
+    return isinstance(configs, dict) and isinstance(configs.get("body_parts"), dict) and "base" in configs["body_parts"]
+
+
 def _arm(kind: str, width: int, num_robots: int) -> list[str] | None:
     """Name an arm's entries by its controller; None where the width is not of this controller."""
     each, rest = divmod(width, max(num_robots, 1))
-    fixed = {"OSC_POSE": POSE, "IK_POSE": POSE, "OSC_POSITION": POSE[:3]}.get(kind)
+    fixed = FIXED.get(kind)
     if rest or (fixed is None and not kind.startswith("JOINT")):
         return None
     if fixed is not None:

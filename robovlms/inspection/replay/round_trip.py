@@ -94,14 +94,21 @@ def _convert(dataset: WindowDataset, actions: np.ndarray, proprio: np.ndarray | 
 
 
 def _normalisation(dataset: WindowDataset, converted: np.ndarray) -> list[EntryRoundTrip]:
-    target, config = dataset.converter.target, dataset.config.normalization
-    names = target.names
-    normalizer = ActionNormalizer(config, _statistics(dataset, converted), names, target.binary)
+    target, normalizer = dataset.converter.target, normalizer_of(dataset, converted)
     values = torch.from_numpy(converted)
     back = normalizer.denormalize(normalizer.normalize(values)).double().numpy()
     exact, outside = converted.astype(np.float64), normalizer.beyond(values).double().numpy()
     outside[:, target.binary] = np.abs(np.abs(exact[:, target.binary]) - 1)
     return _entries("normalisation", target, exact, back, outside, float(np.abs(exact).max()))
+
+
+def normalizer_of(dataset: WindowDataset, converted: np.ndarray) -> ActionNormalizer:
+    """Return how training would normalise, by the statistics of these rows or of `data.normalization.statistics_file`;
+    what is relative to a state is taken as the absolute action that it is made of.
+    """
+    target = dataset.converter.target
+    statistics = _statistics(dataset, converted)
+    return ActionNormalizer(dataset.config.normalization, statistics, target.names, target.binary)
 
 
 def _statistics(dataset: WindowDataset, converted: np.ndarray) -> Statistics:

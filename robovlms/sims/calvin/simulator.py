@@ -17,9 +17,9 @@ from robovlms.sims.calvin.environment import PlayTable, compose, make_oracle
 from robovlms.sims.calvin.experts import PLANS, TABLE, Expert
 from robovlms.sims.calvin.installation import find_installation
 from robovlms.sims.calvin.schema import MAX_STEPS, CalvinSimConfig, Renderer
-from robovlms.sims.calvin.states import State, initial_state, jittered
+from robovlms.sims.calvin.states import ROBOT, STATE_SIZE, State, initial_state, jittered
 from robovlms.sims.calvin.tasks import read_criteria, read_tasks
-from robovlms.types import Observation
+from robovlms.types import Observation, SimulatorState
 
 CHAIN = "chain"  # the scene of official episodes
 CAMERA_KEYS = {"side": "rgb_static", "wrist": "rgb_gripper"}  # 200 px and 84 px
@@ -104,10 +104,24 @@ class Calvin(Simulator):
         Raises:
             UserError: the renderer gives black or empty pictures.
         """
+        return self._begin(episode, start_of(episode))
+
+    def restore(self, episode: Episode, state: SimulatorState) -> Observation:
+        """Start an episode from a recorded frame's `robot_obs` and `scene_obs`, at rest: they hold no velocities.
+
+        Raises:
+            UserError: it is no state of CALVIN's, or the renderer gives black or empty pictures.
+        """
+        if state.values.size != STATE_SIZE:
+            raise UserError(f"a recorded state has {state.values.size} numbers, and those of CALVIN have {STATE_SIZE}.")
+        robot, scene = np.split(state.values, [len(ROBOT)])
+        return self._begin(episode, State(robot, scene))
+
+    def _begin(self, episode: Episode, state: State) -> Observation:
         if self._world is None:
             self._world = PlayTable(self._composed, self._env_root)
         self._goals, self._done = episode.goals, 0
-        self._note(self._world.reset(start_of(episode)), self._world.info)
+        self._note(self._world.reset(state), self._world.info)
         observation = self._observe()
         self._check_pictures(observation)
         return observation

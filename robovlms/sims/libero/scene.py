@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from robovlms.errors import UserError
 from robovlms.sims.rendering import make_renderer, simulator_imports
+from robovlms.types import SimulatorState
 
 with simulator_imports("libero", "libero_sim"):
     import mujoco
@@ -61,15 +64,48 @@ class Scene:
         generator for the whole evaluation. Here it is drawn by the state's `number`; number 0 is openpi's first.
         """
         self._is_watched = settle_steps == 0
-        with _numpy_seed(FIXTURE_SEED + number):
-            self._env.reset()
-        for robot in self._env.robots:  # a reset without a new model leaves the fingers' command as it was
-            robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
+        self._reset(number)
         observed = self._env.set_init_state(state)
         for left in reversed(range(settle_steps)):
             self._is_watched = left == 0  # only the last picture is seen
             observed, *_ = self._env.step(STILL)
         return observed
+
+    def restore(self, recorded: SimulatorState) -> Mapping[str, Any]:
+        """Start from a recorded state, with the fixtures where the recording's XML has them.
+
+        Raises:
+            UserError: it is the state of another scene, or its XML is none.
+        """
+        size = self.sim.get_state().flatten().size
+        if recorded.values.size != size:
+            raise UserError(
+                f"a recorded state has {recorded.values.size} numbers, and this scene {size}: it was recorded in "
+                "another scene, or with other objects. Choose the sim.suites and sim.tasks that it was recorded in."
+            )
+        self._is_watched = True
+        self._reset(0)
+        if recorded.model is not None:
+            self._place(recorded.model)
+        return self._env.set_init_state(recorded.values)
+
+    def _reset(self, number: int) -> None:
+        with _numpy_seed(FIXTURE_SEED + number):
+            self._env.reset()
+        for robot in self._env.robots:  # a reset without a new model leaves the fingers' command as it was
+            robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
+
+    def _place(self, xml: str) -> None:
+        """Put what stands in the room where an XML has it; what is inside the fixtures stays as the scene has it."""
+        model = self.sim.model
+        try:
+            bodies = ElementTree.fromstring(xml).iterfind("worldbody/body")
+            places = {body.get("name"): (_numbers(body, "pos", 3), _numbers(body, "quat", 4)) for body in bodies}
+        except (ElementTree.ParseError, ValueError) as error:
+            raise UserError(f"the recorded model_file is not MuJoCo's XML ({error}).") from error
+        for name in places.keys() & set(model.body_names):
+            body = model.body_name2id(name)
+            model.body_pos[body], model.body_quat[body] = places[name]
 
     def step(self, action: Float32[np.ndarray, "7"]) -> tuple[Mapping[str, Any], bool]:
         """Hold an action in the environment's own sense for 1 / 20 s; tell also whether the task is solved now."""
@@ -90,6 +126,14 @@ class Scene:
 
         image = Observable(f"{name}_image", sensor(modality="image")(draw), sampling_rate=CONTROL_HZ)
         self._env.env.add_observable(image)
+
+
+def _numbers(body: ElementTree.Element, name: str, count: int) -> list[float]:
+    """Return an attribute of a body; without it MuJoCo takes the origin, or no rotation."""
+    found = [float(text) for text in body.get(name, "0 0 0" if count == 3 else "1 0 0 0").split()]
+    if len(found) != count:
+        raise ValueError(f"{name} of body {body.get('name')} has {len(found)} numbers")
+    return found
 
 
 def hand_state(observed: Mapping[str, Any]) -> Float32[np.ndarray, "8"]:

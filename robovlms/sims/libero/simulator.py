@@ -23,7 +23,7 @@ from robovlms.sims.libero.scene import CAMERAS, CONTROL_HZ, Scene, hand_state
 from robovlms.sims.libero.suites import LIMITS, base_suite, list_entries
 from robovlms.sims.rendering import check_pictures, renderer_name
 from robovlms.sims.schemas.libero import LiberoSimConfig
-from robovlms.types import Observation
+from robovlms.types import Observation, SimulatorState
 
 
 @SIMULATORS.register("libero")
@@ -100,17 +100,14 @@ class Libero(Simulator):
 
     def reset(self, episode: Episode) -> Observation:
         """Start an episode from an initial state of the benchmark, after `config.settle_steps` steps without motion."""
-        (goal,) = episode.goals
-        entry = self._entries[episode.scene]
-        if self._scene is None or self._task != episode.scene:
-            self.close()
-            self._scene = Scene(entry.scene, self.config.image_size, shadows=self.config.shadows)
-            self._task = episode.scene
-        self._instruction, self._solved = goal.instruction, False
-        state = entry.initial_states[episode.seed]
-        observation = self._observe(self._scene.reset(state, episode.seed, self.config.settle_steps))
+        scene, state = self._build(episode), self._entries[episode.scene].initial_states[episode.seed]
+        observation = self._observe(scene.reset(state, episode.seed, self.config.settle_steps))
         check_pictures(observation, "libero")
         return observation
+
+    def restore(self, episode: Episode, state: SimulatorState) -> Observation:
+        """Start an episode from the state that a demonstration of LIBERO holds, at once."""
+        return self._observe(self._build(episode).restore(state))
 
     def step(self, action: Float32[np.ndarray, "a"]) -> Step:
         """Hold one 7-D action, clipped to [-1, 1], for 1 / 20 s. The gripper closes below 0 and opens above."""
@@ -131,6 +128,16 @@ class Libero(Simulator):
         if self._scene is not None:
             self._scene.close()
             self._scene = None
+
+    def _build(self, episode: Episode) -> Scene:
+        (goal,) = episode.goals
+        if self._scene is None or self._task != episode.scene:
+            self.close()
+            file = self._entries[episode.scene].scene
+            self._scene = Scene(file, self.config.image_size, shadows=self.config.shadows)
+            self._task = episode.scene
+        self._instruction, self._solved = goal.instruction, False
+        return self._scene
 
     @property
     def _current(self) -> Scene:

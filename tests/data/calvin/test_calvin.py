@@ -16,6 +16,7 @@ from robovlms.data.calvin.schema import CalvinDataConfig
 from robovlms.data.calvin.segments import play_segments, read_few_shot, read_segments
 from robovlms.data.opening import open_reader
 from robovlms.data.windows import WindowDataset
+from robovlms.errors import UserError
 from robovlms.registry import DATASETS
 
 # The frame number f is written into every array, so that a test reads off which frames a sample was made of.
@@ -535,3 +536,13 @@ def test_proprioception_is_read_for_the_observed_frames_only_when_asked(root):
 def test_proprioception_of_another_size_than_its_names_is_refused(root):
     with pytest.raises(ValueError, match=r"robot_obs must be 3 finite floats, as many as data.proprio_names lists"):
         read(root, proprio_key="robot_obs", proprio_names=["x", "y", "z"])
+
+
+def test_the_simulators_state_is_that_of_the_segments_first_frame(root):
+    write_frame(root / "training", 20, robot_obs=np.arange(15.0), scene_obs=np.arange(24.0))
+    reader = read(root).reader
+    state = reader.simulator_state(1)
+    assert state.values.tolist() == [*range(15), *range(24)]
+    assert state.solved
+    with pytest.raises(UserError, match=r"episode_0000010\.npz: the simulator's state cannot be read .*scene_obs"):
+        reader.simulator_state(0)

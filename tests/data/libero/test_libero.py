@@ -509,3 +509,18 @@ def test_files_without_demonstrations_are_refused(tmp_path):
         file["other"] = 1
     with pytest.raises(ValueError, match="has no group /data"):
         read(tmp_path)
+
+
+def test_the_simulators_state_is_that_of_the_first_action_with_the_scene_and_the_success_that_are_recorded(tmp_path):
+    path = write(tmp_path / BOWL)
+    edit(path, "data/demo_0/states", np.arange(50.0).reshape(5, 10) + 7)
+    edit(path, "data/demo_0/dones", np.array([0, 0, 0, 0, 1]))
+    for key in ("states", "dones", "rewards"):
+        edit(path, f"data/demo_1/{key}", None)
+    with h5py.File(path, "a") as file:
+        file["data/demo_0"].attrs["model_file"] = "<mujoco/>"
+    reader = read(tmp_path, validation_fraction=0.0).reader
+    first, second, third = (reader.simulator_state(number) for number in range(3))
+    assert (first.values.tolist(), first.model, first.solved) == ([*range(7, 17)], "<mujoco/>", True)
+    assert second is None
+    assert (third.model, third.solved) == (None, False)

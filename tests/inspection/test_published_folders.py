@@ -1,0 +1,107 @@
+"""Folders in the shapes that robots' published recordings have, and those of the benchmarks that we do not read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from composing import completed, composed
+from own_folders import OSC, STEPS, paths_of, values, write_lerobot, write_robomimic, written
+
+from robovlms.cli.option_files import store
+from robovlms.data.opening import native_reader
+from robovlms.errors import UserError
+from robovlms.inspection.discovery.finding import find_data
+
+h5py = pytest.importorskip("h5py")
+ARM = {"type": "OSC_POSE", "output_max": OSC["output_max"], "input_type": "delta", "input_ref_frame": "base"}
+DRIVING = {"type": "BASIC", "body_parts": {"arms": {"right": ARM}, "base": {"type": "JOINT_VELOCITY"}}}
+
+
+def write_robocasa(path):
+    """Twelve entries, the base behind the arm, and an instruction for each demonstration."""
+    write_robomimic(path, controller=DRIVING, width=12, robots="PandaOmron")
+    with h5py.File(path, "a") as file:
+        for number, thing in enumerate(["apple", "mug", "can"]):
+            file[f"data/demo_{number}"].attrs["ep_meta"] = json.dumps({"lang": f"pick the {thing}", "layout_id": 3})
+    return path
+
+
+def test_robocasas_demonstrations_have_an_instruction_each_and_a_base_behind_the_gripper(tmp_path):
+    file = written(write_robocasa(tmp_path / "demo.hdf5"))
+    assert file.questions == {}
+    contract = values(file).contract
+    assert list(contract.names) == [
+        *("dx", "dy", "dz", "drx", "dry", "drz", "gripper"), *(f"base_{i}" for i in range(1, 6)),
+    ]  # fmt: skip
+    assert (contract.frame, contract.position_unit, contract.gripper_closed) == ("base", 0.05, 1)
+    config = completed(composed(f"data={file.name}", "view=all", "data.validation_fraction=0")).data
+    reader = native_reader(config, "train", ["side"])
+    assert [episode.instruction for episode in reader.episodes] == ["pick the apple", "pick the mug", "pick the can"]
+
+
+def test_an_instruction_of_the_command_line_goes_before_that_of_a_demonstration(tmp_path):
+    file = written(write_robocasa(tmp_path / "demo.hdf5"))
+    told = ["data.validation_fraction=0", "data.instruction='tidy up'"]
+    reader = native_reader(completed(composed(f"data={file.name}", "view=all", *told)).data, "train", ["side"])
+    assert {episode.instruction for episode in reader.episodes} == {"tidy up"}
+
+
+@pytest.mark.parametrize("above", [0, 1, 3])
+def test_robotwins_raw_files_are_named_with_what_converts_them_from_any_folder_above(tmp_path, above):
+    data = tmp_path / "robotwin/beat_block_hammer/demo_clean/data"
+    data.mkdir(parents=True)
+    (data.parent / "instructions").mkdir()
+    with h5py.File(data / "episode0.hdf5", "w") as file:
+        file["joint_action/vector"] = paths_of(14)
+        file["observation/head_camera/rgb"] = np.array([b"jpeg"] * STEPS)
+    with pytest.raises(UserError, match=r"demo_clean/data holds RoboTwin's raw HDF5 files .*process_data\.sh"):
+        find_data([data, *data.parents][above])
+
+
+def test_what_is_read_is_taken_before_what_is_not(tmp_path):
+    write_lerobot(tmp_path / "all/good", [f"left_arm_{i}" for i in range(3)], paths_of(3))
+    (tmp_path / "all/videos.zarr").mkdir()
+    assert values(written(tmp_path / "all")).root == str(tmp_path / "all/good")
+
+
+def test_columns_of_what_holds_belong_to_the_action_and_a_choice_among_columns_is_a_guess(tmp_path):
+    extra = {
+        "actions.effector.position": (paths_of(2), None), "actions.joint.position": (paths_of(14), None),
+        "actions.head.position": (paths_of(2), None),
+    }  # fmt: skip
+    found = find_data(write_lerobot(tmp_path / "x", None, paths_of(2), extra=extra, key="nothing"))
+    data = values(store("data", "robot.yaml", found.text))
+    assert data.action_key == "actions.joint.position+actions.effector.position"
+    assert list(data.contract.names)[12:] == [f"joint_position_{i}" for i in (13, 14)] + [
+        f"effector_position_{i}" for i in (1, 2)
+    ]
+    assert "put together from 2 of 3 columns; the others are actions.head.position" in found.said.split("guessed:")[1]
+
+
+def test_a_camera_that_is_depth_by_its_name_alone_is_left_out_and_named(tmp_path):
+    cameras = ["observation.images.head", "observation.depth.front"]
+    found = find_data(write_lerobot(tmp_path / "x", ["left_arm_1"], paths_of(1), cameras=cameras))
+    assert "note: observation.depth.front is depth by its name" in found.said
+    assert list(values(store("data", "robot.yaml", found.text)).views) == ["side"]
+
+
+def test_a_width_that_no_file_has_is_refused_before_anything_is_written(tmp_path):
+    root = write_lerobot(tmp_path / "x", None, paths_of(3))
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"]["action"]["shape"] = [5]
+    path.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"episode_000000\.parquet: 'action' has \[3\] entries a frame, but .* says 5"):
+        find_data(root)
+
+
+def test_an_action_that_is_no_vector_is_named_with_its_shape(tmp_path):
+    root = write_lerobot(tmp_path / "x", None, paths_of(3))
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"]["action"]["shape"] = [1, 3]
+    path.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"no column of actions.*action \(its shape \[1, 3\] is no vector\)"):
+        find_data(root)
