@@ -153,7 +153,7 @@ def evaluated(tmp_path_factory):
     config = completed(
         composed(
             "experiment=quickstart", "backbone.size=tiny", "collect.enabled=false", "evaluation.enabled=false",
-            "evaluation.language=[empty]", "evaluation.execute_steps=1", "evaluation.latency=[0,2]",
+            "evaluation.language=[empty]", "evaluation.execution=chunk", "evaluation.latency=[0,2]",
             "evaluation.shuffle=true", "evaluation.num_workers=1",
             "head.hidden_dim=16", f"data.root={demos}", f"output_dir={folder / 'run'}", "batch_size=4",
             "device_batch_size=4", "schedule.warmup=1 step", "schedule.total=2 step", "trainer.validate_every=null",
@@ -214,7 +214,7 @@ def test_success_is_measured_under_every_latency_and_way_of_execution(evaluated)
     [
         ({"latency": [0, 11]}, r"evaluation\.latency\[1\]=11 must be at most 10, the policy's chunk_size"),
         ({"decision_steps": 99}, r"evaluation\.decision_steps=99 must be at most 10"),
-        ({"executions": [Execution.real_time]}, r"evaluation\.executions has real_time, which head=lstm cannot do"),
+        ({"executions": [Execution.real_time]}, r"evaluation\.executions has real_time, which head=mlp cannot do"),
     ],
 )
 def test_latencies_that_a_policy_cannot_act_under_are_refused_before_anything_is_played(
