@@ -14,6 +14,8 @@ from robovlms.cli.app import entry
 from robovlms.config.commands import InspectConfig
 from robovlms.config.run import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 ROBOT = """\
 # My robot.
 defaults:

@@ -28,6 +28,8 @@ from robovlms.hub.repository import address_of, origin
 from robovlms.policy.checkpoint import CONFIG, load_config, load_policy, resolve_checkpoint, run_folder_of, save_policy
 from robovlms.policy.manifest import MANIFEST, DamagedCheckpointError, check_checkpoint, new_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NAME = f"{OWNER}/lift_cup"
 SECRET_ROOT = "/home/alice/secret_project/calvin"

@@ -21,6 +21,8 @@ from robovlms.planner.trace import Trace, trace
 from robovlms.policy.policy import VLAPolicy
 from robovlms.registry import BACKBONES
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ["nano", "kosmos", "paligemma", "qwen2_5_vl", "smolvlm", "florence2"]
 COUNTED = {"kosmos", "paligemma", "smolvlm", "florence2"}  # whose eager attention PyTorch's counter sees whole
 WITH_DROPOUT = {"kosmos", "florence2"}  # whose masks the real step here is without

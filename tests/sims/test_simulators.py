@@ -106,6 +106,7 @@ def test_an_unknown_task_is_refused_with_the_nearest_spelling(made):
         kind(replace(config, tasks=[name[:-1]]))
 
 
+@pytest.mark.slow
 def test_an_episode_depends_on_its_seed_alone(made):
     _, _, simulator = made
     (task,) = simulator.tasks()

@@ -17,6 +17,8 @@ from robovlms.config.choices import HeadKind, Structure
 from robovlms.registry import HEADS
 from robovlms.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def waits_of_a_step(monkeypatch, folder, output_dir, *options, structure=Structure.policy_head, **parts):
     """Run two steps; return what would wait in the second. `parts` take a section of the config each."""

@@ -85,6 +85,7 @@ def test_a_run_that_is_killed_ends_like_one_that_was_not(calvin_folder, tmp_path
     assert losses(killed) == losses(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_to_the_whole_group_saves_and_leaves_no_processes_behind(calvin_folder, tmp_path, sent, status):
     run = tmp_path / "run"

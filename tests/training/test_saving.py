@@ -212,6 +212,7 @@ def test_a_damaged_shard_sends_a_run_back_to_the_newest_whole_checkpoint(
         find_resume(config)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_all_others_with_a_line_that_says_so(calvin_folder, tmp_path):
     run = tmp_path / "run"
     with started(2, [tiny_run(calvin_folder, run, *LONG[:1], "trainer.save_every=100000 step")], tmp_path) as processes:
