@@ -1,6 +1,6 @@
 """Spoil recordings in the ways that recordings are wrong, play them again in their simulator, and write what is solved.
 
-    CALVIN_ROOT=... python benchmarks/simulator_mutations.py /tmp/recordings /path/to/calvin
+    CALVIN_ROOT=... python benchmarks/simulator_mutations.py recordings /path/to/calvin
 
 Meta-World's and LIBERO's scripted experts record into the first folder, unless they did before; the second is a
 recording of CALVIN's. The table is that of docs/data_inspect.md: how many of the episodes are solved again, and whether

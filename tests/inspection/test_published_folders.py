@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 from composing import completed, composed
-from own_folders import OSC, STEPS, paths_of, values, write_lerobot, write_robomimic, written
+from own_folders import OSC, STEPS, paths_of, values, write_aloha, write_lerobot, write_robomimic, written
+from rlds_folder import SPECS, episode, make_rlds_folder, png
 
 from robovlms.cli.option_files import store
 from robovlms.data.opening import native_reader
@@ -80,28 +81,50 @@ def test_columns_of_what_holds_belong_to_the_action_and_a_choice_among_columns_i
     assert "put together from 2 of 3 columns; the others are actions.head.position" in found.said.split("guessed:")[1]
 
 
-def test_a_camera_that_is_depth_by_its_name_alone_is_left_out_and_named(tmp_path):
+def lerobot_with_depth(root):
     cameras = ["observation.images.head", "observation.depth.front"]
-    found = find_data(write_lerobot(tmp_path / "x", ["left_arm_1"], paths_of(1), cameras=cameras))
-    assert "note: observation.depth.front is depth by its name" in found.said
-    assert list(values(store("data", "robot.yaml", found.text)).views) == ["side"]
+    write_lerobot(root, ["left_arm_1"], paths_of(1), cameras=cameras)
+    return "observation.depth.front"
 
 
-def test_a_width_that_no_file_has_is_refused_before_anything_is_written(tmp_path):
-    root = write_lerobot(tmp_path / "x", None, paths_of(3))
-    path = root / "meta/info.json"
-    info = json.loads(path.read_text())
-    info["features"]["action"]["shape"] = [5]
-    path.write_text(json.dumps(info))
-    with pytest.raises(UserError, match=r"episode_000000\.parquet: 'action' has \[3\] entries a frame, but .* says 5"):
-        find_data(root)
+def aloha_with_depth(root):
+    write_aloha(root, cameras=["cam_high", "cam_high_depth"])
+    return "observations/images/cam_high_depth"
 
 
-def test_an_action_that_is_no_vector_is_named_with_its_shape(tmp_path):
-    root = write_lerobot(tmp_path / "x", None, paths_of(3))
-    path = root / "meta/info.json"
-    info = json.loads(path.read_text())
-    info["features"]["action"]["shape"] = [1, 3]
-    path.write_text(json.dumps(info))
-    with pytest.raises(UserError, match=r"no column of actions.*action \(its shape \[1, 3\] is no vector\)"):
-        find_data(root)
+def robosuite_with_depth(root):
+    root.mkdir()
+    write_robomimic(root / "demo.hdf5")
+    with h5py.File(root / "demo.hdf5", "a") as file:
+        for demo in file["data"].values():
+            demo["obs/agentview_depth"] = np.zeros((len(demo["actions"]), 16, 16, 3), np.uint8)
+    return "obs/agentview_depth"
+
+
+def rlds_with_depth(root):
+    depth = {"image": {"shape": {"dimensions": ["4", "6", "3"]}, "dtype": "uint8", "encodingFormat": "png"}}
+    grey = {"image": {"shape": {"dimensions": ["4", "6", "1"]}, "dtype": "uint8", "encodingFormat": "png"}}
+    observation = SPECS["observation"] | {"hand_depth": depth, "mask": grey}
+    steps = episode(0, 4) | {
+        "steps/observation/hand_depth": [png(0)] * 4, "steps/observation/mask": [png(0, mode="L")] * 4,
+    }  # fmt: skip
+    specs = SPECS | {"observation": observation}
+    make_rlds_folder(root, {"train": [[steps] * 3]}, specs, name="my_robot")
+    return "observation/hand_depth"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lerobot_with_depth, aloha_with_depth, robosuite_with_depth, rlds_with_depth],
+    ids=lambda each: each.__name__,
+)
+def test_a_camera_that_is_depth_by_its_name_alone_is_left_out_and_named(tmp_path, write):
+    depth = write(tmp_path / "x")
+    found = find_data(tmp_path / "x")
+    assert f"note: {depth} is depth by its name" in found.said
+    assert not any("depth" in camera for camera in values(store("data", "robot.yaml", found.text)).views.values())
+
+
+def test_a_picture_of_one_channel_is_left_out_and_named(tmp_path):
+    rlds_with_depth(tmp_path / "x")
+    assert "note: observation/mask has one channel" in find_data(tmp_path / "x").said

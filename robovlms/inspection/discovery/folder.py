@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from pathlib import Path
@@ -15,6 +16,7 @@ from robovlms.config.choices import MISSING
 
 MAX_EPISODES = 30  # whose numbers are looked at, evenly spread
 MAX_ROWS = 20_000  # of them all
+DEPTH = re.compile(r"(^|[._/])depth($|[._/\d])")
 
 
 class Kind(StrEnum):
@@ -115,3 +117,11 @@ class Folder:
 def spread(count: int) -> list[int]:
     """Return the numbers of the episodes to look at, of so many."""
     return np.unique(np.linspace(0, count - 1, min(count, MAX_EPISODES)).astype(int)).tolist() if count else []
+
+
+def without_depth(cameras: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the cameras that are not depth by their names, and a note about each of the others."""
+    listed = list(cameras)
+    depth = [key for key in listed if DEPTH.search(key)]
+    notes = [f"{key} is depth by its name, which policies do not see: left out" for key in depth]
+    return [key for key in listed if key not in depth], notes

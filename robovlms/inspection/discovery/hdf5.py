@@ -14,7 +14,7 @@ from robovlms.data.files.hdf5 import child, is_group, names, naming, open_hdf5, 
 from robovlms.data.libero.reader import told_in_episode
 from robovlms.errors import UserError
 from robovlms.inspection.discovery.columns import choose_action, choose_state, put_together
-from robovlms.inspection.discovery.folder import Camera, Folder, Rows, Vector, ask, found, guess, spread
+from robovlms.inspection.discovery.folder import Camera, Folder, Rows, Vector, ask, found, guess, spread, without_depth
 from robovlms.inspection.discovery.presets import contract_of_preset
 from robovlms.inspection.discovery.robosuite import facts_of
 
@@ -46,11 +46,9 @@ def describe_robomimic(root: Path) -> Folder:
     with open_hdf5(files[0]) as file, naming(files[0]):
         demos = _demos(file)
         first = file[demos[0]]
-        cameras = [
-            Camera(name.removeprefix("obs/"), size)
-            for name, size in _pictures(first)
-            if not name.startswith("next_obs/")
-        ]
+        pictures = {name: size for name, size in _pictures(first) if not name.startswith("next_obs/")}
+        seen, notes = without_depth(pictures)
+        cameras = [Camera(name.removeprefix("obs/"), pictures[name]) for name in seen]
         if not cameras:
             raise UserError(
                 f"{files[0]}: {demos[0]} has no pictures, it has {', '.join(names(first)) or 'nothing'}. robosuite and "
@@ -85,6 +83,7 @@ def describe_robomimic(root: Path) -> Folder:
             "flip": guess(False, "robomimic turns its pictures upright; true if they are upside down"),
         },
         contract=facts.contract,
+        notes=notes,
     )
 
 
@@ -98,13 +97,14 @@ def describe_aloha(root: Path) -> Folder:
     rows, frames = [], 0
     with open_hdf5(files[0]) as file, naming(files[0]):
         prefix = "observations/images/"
-        pictures = list(_pictures(file))
-        cameras = [Camera(name.removeprefix(prefix), size) for name, size in pictures]
+        pictures = dict(_pictures(file))
+        seen, notes = without_depth(pictures)
+        cameras = [Camera(name.removeprefix(prefix), pictures[name]) for name in seen]
         columns = _columns(file)
         action = choose_action(columns, files[0])
         state = choose_state({key: width for key, width in columns.items() if "observations/" in key}, action)
         told = file.attrs.get("language_instruction", child(file, "language_instruction"))
-        is_act = "compress" in file.attrs and any(file[name].ndim == 2 for name, _ in pictures)
+        is_act = "compress" in file.attrs and any(file[name].ndim == 2 for name in seen)
         frames = int(file[action.key.partition("+")[0]].shape[0])
     for path in (files[place] for place in spread(len(files))[:MAX_FILES]):
         with open_hdf5(path) as file, naming(path):
@@ -133,6 +133,7 @@ def describe_aloha(root: Path) -> Folder:
         rows=rows,
         instructions=[],
         options=options,
+        notes=notes,
     )
 
 

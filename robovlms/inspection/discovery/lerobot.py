@@ -35,6 +35,7 @@ from robovlms.inspection.discovery.folder import (
     found,
     spread,
     tell,
+    without_depth,
 )
 from robovlms.inspection.discovery.names import GENERIC
 
@@ -42,7 +43,6 @@ log = logging.getLogger(__name__)
 
 MODALITY_PATH = "meta/modality.json"
 NUMBERS = ("float32", "float64", "int64", "int32", "uint8", "bool")
-DEPTH = re.compile(r"(^|[._/])depth($|[._/\d])")
 BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 
 
@@ -150,9 +150,8 @@ def _language(columns: dict[str, int]) -> Answer:
 def _cameras(info: DatasetInfo) -> tuple[list[Camera], list[EpisodeFiles], dict[str, Answer], list[str]]:
     """Return the cameras whose files are there, all episodes, whether some must be left out, and what was left out."""
     notes = [f"{key} records depth, which policies do not see: left out" for key in info.depth_keys]
-    called = [key for key in info.keys("image", "video") if DEPTH.search(key) and key not in info.depth_keys]
-    notes += [f"{key} is depth by its name, which policies do not see: left out" for key in called]
-    keys = [key for key in info.keys("image", "video") if key not in (*info.depth_keys, *called)]
+    keys, named_so = without_depth(key for key in info.keys("image", "video") if key not in info.depth_keys)
+    notes += named_so
     videos = [key for key in keys if key in info.keys("video")]
     episodes = read_episodes(info, videos)
     lacking = {key: [each.index for each in episodes if not each.videos[key].path.is_file()] for key in videos}

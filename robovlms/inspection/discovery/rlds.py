@@ -23,6 +23,7 @@ from robovlms.inspection.discovery.folder import (
     found,
     guess,
     tell,
+    without_depth,
 )
 
 SEVEN = ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
@@ -36,10 +37,14 @@ def describe_rlds(root: Path) -> Folder:
     """
     folder = open_folder(root)
     features = folder.features
+    pictures, notes = without_depth(key for key, spec in features.items() if spec.is_picture)
+    notes += [
+        f"{key} has one channel, and policies see colours: left out" for key in pictures if _is_grey(features[key])
+    ]
     cameras = [
         Camera(key, (spec.shape[0], spec.shape[1]) if min(spec.shape[:2]) > 0 else None)
         for key, spec in features.items()
-        if spec.is_picture and "depth" not in key and spec.shape[-1] != 1
+        if key in pictures and not _is_grey(spec)
     ]
     columns = {key: spec.width for key, spec in features.items() if spec.is_numeric and not spec.is_picture}
     columns = {key: width for key, width in columns.items() if "embedding" not in key and not key.startswith("is_")}
@@ -67,7 +72,12 @@ def describe_rlds(root: Path) -> Folder:
         instructions=instructions,
         options={"action_key": tell(action.key, action.choice or "features.json"), "language_key": language}
         | split_options,
+        notes=notes,
     )
+
+
+def _is_grey(spec: StepFeature) -> bool:
+    return spec.shape[-1] == 1
 
 
 def _language(folder: TFDSFolder) -> tuple[Answer, str, StepFeature]:
