@@ -4,6 +4,7 @@ import pytest
 import torch
 from calvin_folder import assert_same_state, losses, tiny_run, weights
 from composing import completed, composed
+from launching import launch
 from torch import nn
 
 from robovlms.backbones.families.nano import Nano
@@ -97,6 +98,27 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(calvin_folder, tmp_p
     assert losses(whole) == losses(halves)
     dtypes = {key.split(".")[0]: value.dtype for key, value in weights(whole).items()}
     assert (dtypes["backbone"], dtypes["head"]) == (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rounding", [Rounding.stochastic, Rounding.kahan])
+def test_two_processes_round_as_one_and_resume_bit_for_bit(calvin_folder, tmp_path, rounding):
+    def planned(mode, name, *extra):
+        choice = (f"parallel={mode}", f"optimizer.rounding={rounding}", "device_batch_size=2")
+        return tiny_run(calvin_folder, tmp_path / name, "precision=bf16", *choice, *extra)
+
+    modes = ("ddp", "zero1")
+    plans = [planned(mode, f"{mode}_{name}", *extra) for mode in modes for name, *extra in
+             (("whole",), ("halves", *TWO), ("halves", *FOUR))]  # fmt: skip
+    launch(2, plans, tmp_path)
+    train(completed(composed(*planned("ddp", "alone"))))
+    for mode in modes:
+        assert_same_state(tmp_path / f"{mode}_whole", tmp_path / f"{mode}_halves")
+        assert losses(tmp_path / f"{mode}_whole") == losses(tmp_path / f"{mode}_halves")
+        assert losses(tmp_path / f"{mode}_whole") == pytest.approx(losses(tmp_path / "alone"), rel=0.02)
+    if rounding is Rounding.kahan:  # without chance, the same weights wherever their rows are changed
+        ddp, zero1 = (weights(tmp_path / f"{mode}_whole") for mode in modes)
+        assert all(torch.equal(ddp[key], zero1[key]) for key in ddp)
 
 
 @pytest.mark.slow
