@@ -24,6 +24,7 @@ from robovlms.training.checkpoints.saving import CheckpointWriter
 from robovlms.training.checkpoints.state import find_resume
 
 LONG = ["schedule.total=100000 step", "trainer.save_every=1 step", "trainer.validate_every=null"]
+PATIENT = "parallel.timeout_s=40"  # gloo may overlook that another process has died until that time is over
 
 
 def saving(calvin_folder, run, *extra):
@@ -123,7 +124,7 @@ def test_a_launch_that_is_killed_at_any_moment_leaves_whole_checkpoints_and_goes
     calvin_folder, tmp_path, parallel, victims
 ):
     run = tmp_path / "run"
-    with started(2, [tiny_run(calvin_folder, run, *LONG, f"parallel={parallel}")], tmp_path) as processes:
+    with started(2, [tiny_run(calvin_folder, run, *LONG, PATIENT, f"parallel={parallel}")], tmp_path) as processes:
         processes.wait_for(lambda: len(checkpoints(run)) > 0)
         time.sleep(random.random() / 2)
         for rank in victims:
@@ -147,7 +148,7 @@ def test_many_launches_in_a_row_that_are_killed_at_random_moments_leave_whole_ch
     run = tmp_path / "run"
     for number in range(12):
         way = ("zero1", "fsdp2", "ddp")[number % 3]
-        extra = [*LONG, f"parallel={way}", "trainer.resume=auto", "trainer.keep_last=3"]
+        extra = [*LONG, PATIENT, f"parallel={way}", "trainer.resume=auto", "trainer.keep_last=3"]
         before = {path.name for path in checkpoints(run)}
         with started(2, [tiny_run(calvin_folder, run, *extra)], tmp_path) as processes:
             processes.wait_for(lambda known=before: bool({path.name for path in checkpoints(run)} - known))
@@ -165,7 +166,7 @@ def test_many_launches_in_a_row_that_are_killed_at_random_moments_leave_whole_ch
 )
 def test_a_process_whose_disk_is_full_ends_all_and_leaves_earlier_checkpoints(calvin_folder, tmp_path, parallel, full):
     run = tmp_path / "run"
-    extra = [*LONG, f"parallel={parallel}", "trainer.keep_last=1000"]
+    extra = [*LONG, PATIENT, f"parallel={parallel}", "trainer.keep_last=1000"]
     with started(2, [tiny_run(calvin_folder, run, *extra)], tmp_path) as processes:
         processes.wait_for(lambda: len(checkpoints(run)) > 0)
         few = 1 << 20  # bytes, of every file that it writes from now on
@@ -215,7 +216,8 @@ def test_a_damaged_shard_sends_a_run_back_to_the_newest_whole_checkpoint(
 @pytest.mark.slow
 def test_a_killed_rank_ends_all_others_with_a_line_that_says_so(calvin_folder, tmp_path):
     run = tmp_path / "run"
-    with started(2, [tiny_run(calvin_folder, run, *LONG[:1], "trainer.save_every=100000 step")], tmp_path) as processes:
+    extra = [*LONG[:1], PATIENT, "trainer.save_every=100000 step"]
+    with started(2, [tiny_run(calvin_folder, run, *extra)], tmp_path) as processes:
         processes.wait_for_losses(run)
         os.kill(processes.pids[1], signal.SIGKILL)
         assert processes.statuses(60) == [2, -signal.SIGKILL]
