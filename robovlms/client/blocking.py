@@ -75,7 +75,8 @@ class PolicyClient:
                 ssl=tls,
             )
         except (OSError, InvalidHandshake) as error:
-            raise ConnectionError(f"{address}: {error}") from error
+            why = f" ({error.__cause__})" if error.__cause__ else ""
+            raise ConnectionError(f"{address}: {error}{why}") from error
         give_up_sending(self._socket.socket, timeout_s)
         try:
             self.metadata = self._receive()

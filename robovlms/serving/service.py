@@ -210,6 +210,9 @@ class Service:
         if certificate is None:
             return None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        # A client that reads and writes in two threads (websockets' blocking one) may lose its request, once in some
+        # thousand connections, if it writes while OpenSSL takes in a ticket; nobody resumes a session here.
+        context.num_tickets = 0
         try:
             context.load_cert_chain(certificate, key)
         except (OSError, ssl.SSLError) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -347,7 +349,9 @@ def test_a_busy_server_is_asked_again_while_there_is_patience(run, tmp_path):
     assert len(episodes_in(page.parent)) == 2
 
 
-def test_one_line_evaluates_over_tls_with_a_token_of_the_environment_and_no_model(run, tmp_path):
+@pytest.fixture
+def certified(tmp_path):
+    """Options of a server with a certificate of its own for 127.0.0.1, and the certificate."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -356,6 +360,26 @@ def test_one_line_evaluates_over_tls_with_a_token_of_the_environment_and_no_mode
          "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
         check=True, capture_output=True,
     )  # fmt: skip
+    return [f"tls_certificate={certificate}", f"tls_key={key}"], certificate
+
+
+def test_no_ticket_comes_while_a_client_writes_in_another_thread(run, certified):
+    options, certificate = certified
+    with served(config_of(run, *options)) as (address, _):
+        host, port = address.removeprefix("wss://").split(":")
+        tls = ssl.create_default_context(cafile=certificate)
+        with (
+            socket.create_connection((host, int(port)), 10) as plain,
+            tls.wrap_socket(plain, server_hostname=host) as sock,
+        ):
+            assert sock.version() == "TLSv1.3"
+            sock.sendall(b"GET /health HTTP/1.1\r\nHost: robot\r\n\r\n")
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+            assert sock.session is None or not sock.session.has_ticket
+
+
+def test_one_line_evaluates_over_tls_with_a_token_of_the_environment_and_no_model(run, tmp_path, certified):
+    options, certificate = certified
     code = """
 import gc, sys
 from robovlms.cli.main import evaluate
@@ -364,7 +388,7 @@ try:
 finally:
     import torch
     assert not [each for each in gc.get_objects() if isinstance(each, torch.nn.Module)]"""
-    config = config_of(run, f"tls_certificate={certificate}", f"tls_key={key}", "token=correct-horse")
+    config = config_of(run, *options, "token=correct-horse")
     environment = {"PYTHONPATH": str(ROOT), "ROBOVLMS_TOKEN": "correct-horse", "SSL_CERT_FILE": str(certificate)}
     with served(config) as (address, _):
         ended = subprocess.run(
