@@ -160,7 +160,7 @@ def test_a_lost_answer_is_asked_for_again_and_nothing_is_remembered_twice(relay)
 
 def test_answers_that_overtake_each_other_belong_to_their_own_steps(relay):
     expected = chunks(CONFIG, range(3))
-    relay.keeps_order, waits = False, [0.0, 0.3, 0.0]  # the second is overtaken by the third
+    relay.keeps_order, waits = False, [0.0, 0.3, 0.0, 0.8]  # the third overtakes the second; the fourth comes too late
     relay.delay = lambda: waits.pop(0) if waits else 0.0
     with AsyncPolicyClient(relay.address, join="chunk", execute_steps=1, answer_timeout_s=0.1) as policy:
         policy.start(seen(0))
