@@ -14,6 +14,7 @@ from robovlms.cli.option_files import store
 from robovlms.data.opening import native_reader
 from robovlms.errors import UserError
 from robovlms.inspection.discovery.finding import find_data
+from robovlms.inspection.discovery.folder import without_depth
 
 h5py = pytest.importorskip("h5py")
 ARM = {"type": "OSC_POSE", "output_max": OSC["output_max"], "input_type": "delta", "input_ref_frame": "base"}
@@ -123,6 +124,30 @@ def test_a_camera_that_is_depth_by_its_name_alone_is_left_out_and_named(tmp_path
     found = find_data(tmp_path / "x")
     assert f"note: {depth} is depth by its name" in found.said
     assert not any("depth" in camera for camera in values(store("data", "robot.yaml", found.text)).views.values())
+
+
+@pytest.mark.parametrize(
+    ("camera", "is_depth"),
+    [
+        ("observation.images.Depth", True), ("front-depth", True), ("DEPTH_front", True), ("headDepth", True),
+        ("depth0", True), ("depthmap", True), ("wrist_depth_image", True), ("image_with_depth", True),
+        ("indepth", False), ("cam_depthless", False),
+    ],
+)  # fmt: skip
+def test_depth_is_a_word_of_its_own_however_it_is_written(camera, is_depth):
+    seen, notes = without_depth([camera, "side"])
+    assert seen == (["side"] if is_depth else [camera, "side"])
+    assert len(notes) == is_depth
+
+
+def test_a_file_whose_only_pictures_are_depth_is_refused_with_their_names(tmp_path):
+    robosuite_with_depth(tmp_path / "x")
+    with h5py.File(tmp_path / "x" / "demo.hdf5", "a") as file:
+        for demo in file["data"].values():
+            for name in [name for name, each in demo["obs"].items() if each.ndim == 4 and "depth" not in name]:
+                del demo["obs"][name]
+    with pytest.raises(UserError, match=r"no camera that can be read.*obs/agentview_depth is depth by its name"):
+        find_data(tmp_path / "x")
 
 
 def test_a_picture_of_one_channel_is_left_out_and_named(tmp_path):

@@ -16,7 +16,7 @@ from robovlms.config.choices import MISSING
 
 MAX_EPISODES = 30  # whose numbers are looked at, evenly spread
 MAX_ROWS = 20_000  # of them all
-DEPTH = re.compile(r"(^|[._/])depth($|[._/\d])")
+DEPTH = re.compile(r"(?i:(?<![a-z])depth(maps?|images?)?(?![a-z]))|[a-z]Depth")  # a word of its own
 
 
 class Kind(StrEnum):

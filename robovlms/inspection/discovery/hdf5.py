@@ -49,7 +49,7 @@ def describe_robomimic(root: Path) -> Folder:
         pictures = {name: size for name, size in _pictures(first) if not name.startswith("next_obs/")}
         seen, notes = without_depth(pictures)
         cameras = [Camera(name.removeprefix("obs/"), pictures[name]) for name in seen]
-        if not cameras:
+        if not pictures:
             raise UserError(
                 f"{files[0]}: {demos[0]} has no pictures, it has {', '.join(names(first)) or 'nothing'}. robosuite and "
                 "robomimic record states, from which pictures are rendered first: robomimic's dataset_states_to_obs.py "
