@@ -87,7 +87,7 @@ def test_stale_first_actions_of_a_late_chunk_are_skipped(relay):
     expected = chunks(CONFIG, range(3))
     with AsyncPolicyClient(relay.address, join="chunk", execute_steps=1) as policy:
         policy.start(seen(0))
-        relay.delay = lambda: 0.1
+        relay.delay = lambda: 0.4  # longer than two steps take on a busy machine
         close(step_of(policy, seen(0)), expected[0][0])
         close(step_of(policy, seen(1)), expected[0][1])  # asks about step 1
         close(step_of(policy, seen(2)), expected[0][2])  # the old chunk goes on
